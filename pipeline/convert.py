@@ -1,0 +1,23 @@
+"""Stage: pack a dataset's images, bytes unchanged, into one file with an index: data/raw -> data/packed."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import datasets
+from pipeline.files import exit_with, whole
+from pipeline.packed import pack
+
+
+def main() -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.convert", description=__doc__)
+    parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
+    name = parser.parse_args().dataset
+    target = Path("data/packed") / name
+    with whole(target) as folder:
+        count = pack(datasets.load(name).images(Path("data/raw") / name), folder)
+    print(f"{name}: {count} images, {(target / 'images.bin').stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,152 @@
+"""Glyphs: 62 characters, each drawn in 101 FIGlet fonts; the embedded default, which needs no download of its own.
+
+A class is a character, an instance is that character in one artist's font. The fonts come inside the package pyfiglet
+(MIT licence); every machine draws the same bytes from them, with integers alone. The first 31 characters (0-9, A-U) are
+for training, the other 31 (V-Z, a-z) for retrieval.
+"""
+
+import csv
+import functools
+import hashlib
+import importlib.metadata
+import importlib.resources
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyfiglet
+
+from pipeline.datasets import Expected
+from pipeline.files import BadInputError, whole
+from pipeline.packed import Entry, SourceImage
+
+PYFIGLET = "1.0.4"
+CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+TRAINING_CHARACTERS = 31
+SIZE = 32
+"""Width and height of an image in pixels."""
+
+CELL_HEIGHT, CELL_WIDTH = 8, 4
+"""Pixels of one text cell: terminals draw cells about twice as high as wide."""
+
+EXPECTED = {
+    "train": Expected(3114, 31, "bae5cd6c997731da4b3793a83944441c8cfa737057da1176ff632b0c6cbd84a5"),
+    "test": Expected(3107, 31, "69bc7cc3dc1413ceedeaaca3a8a123451fb5eb508f53d6079eedc582045f41ce"),
+    "held_out_train": Expected(1509, 15, "e236f39039266ebda69d9525444ea09eef04eb67be6ad7bd410f7599846d6d54"),
+    "held_out_test": Expected(1605, 16, "e21a2332dd3d2378abc14476f3f88fde6136e92c40b2864a6526000edcfde673"),
+}
+
+
+@functools.cache
+def _cell(character: str) -> np.ndarray:
+    """The bitmap of one text cell, uint8 (8, 4), 255 where there is ink: what the character looks like from afar."""
+    cell = np.zeros((CELL_HEIGHT, CELL_WIDTH), np.uint8)
+    rows, columns = np.indices(cell.shape)
+    strokes = {
+        "|!Il1[]{}()i": (columns == 1) | (columns == 2),
+        "-=+~<>": (rows == 3) | (rows == 4),
+        "_": rows >= 6,
+        "/": columns == 3 - rows // 2,
+        "\\": columns == rows // 2,
+        ".,": (rows >= 6) & (columns % 3 > 0),
+        ":;": (rows % 4 >= 2) & (columns % 3 > 0),
+        "'`\"^": (rows < 3) & (columns % 3 > 0),
+        "*°": (rows % 7 > 1) & (columns % 3 > 0),
+        "▀": rows < 4,
+        "▄": rows >= 4,
+        "▌": columns < 2,
+        "▐": columns >= 2,
+        "░": (rows + columns) % 4 == 0,
+        "▒": (rows + columns) % 2 == 0,
+        "▓": (rows + columns) % 4 > 0,
+    }
+    ink = next((mask for characters, mask in strokes.items() if character in characters), rows >= 0)
+    cell[ink & (not character.isspace())] = 255
+    return cell
+
+
+def _overlaps(source: int, target: int) -> np.ndarray:
+    """Weights, int64 (target, source), that shrink or stretch a line of `source` pixels to `target`: entry (i, j) is the
+    overlap of both pixels on a line of source*target units, so that every row sums to `source` exactly."""
+    i, j = np.indices((target, source))
+    overlap = np.minimum((i + 1) * source, (j + 1) * target) - np.maximum(i * source, j * target)
+    return np.maximum(overlap, 0)
+
+
+def draw(text: str) -> np.ndarray | None:
+    """Draw FIGlet text as a grey image, uint8 (32, 32), ink bright: cropped to its ink, its aspect kept, centred.
+
+    Returns None where there is no ink. Area averaging in integers, so the bytes are the same everywhere.
+    """
+    lines = text.split("\n")
+    width = max(map(len, lines))
+    cells = np.stack([_cell(character) for line in lines for character in line.ljust(width)])
+    cells = cells.reshape(len(lines), width, CELL_HEIGHT, CELL_WIDTH)
+    bitmap = cells.transpose(0, 2, 1, 3).reshape(len(lines) * CELL_HEIGHT, width * CELL_WIDTH)
+    rows, columns = np.nonzero(bitmap.any(1))[0], np.nonzero(bitmap.any(0))[0]
+    if not rows.size:
+        return None
+    ink = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.int64)
+    height, width = ink.shape
+    longer = max(height, width)
+    target_height, target_width = max(1, height * SIZE // longer), max(1, width * SIZE // longer)
+    small = _overlaps(height, target_height) @ ink @ _overlaps(width, target_width).T // (height * width)
+    image = np.zeros((SIZE, SIZE), np.uint8)
+    top, left = (SIZE - target_height) // 2, (SIZE - target_width) // 2
+    image[top : top + target_height, left : left + target_width] = small
+    return image
+
+
+def fonts() -> dict[str, str]:
+    """SHA-256 of each font file by its name, in the order of the list beside this module."""
+    with Path(__file__).with_name("glyphs_fonts.csv").open(newline="") as file:
+        return {row["file"]: row["sha256"] for row in csv.DictReader(file)}
+
+
+def download(raw: Path) -> None:
+    """Copy the fonts out of the installed pyfiglet into the folder `raw`, each checked against its SHA-256."""
+    installed = importlib.metadata.version("pyfiglet")
+    if installed != PYFIGLET:
+        raise BadInputError(f"pyfiglet {installed} is installed where glyphs needs {PYFIGLET}: run `make setup`")
+    source = importlib.resources.files("pyfiglet.fonts")
+    with whole(raw) as folder:
+        folder.mkdir()
+        for name, expected in fonts().items():
+            file = source / name
+            content = file.read_bytes() if file.is_file() else b""
+            if hashlib.sha256(content).hexdigest() != expected:
+                raise BadInputError(
+                    f"the font {name} of the installed pyfiglet is missing or altered (SHA-256 {expected} expected): "
+                    "remove .venv and run `make setup`"
+                )
+            (folder / name).write_bytes(content)
+
+
+def images(raw: Path) -> Iterator[SourceImage]:
+    """Draw every character in every font: PGM files, identical images of one class dropped."""
+    # pyfiglet takes a path without its ending for a font's name.
+    figlets = {name: pyfiglet.Figlet(str(raw.resolve() / Path(name).stem), width=1000) for name in fonts()}
+    for label, character in enumerate(CHARACTERS):
+        seen = set()
+        for font, figlet in figlets.items():
+            image = draw(figlet.renderText(character))
+            if image is None or image.tobytes() in seen:
+                continue
+            seen.add(image.tobytes())
+            encoded = b"P5\n%d %d\n255\n" % (SIZE, SIZE) + image.tobytes()
+            yield SourceImage(f"{character}/{Path(font).stem}.pgm", label, character, "", encoded)
+
+
+def split(entries: list[Entry]) -> dict[str, list[int]]:
+    """Zero-shot: the first 31 characters train, the others are for retrieval; no published rule, this one is ours."""
+    half = TRAINING_CHARACTERS // 2
+    ranges = {
+        "train": (0, TRAINING_CHARACTERS),
+        "test": (TRAINING_CHARACTERS, len(CHARACTERS)),
+        "held_out_train": (0, half),
+        "held_out_test": (half, TRAINING_CHARACTERS),
+    }
+    return {
+        name: [entry.image for entry in entries if low <= entry.label < high] for name, (low, high) in ranges.items()
+    }
