@@ -1,1 +1,4 @@
-"""Deep metric learning experiments as a reproducible pipeline: one module per stage, one file per dataset, loss and backbone."""
+"""Deep metric learning experiments as a reproducible pipeline.
+
+One module per stage; one file per dataset, loss and backbone.
+"""

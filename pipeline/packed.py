@@ -122,7 +122,7 @@ class PackedImages:
         expected = self.entries[-1].offset + self.entries[-1].length if self.entries else 0
         if len(self._bytes) != expected:
             raise BadInputError(
-                f"{folder}/images.bin has {len(self._bytes)} bytes where its index ends at {expected}: run convert again"
+                f"{folder}/images.bin has {len(self._bytes)} bytes, its index ends at {expected}: run convert again"
             )
 
     def __len__(self) -> int:

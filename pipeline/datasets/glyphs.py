@@ -67,8 +67,10 @@ def _cell(character: str) -> np.ndarray:
 
 
 def _overlaps(source: int, target: int) -> np.ndarray:
-    """Weights, int64 (target, source), that shrink or stretch a line of `source` pixels to `target`: entry (i, j) is the
-    overlap of both pixels on a line of source*target units, so that every row sums to `source` exactly."""
+    """Weights, int64 (target, source), that shrink or stretch a line of `source` pixels to `target`.
+
+    Entry (i, j) is the overlap of both pixels on a line of source*target units: every row sums to `source` exactly.
+    """
     i, j = np.indices((target, source))
     overlap = np.minimum((i + 1) * source, (j + 1) * target) - np.maximum(i * source, j * target)
     return np.maximum(overlap, 0)
