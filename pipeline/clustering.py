@@ -4,15 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-LARGEST_K = 1000  # up to here scikit-learn with the papers' restarts; beyond (SOP, In-Shop) faiss, as ProxyGML did
 
-
-def clustering(embeddings: Tensor, labels: Tensor, *, seed: int) -> dict[str, float]:
+def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) -> dict[str, float]:
     """k-means of the embeddings, scored by `clustering_scores`: {"nmi_arithmetic", "nmi_geometric", "f1"}.
 
-    embeddings (n, d) float32; labels (n,) int64; k is the number of distinct labels. k <= 1000 (CUB, Cars): the KMeans
-    of scikit-learn, best of 10 restarts. Above (SOP): faiss, 20 iterations, one start. The same seed gives the same
-    result on any number of CPUs: sums are grouped by thread, so both libraries get a fixed number of threads.
+    embeddings (n, d) float32; labels (n,) int64; k is the number of distinct labels. `kmeans` is "scikit-learn"
+    (best of 10 restarts, as the papers do on CUB and Cars) or "faiss" (20 iterations, one start, as on SOP). The same
+    seed gives the same result on any number of CPUs: sums are grouped by thread, so both libraries get a fixed number
+    of threads.
     Raises ValueError for empty input and nan or infinite values.
     """
     points = np.ascontiguousarray(embeddings.detach().cpu().numpy(), dtype=np.float32)
@@ -22,7 +21,7 @@ def clustering(embeddings: Tensor, labels: Tensor, *, seed: int) -> dict[str, fl
         raise ValueError(f"{int((~np.isfinite(points).all(1)).sum())} rows of embeddings hold nan or infinity")
     classes = labels.cpu().numpy()
     k = len(np.unique(classes))
-    assign = _scikit_kmeans if k <= LARGEST_K else _faiss_kmeans
+    assign = {"scikit-learn": _scikit_kmeans, "faiss": _faiss_kmeans}[kmeans]
     return clustering_scores(assign(points, k, seed), classes)
 
 

@@ -1,18 +1,29 @@
-"""Errors a user can mend, files that are whole or absent, and their hashes."""
+"""Errors a user can mend, modules by name, files that are whole or absent, and their hashes."""
 
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
 class BadInputError(Exception):
     """Something the user gave is wrong; the message names the file, the key and the mend. Stages exit with code 2."""
+
+
+def submodule(package: ModuleType, name: str) -> ModuleType:
+    """The module `name` of `package`, such as one loss of pipeline.losses; an unknown name is bad input."""
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    if name not in names:
+        raise BadInputError(f"there is no file {name}.py in {package.__name__}: choose one of {', '.join(names)}")
+    return importlib.import_module(f"{package.__name__}.{name}")
 
 
 def exit_with(main: Callable[[], None]) -> None:

@@ -1,0 +1,39 @@
+# `make repro` runs the embedded default, `make test` the tests; both install what they need into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup repro test lint lock clean
+repro: .venv/requirements
+	dvc repro
+
+setup: .venv/requirements
+
+test: .venv/tests
+	pytest
+
+lint: .venv/tests
+	ruff check .
+	ruff format --check .
+	mypy
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12: run make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/requirements: requirements.lock | $(BIN)/python
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+.venv/tests: tests/requirements.lock .venv/requirements
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# Needs uv. Hashes of every file of every package, for Linux on both processors, Python 3.11 and 3.12.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock -o tests/requirements.lock tests/requirements.txt
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,95 @@
+"""Images from a packed dataset to batches: decoded once, shifted in uint8, normalised on the device."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import sampling
+from pipeline.files import BadInputError
+from pipeline.packed import PackedImages
+
+
+def read_manifest(path: Path) -> tuple[list[int], Tensor]:
+    """The image numbers of a manifest and their labels, int64 (images,), renumbered from 0 in the manifest's class
+    order."""
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing: run the split stage (`dvc repro`)")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise BadInputError(f"{path} has no images: run the split stage again")
+    labels = np.array([int(row["label"]) for row in rows])
+    return [int(row["image"]) for row in rows], torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+
+
+def decode(packed: PackedImages, numbers: list[int], channels: int) -> Tensor:
+    """The images of the given numbers, all of one size, as uint8 (images, channels, height, width)."""
+    decoded = np.stack([packed.decoded(number, channels) for number in numbers])
+    return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous()
+
+
+def normalise(images: Tensor, mean: list[float], std: list[float], device: torch.device) -> Tensor:
+    """uint8 (batch, channels, height, width) to float32 on `device`, scaled to 0..1, less the mean, over the std."""
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last).float() / 255
+    return (images - torch.tensor(mean, device=device)[:, None, None]) / torch.tensor(std, device=device)[:, None, None]
+
+
+class TrainingImages(Dataset):
+    """Shifted training images, fetched a batch at a time by (epoch, positions, image rows)."""
+
+    def __init__(self, images: Tensor, labels: Tensor, shift: int, seed: int):
+        self.images, self.labels, self.shift, self.seed = images, labels, shift, seed
+        self._epoch, self._offsets = 0, torch.empty(0)
+
+    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Images, uint8 (batch, channels, height, width), and labels, int64 (batch,)."""
+        epoch, positions, rows = batch
+        if epoch != self._epoch:
+            draws = sampling.uniform(self.seed, "shift", epoch, (len(self.images), 2))
+            self._epoch, self._offsets = epoch, torch.from_numpy((draws * (2 * self.shift + 1)).astype(np.int64))
+        images = pad(self.images[rows], (self.shift,) * 4)
+        height, width = self.images.shape[2:]
+        offsets = self._offsets[positions]
+        y = offsets[:, :1] + torch.arange(height)
+        x = offsets[:, 1:] + torch.arange(width)
+        shifted = images[torch.arange(len(rows))[:, None, None], :, y[:, :, None], x[:, None, :]]
+        return shifted.permute(0, 3, 1, 2), self.labels[rows]
+
+
+def _keep(batch: Any) -> Any:
+    """`__getitems__` gives whole batches, so there is nothing to collate."""
+    return batch
+
+
+class _Epochs:
+    """The batches of all epochs, one after another, each as the keys that `TrainingImages` fetches by."""
+
+    def __init__(self, count: int, batch_size: int, epochs: range, seed: int):
+        self.count, self.batch_size, self.epochs, self.seed = count, batch_size, epochs, seed
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for epoch in self.epochs:
+            rows = sampling.order(self.seed, epoch, self.count)
+            for start in range(0, self.count, self.batch_size):
+                positions = np.arange(start, min(start + self.batch_size, self.count))
+                yield epoch, positions, rows[positions]
+
+
+def training_batches(images: TrainingImages, batch_size: int, epochs: range, workers: int, pin: bool) -> DataLoader:
+    """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs. Each epoch
+    is a shuffle of all images, its last batch as small as it comes."""
+    return DataLoader(
+        images,
+        batch_sampler=_Epochs(len(images.images), batch_size, epochs, images.seed),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_keep,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,50 @@
+"""One file a loss: a class `Loss(classes, dimension, *, ...)` whose `forward(embeddings, labels)` gives a scalar.
+
+A loss's proxies are its parameters; its keyword arguments, with their annotated ranges, are its keys in params.yaml.
+It raises `ValueError` for values that are impossible together. Embeddings arrive as (batch, dimension) of unit length,
+labels as (batch,) int64 from 0 to classes - 1.
+"""
+
+import torch
+from torch import Tensor
+
+EXCLUDED = -1e30
+"""A logit that a log-sum-exp leaves out. Finite: minus infinity alone in a row would make its gradient NaN."""
+
+
+def exact(values: Tensor) -> Tensor:
+    """`values` in at least float32, where sums of exponentials keep their digits; bfloat16 holds two to three."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows scaled to unit length; a row of zeros stays zero."""
+    return torch.nn.functional.normalize(exact(vectors), dim=-1)
+
+
+def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
+    """Cosine of every embedding (batch, dimension) with every proxy (proxies, dimension): (batch, proxies)."""
+    return unit(embeddings) @ unit(proxies).T
+
+
+def other_classes(scores: Tensor, labels: Tensor) -> Tensor:
+    """A copy of `scores` (batch, classes) in which each row's own class is left out of any log-sum-exp."""
+    return scores.scatter(1, labels[:, None], EXCLUDED)
+
+
+def log_one_plus_sum_exp(scores: Tensor, dim: int) -> Tensor:
+    """log(1 + sum of exp(scores)) along `dim`, for scores of any size."""
+    total = torch.logsumexp(scores, dim)
+    return torch.logaddexp(total, torch.zeros_like(total))
+
+
+def own_class_term(own: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the classes present of log(1 + sum of exp(own) over the class's samples); `own` and `labels` (batch,).
+
+    Each sample computes its class's value from a batch x batch comparison, weighted by one over the class's count: no
+    scatter, whose backward pass would not be deterministic on CUDA.
+    """
+    same = labels[:, None] == labels
+    weights = 1 / same.sum(1, dtype=own.dtype)
+    values = log_one_plus_sum_exp(torch.where(same, own, EXCLUDED), 1)
+    return (values * weights).sum() / weights.sum()

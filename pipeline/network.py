@@ -1,0 +1,67 @@
+"""The network that is trained and evaluated: a backbone, a linear layer to the embedding, unit length."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pipeline import backbones
+from pipeline.config import Recipe
+from pipeline.files import BadInputError, submodule
+from pipeline.loading import normalise
+
+
+class EmbeddingNetwork(nn.Module):
+    """Normalised images (batch, channels, height, width) to embeddings (batch, dimension) of unit length."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.backbone = submodule(backbones, recipe.backbone).Backbone()
+        self.embedding = nn.Linear(self.backbone.features, recipe.dimension)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings, in the dtype of the features."""
+        return normalize(self.embedding(self.backbone(images)))
+
+
+def load_network(recipe: Recipe, weights: Path, device: torch.device) -> EmbeddingNetwork:
+    """The network of `recipe` with the weights that a run kept, every name and shape checked."""
+    network = EmbeddingNetwork(recipe)
+    try:
+        network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    except FileNotFoundError:
+        raise BadInputError(f"{weights} is missing: run the train stage (`dvc repro`)") from None
+    except RuntimeError as error:
+        raise BadInputError(f"{weights} does not fit the recipe, train it again: {error}") from None
+    return network.to(device)
+
+
+@torch.inference_mode()
+def embed(network: EmbeddingNetwork, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+    """Embeddings, float32 (images, dimension) on `device`, of uint8 images, in evaluation mode.
+
+    Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.
+    """
+    training = network.training
+    network.eval()
+    size = 256
+    parts = []
+    for part in images.split(size):
+        filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+        parts.append(network(normalise(filled, recipe.mean, recipe.std, device)).float()[: len(part)])
+    network.train(training)
+    return torch.cat(parts)
+
+
+def prepare(recipe: Recipe, device: str) -> torch.device:
+    """Choose the device ("auto" is a GPU if there is one) and make torch repeat its bits on it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInputError("machine.device is cuda but torch sees no GPU: pass --gpus all to docker, or use auto")
+    # As use_deterministic_algorithms(True), which imports torch's compiler besides: 2 s at the start of every stage.
+    torch.set_deterministic_debug_mode("error")
+    # Filling every new tensor costs a tenth of a small network's step; it only makes reads of unset memory repeat.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_num_threads(recipe.cpu_threads)
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
