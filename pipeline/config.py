@@ -14,7 +14,6 @@ import yaml
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from pipeline import backbones, losses
 from pipeline.files import BadInputError, submodule
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -146,9 +145,11 @@ def read_yaml(path: Path) -> Any:
         raise BadInputError(f"{path} is not YAML: {error}") from None
 
 
-def read_params(path: Path, loss: str | None = None) -> Params:
-    """Read and check a params.yaml, and against its class the settings of one loss: a run imports no other loss, so
-    that another's file is no input of it."""
+def read_params(path: Path, dataset: str | None = None, loss: str | None = None) -> Params:
+    """Read and check a params.yaml, and for a run what its dataset's backbone and its loss say of their keys.
+
+    A run imports no other loss and no other backbone, so that their files are no inputs of it.
+    """
     content = read_yaml(path)
     problems: list[str] = []
     try:
@@ -156,29 +157,16 @@ def read_params(path: Path, loss: str | None = None) -> Params:
     except ValidationError as error:
         problems += _problems(error, "", Params)
     if not problems:
-        problems += _problems_between(params)
+        problems += _grid_problems(params)
+        problems += _recipe_problems(params, dataset) if dataset else []
         problems += _loss_problems(params, loss) if loss else []
     if problems:
         raise BadInputError("\n  ".join([f"{path}:", *problems]))
     return params
 
 
-def _loss_problems(params: Params, name: str) -> list[str]:
-    """What is wrong with the settings of one loss."""
-    if name not in params.losses:
-        return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
-    try:
-        model = _loss_settings(submodule(losses, name).Loss)
-        model.model_validate(params.losses[name])
-    except BadInputError as error:
-        return [f"losses.{name}: {error}"]
-    except ValidationError as error:
-        return _problems(error, f"losses.{name}", model)
-    return []
-
-
-def _problems_between(params: Params) -> list[str]:
-    """What is wrong with values that are each of the right type."""
+def _grid_problems(params: Params) -> list[str]:
+    """What the table asks for that has no settings."""
     problems = []
     for name in params.table.losses:
         if name not in params.losses:
@@ -186,14 +174,36 @@ def _problems_between(params: Params) -> list[str]:
     if params.table.dataset not in params.recipes:
         problems.append(f"table.dataset: {params.table.dataset} has no recipe, add recipes.{params.table.dataset}")
     for name, recipe in params.recipes.items():
-        try:
-            channels = submodule(backbones, recipe.backbone).Backbone.channels
-        except BadInputError as error:
-            problems.append(f"recipes.{name}.backbone: {error}")
-            continue
-        for key in ("mean", "std"):
-            if len(getattr(recipe, key)) != channels:
-                problems.append(f"recipes.{name}.{key}: {recipe.backbone} takes {channels} channels, give as many")
         if 1 not in recipe.recall_at:
             problems.append(f"recipes.{name}.recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
     return problems
+
+
+def _recipe_problems(params: Params, name: str) -> list[str]:
+    """What is wrong between the recipe of one dataset and its backbone."""
+    if name not in params.recipes:
+        return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
+    recipe = params.recipes[name]
+    try:
+        channels = submodule("backbones", recipe.backbone).Backbone.channels
+    except BadInputError as error:
+        return [f"recipes.{name}.backbone: {error}"]
+    return [
+        f"recipes.{name}.{key}: {recipe.backbone} takes {channels} channels, give as many"
+        for key in ("mean", "std")
+        if len(getattr(recipe, key)) != channels
+    ]
+
+
+def _loss_problems(params: Params, name: str) -> list[str]:
+    """What is wrong with the settings of one loss."""
+    if name not in params.losses:
+        return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
+    try:
+        model = _loss_settings(submodule("losses", name).Loss)
+        model.model_validate(params.losses[name])
+    except BadInputError as error:
+        return [f"losses.{name}: {error}"]
+    except ValidationError as error:
+        return _problems(error, f"losses.{name}", model)
+    return []

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline import backbones
 from pipeline.clustering import clustering
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, read_json, submodule, whole, write_json
@@ -55,16 +54,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     start = time.monotonic()
-    params = read_params(arguments.params)
-    if arguments.dataset not in params.recipes:
-        raise BadInputError(f"{arguments.params}: recipes.{arguments.dataset}: there is no such recipe, add it")
+    params = read_params(arguments.params, arguments.dataset)
     recipe = params.recipes[arguments.dataset]
     device = prepare(recipe, params.machine.device)
     packed_folder = Path("data/packed") / arguments.dataset
     manifest = Path("data/splits") / arguments.dataset / "test.csv"
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", manifest]
     numbers, labels = read_manifest(manifest)
-    channels = submodule(backbones, recipe.backbone).Backbone.channels
+    channels = submodule("backbones", recipe.backbone).Backbone.channels
     images, labels = decode(PackedImages(packed_folder), numbers, channels), labels.to(device)
 
     results: dict[str, dict[str, Any]] = {}

@@ -1,5 +1,6 @@
 """Errors a user can mend, modules by name, files that are whole or absent, and their hashes."""
 
+import gc
 import hashlib
 import importlib
 import json
@@ -18,12 +19,13 @@ class BadInputError(Exception):
     """Something the user gave is wrong; the message names the file, the key and the mend. Stages exit with code 2."""
 
 
-def submodule(package: ModuleType, name: str) -> ModuleType:
-    """The module `name` of `package`, such as one loss of pipeline.losses; an unknown name is bad input."""
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+def submodule(package: str, name: str) -> ModuleType:
+    """The module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
+    folder = Path(__file__).parent / package
+    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
     if name not in names:
-        raise BadInputError(f"there is no file {name}.py in {package.__name__}: choose one of {', '.join(names)}")
-    return importlib.import_module(f"{package.__name__}.{name}")
+        raise BadInputError(f"there is no file {name}.py in pipeline/{package}: choose one of {', '.join(names)}")
+    return importlib.import_module(f"pipeline.{package}.{name}")
 
 
 def exit_with(main: Callable[[], None]) -> None:
@@ -34,6 +36,9 @@ def exit_with(main: Callable[[], None]) -> None:
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        # The interpreter's last garbage collections walk all that torch imported: most of a second for every stage.
+        gc.freeze()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pipeline import backbones
 from pipeline.config import Recipe
 from pipeline.files import BadInputError, submodule
 from pipeline.loading import normalise
@@ -17,7 +16,7 @@ class EmbeddingNetwork(nn.Module):
 
     def __init__(self, recipe: Recipe):
         super().__init__()
-        self.backbone = submodule(backbones, recipe.backbone).Backbone()
+        self.backbone = submodule("backbones", recipe.backbone).Backbone()
         self.embedding = nn.Linear(self.backbone.features, recipe.dimension)
         self.to(memory_format=torch.channels_last)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline import losses, sampling
+from pipeline import sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
 from pipeline.loading import TrainingImages, decode, normalise, read_manifest, training_batches
@@ -25,6 +25,9 @@ from pipeline.network import EmbeddingNetwork, embed, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
 from pipeline.retrieval import recall_at_k
+
+CHECKED_EVERY = 50
+"""Steps between looks at the losses: each look waits for the GPU."""
 
 
 def learning_rates(recipe: Recipe, epoch: int) -> tuple[float, float]:
@@ -36,9 +39,21 @@ def learning_rates(recipe: Recipe, epoch: int) -> tuple[float, float]:
 def build_loss(name: str, settings: dict[str, Any], classes: int, dimension: int, params: Path) -> torch.nn.Module:
     """The loss with its settings; a combination that it refuses is bad input."""
     try:
-        return submodule(losses, name).Loss(classes, dimension, **settings)
+        return submodule("losses", name).Loss(classes, dimension, **settings)
     except ValueError as error:
         raise BadInputError(f"{params}: losses.{name}: {error}") from None
+
+
+def check_finite(losses: list[torch.Tensor], epoch: int, rates: tuple[float, float]) -> None:
+    """Raise `FloatingPointError` if one of an epoch's losses so far is NaN or infinite."""
+    values = torch.stack(losses).double().cpu()
+    if not values.isfinite().all():
+        step = int((~values.isfinite()).int().argmax())
+        last = f"the last finite loss is {values[step - 1].item()}" if step else "it is the epoch's first"
+        raise FloatingPointError(
+            f"the loss is {values[step].item()} at epoch {epoch}, step {step + 1}, with a learning rate of {rates[0]} "
+            f"for the network and {rates[1]} for the proxies; {last}"
+        )
 
 
 def _state_bytes(network: torch.nn.Module) -> bytes:
@@ -52,9 +67,7 @@ def train(
 ) -> None:
     """Run the training and write `out`; see the module's docstring."""
     start = time.monotonic()
-    params = read_params(params_file, loss_name)
-    if dataset not in params.recipes:
-        raise BadInputError(f"{params_file}: recipes.{dataset}: there is no such recipe, add it")
+    params = read_params(params_file, dataset, loss_name)
     recipe = params.recipes[dataset]
     device = prepare(recipe, device_name or params.machine.device)
 
@@ -108,14 +121,9 @@ def train(
             loss.backward()
             optimiser.step()
             step_losses.append(loss.detach())
+            if len(step_losses) % CHECKED_EVERY == 0 or len(step_losses) == steps:
+                check_finite(step_losses, epoch, rates)
         values = torch.stack(step_losses).double().cpu()
-        if not values.isfinite().all():
-            step = int((~values.isfinite()).int().argmax())
-            last = values[step - 1].item() if step else (history[-1]["loss"] if history else None)
-            raise FloatingPointError(
-                f"the loss is {values[step].item()} at epoch {epoch}, step {step + 1}, with learning rates {rates}; "
-                f"the last finite loss is {last}"
-            )
         recall = recall_at_k(embed(network, test_images, recipe, device), test_labels, recipe.recall_at)
         history.append(
             {

@@ -1,0 +1,82 @@
+"""A small copy of the project that the tests may run and break."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "GIT_AUTHOR_NAME": "tests",
+    "GIT_AUTHOR_EMAIL": "tests@example.org",
+    "GIT_COMMITTER_NAME": "tests",
+    "GIT_COMMITTER_EMAIL": "tests@example.org",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+}
+
+
+class Project:
+    """A clone of the working tree with a smaller grid: two losses, two seeds, two epochs on glyphs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        self.edit_params(
+            lambda params: (
+                params["table"].update(losses=["proxy_an", "proxy_nca"], seeds=[0, 1]),
+                params["recipes"]["glyphs"].update(epochs=2, decay_epochs=[2]),
+            )
+        )
+        self.run("git", "init", "--quiet")
+        self.commit()
+
+    def run(self, *command: str, fails: int = 0) -> str:
+        """Run a command in the project, expect its exit code, give stdout and stderr together."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert done.returncode == fails, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def repro(self) -> list[str]:
+        """The names of the stages that `dvc repro` ran."""
+        output = self.run("dvc", "repro")
+        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+    def commit(self) -> None:
+        """Commit everything to git."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "state")
+
+    def edit_params(self, edit) -> None:
+        """Change params.yaml by a function of its content."""
+        path = self.folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        edit(content)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Project:
+    """The small project after one `dvc repro`, committed. Tests that change it put it back."""
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.first_repro = made.repro()
+    made.commit()
+    return made

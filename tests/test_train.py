@@ -1,0 +1,125 @@
+"""Training: the same bytes again, whatever loads the images, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import sampling
+from pipeline.config import read_params
+from pipeline.loading import TrainingImages, training_batches
+from pipeline.train import learning_rates
+
+
+def train(project, out, *options, loss="proxy_an", fails=0):
+    command = ["python", "-m", "pipeline.train", "--dataset", "glyphs", "--loss", loss, "--seed", "0"]
+    return project.run(*command, "--out", str(out), *options, fails=fails)
+
+
+def test_the_same_bytes_on_a_rerun_with_any_number_of_workers(project, tmp_path):
+    first = project.folder / "data/runs/glyphs/proxy_an/0"
+    for workers in ("0", "1", "4"):
+        train(project, tmp_path / workers, "--workers", workers)
+        for name in ("best_test_epoch.pt", "last_epoch.pt", "history.jsonl"):
+            assert (tmp_path / workers / name).read_bytes() == (first / name).read_bytes(), f"{name}, {workers} workers"
+    other = project.folder / "data/runs/glyphs/proxy_an/1"
+    assert (other / "last_epoch.pt").read_bytes() != (first / "last_epoch.pt").read_bytes()
+
+
+def test_losses_of_one_seed_start_from_the_same_network(project):
+    histories = [
+        (project.folder / f"data/runs/glyphs/{loss}/0/history.jsonl").read_text().splitlines()
+        for loss in ("proxy_an", "proxy_nca")
+    ]
+    assert [len(lines) for lines in histories] == [2, 2]
+    line = json.loads(histories[0][1])
+    assert line["epoch"] == 2 and line["network_learning_rate"] == pytest.approx(0.001)
+    assert set(line["test"]) == {"recall@1", "recall@2", "recall@4", "recall@8"}
+
+
+def test_weights_load_without_pickled_code_and_keep_their_names(project):
+    weights = torch.load(project.folder / "data/runs/glyphs/proxy_an/0/last_epoch.pt", weights_only=True)
+    assert weights["embedding.weight"].shape == (64, 1024)
+    assert weights["backbone.blocks.0.convolution.weight"].shape == (16, 1, 5, 5)
+
+
+def test_every_position_of_every_epoch_has_its_own_draw():
+    images = torch.arange(256, dtype=torch.uint8).repeat(20, 1).view(20, 1, 16, 16)
+    labels = torch.arange(20)
+
+    def batches(batch_size, workers):
+        loader = training_batches(TrainingImages(images, labels, 2, 7), batch_size, range(1, 4), workers, pin=False)
+        return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+    pixels, seen = batches(8, 0)
+    for other_size, workers in ((20, 0), (5, 2)):
+        for found, expected in zip(batches(other_size, workers), (pixels, seen), strict=True):
+            assert torch.equal(found, expected), "draws depend on the batch size or on the workers"
+    assert all(torch.equal(epoch.sort().values, labels) for epoch in seen.view(3, 20))
+    assert not torch.equal(seen[:20], seen[20:40])
+    shifted = {tuple(image.flatten().tolist()) for image in pixels}
+    assert 20 < len(shifted) <= 25, "each of the 5 x 5 shifts, over 60 images"
+
+
+def test_draws_are_pinned():
+    # A change of these would change every result silently.
+    assert sampling.order(0, 1, 8).tolist() == [3, 6, 5, 0, 1, 2, 4, 7]
+    assert sampling.uniform(3, "shift", 2, (2,)).tolist() == [0.7210619265002964, 0.15728333553900964]
+
+
+def test_learning_rates_decay_at_their_epochs():
+    recipe = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
+    rates = [learning_rates(recipe, epoch) for epoch in range(1, 6)]
+    assert np.allclose(rates, np.outer([1, 1, 1, 0.2, 0.04], [0.005, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda p: p["recipes"]["glyphs"].update(batch_size=4000), r"recipes\.glyphs\.batch_size: 4000 is more than"),
+        (
+            lambda p: p["losses"]["proxy_an"].update(alfa=1.0),
+            r"losses\.proxy_an\.alfa: unknown key, did you mean alpha\?",
+        ),
+        (
+            lambda p: p["losses"].update(proxy_an={"alpha": 1.0, "margin": "big"}),
+            r"losses\.proxy_an\.margin: .*valid number.* found 'big'",
+        ),
+    ],
+)
+def test_bad_parameters_exit_with_2_and_one_message(project, tmp_path, edit, message):
+    project.edit_params(edit)
+    try:
+        output = train(project, tmp_path / "out", fails=2)
+    finally:
+        project.run("git", "checkout", "--", "params.yaml")
+    assert re.search(message, output) and "Traceback" not in output and output.startswith("error: params.yaml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ratio_without_effect_exits_with_2(project, tmp_path):
+    project.edit_params(lambda p: p["losses"]["proxy_gml"].update(ratio=0.03, proxies_per_class=4))
+    try:
+        output = train(project, tmp_path / "out", loss="proxy_gml", fails=2)
+    finally:
+        project.run("git", "checkout", "--", "params.yaml")
+    assert "params.yaml: losses.proxy_gml: ratio 0.03 keeps ceil(r*C*N) = 4 proxies" in output
+
+
+def test_an_unknown_loss_or_dataset_exits_with_2(project, tmp_path):
+    assert "losses.proxy_bn: there are no settings" in train(project, tmp_path / "out", loss="proxy_bn", fails=2)
+    output = train(project, tmp_path / "out", "--dataset", "cub", fails=2)
+    assert "recipes.cub: there is no such recipe, add it or use one of glyphs" in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(project, tmp_path):
+    project.edit_params(lambda p: p["recipes"]["glyphs"].update(network_learning_rate=1e30, weight_decay=1e10))
+    try:
+        output = train(project, tmp_path / "out", fails=1)
+    finally:
+        project.run("git", "checkout", "--", "params.yaml")
+    assert re.search(r"the loss is (nan|inf) at epoch 1, step \d+, .* of 1e\+30 .* the last finite loss is", output)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
