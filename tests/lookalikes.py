@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
@@ -106,3 +107,111 @@ def stage(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=folder, env=os.environ | environment, capture_output=True, text=True
     )
+
+
+CAR_NAMES = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012", "smart fortwo 2012"]
+
+
+def annotations(names: list[str], classes: list[int], field: str, tests: list[int] | None = None) -> np.ndarray:
+    """The struct array `annotations` of the .mat files: four columns of a box, a class, a name."""
+    boxes = [(f"bbox_{side}", object) for side in ("x1", "y1", "x2", "y2")]
+    rows = np.zeros(len(names), [(field, object), *boxes, ("class", object), ("test", object)])
+    rows[field], rows["class"], rows["test"] = names, classes, tests or [0] * len(names)
+    for name, _ in boxes:
+        rows[name] = 7
+    return rows
+
+
+def mat(**variables: object) -> bytes:
+    """The bytes of a .mat file."""
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, variables)
+    return buffer.getvalue()
+
+
+def cars_images() -> list[tuple[int, int, bytes]]:
+    """Class, official part (1 is test) and bytes of each image, in the order of car_ims; one class comes back later,
+    one image is CMYK, and one is in its class twice."""
+    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1]
+    encoded = [picture(100 + place, "CMYK" if place == 5 else "RGB") for place in range(len(classes))]
+    encoded[11] = encoded[0]
+    return [(label, place % 2, content) for place, (label, content) in enumerate(zip(classes, encoded, strict=True))]
+
+
+def cars_combined(raw: Path) -> None:
+    """Write car_ims.tgz and cars_annos.mat."""
+    images = cars_images()
+    names = [f"car_ims/{place:06}.jpg" for place in range(1, len(images) + 1)]
+    tgz(raw / "car_ims.tgz", {name: content for name, (_, _, content) in zip(names, images, strict=True)})
+    rows = annotations(names, [label for label, _, _ in images], "relative_im_path", [test for _, test, _ in images])
+    (raw / "cars_annos.mat").write_bytes(mat(annotations=rows, class_names=np.array(CAR_NAMES, object)))
+
+
+def cars_official(raw: Path, kaggle: bool = False) -> None:
+    """Write the official split's archives, or Kaggle's zip of them, and the devkit; images in another order."""
+    images = cars_images()[::-1]
+    devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(CAR_NAMES, object))}
+    folders: dict[str, bytes] = {}
+    for part, wanted in (("train", 0), ("test", 1)):
+        chosen = [(label, content) for label, test, content in images if test == wanted]
+        names = [f"{place:05}.jpg" for place in range(1, len(chosen) + 1)]
+        rows = mat(annotations=annotations(names, [label for label, _ in chosen], "fname"))
+        if part == "train":
+            devkit["devkit/cars_train_annos.mat"] = rows
+        else:
+            raw.mkdir(parents=True, exist_ok=True)
+            (raw / "cars_test_annos_withlabels.mat").write_bytes(rows)
+        files = {f"cars_{part}/{name}": content for name, (_, content) in zip(names, chosen, strict=True)}
+        if kaggle:
+            folders |= {f"cars_{part}/{name}": content for name, content in files.items()}
+        else:
+            tgz(raw / f"cars_{part}.tgz", files)
+    tgz(raw / "car_devkit.tgz", devkit)
+    if kaggle:
+        zipped(raw / "stanford-cars-dataset.zip", folders)
+
+
+CARS_COUNTS = {"train": (7, 2), "test": (5, 2), "held_out_train": (4, 1), "held_out_test": (3, 1)}
+
+
+def sop_files() -> dict[str, bytes]:
+    """Stanford Online Products of six classes, three for training; one file named .JPG is a palette PNG."""
+    root, lists = "Stanford_Online_Products", {"train": "", "test": ""}
+    files = {}
+    for label in range(1, 7):
+        part, group = ("train", "bicycle_final") if label <= 3 else ("test", "chair_final")
+        for number in range(2):
+            image = 2 * label - 1 + number
+            name = f"{group}/{111085122870 + label}_{number}.JPG"
+            files[f"{root}/{name}"] = picture(200 + image, *(("P", "PNG") if image == 4 else ("RGB", "JPEG")))
+            lists[part] += f"{image} {label} {1 if part == 'train' else 3} {name}\n"
+    head = "image_id class_id super_class_id path\n"
+    files[f"{root}/Ebay_train.txt"] = (head + lists["train"]).encode()
+    files[f"{root}/Ebay_test.txt"] = (head + lists["test"]).encode()
+    files[f"__MACOSX/{root}/._Ebay_train.txt"] = b"Mac OS X"
+    return files
+
+
+def sop(raw: Path) -> None:
+    """Write the archive of `sop_files` into the folder `raw`."""
+    zipped(raw / "Stanford_Online_Products.zip", sop_files())
+
+
+SOP_COUNTS = {"train": (6, 3), "test": (6, 3), "held_out_train": (2, 1), "held_out_test": (4, 2)}
+
+
+def inshop(raw: Path) -> None:
+    """In-Shop of five items, three for training, listed women first: two queries and three gallery images."""
+    parts = {2: "train train", 7: "train train", 5: "query gallery gallery", 10: "query gallery", 3: "train train"}
+    files, lines = {}, []
+    for item, statuses in parts.items():
+        for number, status in enumerate(statuses.split()):
+            name = f"img/{'WOMEN/Dresses' if item % 2 else 'MEN/Denim'}/id_{item:08}/02_{number}_front.jpg"
+            files[name] = picture(300 + 10 * item + number)
+            lines.append(f"{name:<70} id_{item:08} {status}\n")
+    zipped(raw / "img.zip", files)
+    head = f"{len(lines)}\nimage_name item_id evaluation_status\n"
+    (raw / "list_eval_partition.txt").write_text(head + "".join(lines))
+
+
+INSHOP_COUNTS = {"train": (6, 3), "query": (2, 2), "gallery": (3, 2), "held_out_train": (2, 1), "held_out_test": (4, 2)}
