@@ -186,8 +186,12 @@ def _write(response: requests.Response, output: BinaryIO, offset: int, total: in
     with tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=name, disable=None) as bar:
         # Not iter_content: it would unpack a .tgz that is served with Content-Encoding: gzip.
         for chunk in response.raw.stream(CHUNK, decode_content=False):
-            output.write(chunk)
-            output.flush()
+            try:
+                output.write(chunk)
+                output.flush()
+            except OSError as error:
+                error.filename = output.name
+                raise
             bar.update(len(chunk))
 
 

@@ -53,10 +53,13 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def cub_files() -> dict[str, bytes]:
-    """CUB-200-2011 of four classes, two of them for training: a grey image, a `._` file, images before their lists."""
+def cub_files(numbers: Iterable[int] = (46, 9, 2)) -> dict[str, bytes]:
+    """CUB-200-2011 of four classes, two of them for training: a grey image, a `._` file, images before their lists.
+
+    `numbers` are those of each class's images.
+    """
     classes = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani"]
-    names = [f"{folder}/{folder[4:]}_{number:04}_{number + 7}.jpg" for folder in classes for number in (46, 9, 2)]
+    names = [f"{folder}/{folder[4:]}_{number:04}_{number + 7}.jpg" for folder in classes for number in numbers]
     images = {name: picture(seed, "L" if seed == 4 else "RGB") for seed, name in enumerate(names)}
     root = "CUB_200_2011"
     files = {f"{root}/images/{name}": images[name] for name in sorted(names, reverse=True)}
