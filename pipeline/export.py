@@ -6,12 +6,12 @@ folders in again.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipeline.files import BadInputError, exit_with, whole
+from pipeline.manifests import read_manifest
 from pipeline.packed import PackedImages
 
 PARTS = ("train", "test", "query", "gallery")
@@ -21,12 +21,6 @@ def quoted(name: str) -> str:
     """`name` as the name of one folder or file: `unquote` gives it back."""
     name = name.replace("%", "%25").replace("/", "%2F")
     return "%2E" + name[1:] if name.startswith(".") else name
-
-
-def read_manifest(path: Path) -> list[int]:
-    """The numbers of the images that a manifest lists."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [int(row["image"]) for row in csv.DictReader(file)]
 
 
 def export(packed: PackedImages, manifests: dict[str, list[int]], target: Path) -> int:
@@ -61,7 +55,8 @@ def main() -> None:
     if target.exists():
         raise BadInputError(f"{target} exists: remove it, or name another folder with --to")
     splits = Path("data/splits") / arguments.dataset
-    manifests = {part: read_manifest(splits / f"{part}.csv") for part in PARTS if (splits / f"{part}.csv").exists()}
+    present = [part for part in PARTS if (splits / f"{part}.csv").exists()]
+    manifests = {part: [row.image for row in read_manifest(splits / f"{part}.csv")] for part in present}
     if not manifests:
         raise BadInputError(f"{splits} holds no manifest: run `python -m pipeline.split {arguments.dataset}` first")
     with whole(target) as folder:

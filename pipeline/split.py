@@ -6,7 +6,6 @@ that nobody published is pinned in data/checksums by the first good split.
 """
 
 import argparse
-import csv
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import ModuleType
 from pipeline import datasets
 from pipeline.checksums import CHECKSUMS, pin, pins
 from pipeline.files import BadInputError, exit_with, whole
+from pipeline.manifests import Row, write_manifest
 from pipeline.packed import Entry, read_index
 
 
@@ -73,17 +73,10 @@ def main() -> None:
     with whole(Path("data/splits") / name) as folder:
         folder.mkdir()
         for part, chosen in manifests.items():
-            write_manifest(folder / f"{part}.csv", chosen)
+            rows = [Row(entry.image, entry.label, entry.name) for entry in chosen]
+            write_manifest(folder / f"{part}.csv", rows)
             print(f"{name} {part}: {len(chosen)} images, {len({entry.label for entry in chosen})} classes")
     pin(new)
-
-
-def write_manifest(path: Path, entries: list[Entry]) -> None:
-    """Write a manifest: number, label and name of each entry."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["image", "label", "name"])
-        rows.writerows([entry.image, entry.label, entry.name] for entry in entries)
 
 
 if __name__ == "__main__":

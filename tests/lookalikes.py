@@ -81,12 +81,15 @@ CUB_COUNTS = {"train": (6, 2), "test": (6, 2), "held_out_train": (3, 1), "held_o
 
 
 def project(
-    folder: Path, counts: dict[str, dict[str, tuple[int, int]]], checksums: dict[str, str] | None = None
+    folder: Path,
+    counts: dict[str, dict[str, tuple[int, int]]],
+    checksums: dict[str, str] | None = None,
+    weights: bool = False,
 ) -> Path:
     """Copy the pipeline into `folder` and tell its datasets what the look-alikes hold in place of what was published.
 
     `counts` gives images and classes of each manifest by dataset; half of the classes train. Of the published files'
-    sizes and checksums none is kept; `checksums` gives SHA-256 by file name.
+    sizes and checksums none is kept; `checksums` gives SHA-256 by file name. `weights`: forget the weights' too.
     """
     shutil.copytree(REPOSITORY / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data").mkdir()
@@ -102,6 +105,9 @@ def project(
                 "FILES = tuple(file._replace(size=None, md5=None, sha256="
                 f"{checksums or {}}.get(file.name)) for file in FILES)\n"
             )
+    if weights:
+        with (folder / "pipeline" / "weights.py").open("a") as module:
+            module.write("\nFILES = {name: file._replace(size=None, sha256=None) for name, file in FILES.items()}\n")
     return folder
 
 

@@ -25,7 +25,7 @@ ALBATROSS = "CUB_200_2011/images/001.Black_footed_Albatross/Black_footed_Albatro
 
 
 def refused(dataset, raw: Path) -> str:
-    """Pack what `raw` holds as the convert stage does; return the message of the refusal, which leaves nothing behind."""
+    """Pack what `raw` holds as the convert stage does; return its refusal, which leaves nothing behind."""
     with pytest.raises(BadInputError) as error, whole(raw.parent / "packed" / "it") as folder:
         pack(dataset.images(raw), folder)
     assert not list((raw.parent / "packed").iterdir())
