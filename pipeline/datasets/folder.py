@@ -1,8 +1,8 @@
 """A folder of your own images: `data/raw/folder/train/<class>/…` and `data/raw/folder/test/<class>/…`.
 
 In place of `test` there may be `query` and `gallery`. A class is the path of its folder under `train` or `test`, so
-classes may lie in groups (`train/Greek/alpha/1.png` is of the class `Greek/alpha`); `%2F` in a folder's name stands for
-a slash, as `pipeline.export` writes it. `data/raw/folder` may be a symbolic link. Names that begin with a dot are passed
+classes may lie in groups (`train/Greek/alpha/1.png` is of the class `Greek/alpha`); `%2F` in a folder's name is a
+slash, as `pipeline.export` writes it. `data/raw/folder` may be a symbolic link; names that begin with a dot are passed
 over. No count is published, so none is asserted; a class in both parts is refused.
 """
 
