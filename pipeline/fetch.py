@@ -86,21 +86,21 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInputError(f"{target} is being downloaded by another process: wait for it") from None
-        if not (file.size or file.sha256 or file.md5 or pinned):
-            # Without a checksum nobody would notice a file begun on one version and ended on another.
-            output.truncate(0)
         for url in urls:
+            if not (file.sha256 or file.md5 or pinned):
+                # Without a checksum nobody would notice a file begun on one mirror and ended on another.
+                output.truncate(0)
             try:
                 # A part that an earlier run or another mirror left may be wrong: then once more from the start.
-                for resumed in (output.tell() > 0, False):
-                    _transfer(url, output, file.size)
+                for resumed in (output.seek(0, os.SEEK_END) > 0, False):
+                    _transfer(url, output, file)
                     found = _digests(partial)
                     problem = _problem(partial, file, pinned, found)
                     if not problem:
+                        os.fsync(output.fileno())
                         partial.replace(target)
                         return found
                     output.truncate(0)
-                    output.seek(0)
                     if not resumed:
                         raise _MirrorError(problem)
             except _MirrorError as error:
@@ -115,8 +115,9 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
     )
 
 
-def _transfer(url: str, output: BinaryIO, size: int | None) -> None:
+def _transfer(url: str, output: BinaryIO, file: File) -> None:
     """Append to `output` until it holds what `url` serves, going on where a broken transfer stopped."""
+    size = file.size
     try:
         timeout = float(os.environ.get("PIPELINE_TIMEOUT", "60"))
     except ValueError as error:
@@ -146,12 +147,15 @@ def _transfer(url: str, output: BinaryIO, size: int | None) -> None:
                 # A weak tag does not promise the same bytes, so If-Range may not carry it.
                 etag = response.headers.get("ETag", "")
                 version = "" if etag.startswith("W/") else etag
-                _write(response, output, offset, total)
+                _write(response, output, offset, total, file.name)
                 end = total or size
                 if end in (None, output.tell()):
                     return
                 reason = f"the connection ended at {output.tell():,} of {end:,} bytes"
         except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+            if isinstance(error, ValueError):
+                # requests' word for an address that is none
+                raise _MirrorError(str(error)) from None
             reason = str(error) or type(error).__name__
         length = output.seek(0, os.SEEK_END)
         attempt = 0 if length > furthest else attempt + 1
@@ -180,9 +184,8 @@ def _total(response: requests.Response, offset: int) -> int | None:
     return int(match[2]) if match and match[2] != "*" else None
 
 
-def _write(response: requests.Response, output: BinaryIO, offset: int, total: int | None) -> None:
+def _write(response: requests.Response, output: BinaryIO, offset: int, total: int | None, name: str) -> None:
     """Append the body of `response` to `output` as it comes, with a progress bar; an error in writing is not caught."""
-    name = Path(response.url).name
     with tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=name, disable=None) as bar:
         # Not iter_content: it would unpack a .tgz that is served with Content-Encoding: gzip.
         for chunk in response.raw.stream(CHUNK, decode_content=False):

@@ -99,7 +99,7 @@ def pack(images: Iterable[SourceImage], folder: Path) -> int:
             store.write(source.encoded)
             offset += length
     if broken:
-        raise BadInputError(f"{len(broken)} images cannot be used:\n  " + "\n  ".join(broken))
+        raise BadInputError(f"images that cannot be used: {len(broken)}\n  " + "\n  ".join(broken))
     if not rows:
         raise BadInputError(f"{folder}: there is not one image to pack")
     ordered = [entry for _, entry in sorted(rows, key=lambda row: row[0])]

@@ -29,7 +29,7 @@ def check(name: str, dataset: ModuleType, manifests: dict[str, list[Entry]]) -> 
     Returns the fingerprints that are known neither there nor in data/checksums, by the name to pin them under.
     """
     labels = {part: {entry.label for entry in entries} for part, entries in manifests.items()}
-    seen = set.union(*(labels[part] for part in labels.keys() - {"train", "held_out_train", "held_out_test"}))
+    seen = set().union(*(labels[part] for part in labels.keys() - {"train", "held_out_train", "held_out_test"}))
     shared = labels["train"] & seen
     if shared:
         raise BadInputError(

@@ -1,6 +1,7 @@
 """A local HTTP server for tests that serves files by the byte range and misbehaves on request."""
 
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ class Served:
 
 
 @contextmanager
-def serve(files: dict[str, Served]) -> Iterator[str]:
+def serve(files: dict[str, Served], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve `files` by path and yield the base address; other paths are answered with 404."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -85,10 +86,12 @@ def serve(files: dict[str, Served]) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         # Not server_close: it would wait for the handlers that are silent on purpose.

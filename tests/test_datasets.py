@@ -173,3 +173,19 @@ def test_first_good_split_pins_fingerprints_that_later_ones_must_have(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: data/checksums: the manifest train of sop should have the fingerprint ")
     assert (folder / "data/splits/sop/train.csv").read_bytes() == before
+
+
+def test_cars_that_are_nowhere_to_be_had(tmp_path):
+    """Nothing there: all three layouts are told. Images of one layout there: only what it lacks."""
+    folder = project(tmp_path / "project", {"cars": CARS_COUNTS})
+    with serve({}) as base:
+        done = stage(folder, "pipeline.download", "cars", PIPELINE_MIRRORS=base)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: Cars196 is to be had in three layouts, one of which must be complete.\n")
+        for name in ("car_ims.tgz", "cars_train.tgz", "stanford-cars-dataset.zip", "cars_test_annos_withlabels.mat"):
+            assert f"{base}/raw/cars/{name}: 404 Not Found" in done.stderr
+        (folder / "data/raw/cars/car_ims.tgz").write_bytes(b"x")
+        done = stage(folder, "pipeline.download", "cars", PIPELINE_MIRRORS=base)
+        assert done.returncode == 2
+        assert f"{base}/raw/cars/cars_annos.mat: 404 Not Found" in done.stderr
+        assert "cars_train.tgz" not in done.stderr

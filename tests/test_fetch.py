@@ -3,7 +3,9 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -242,6 +244,51 @@ def test_a_proxy_is_used(monkeypatch):
         monkeypatch.setenv("http_proxy", base)
         fetch.fetch(published("http://birds.invalid/birds.tgz"), FOLDER)
     assert len(served.requests) == 1
+
+
+def test_certificates_are_checked(tmp_path, monkeypatch):
+    """A server with a certificate of its own is refused, unless the usual variable says to trust it."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl to make a certificate with")
+    names = [
+        "-subj",
+        "/CN=birds",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "certificate.pem",
+    ]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names], check=True, capture_output=True
+    )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain("certificate.pem", "key.pem")
+    with serve({"/birds": Served(CONTENT)}, tls) as base:
+        with pytest.raises(BadInputError, match="certificate verify failed"):
+            fetch.fetch(published(f"{base}/birds"), FOLDER)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "certificate.pem"))
+        fetch.fetch(published(f"{base}/birds"), FOLDER)
+    assert TARGET.read_bytes() == CONTENT
+
+
+def test_an_address_that_is_none_and_a_patience_that_is_none(monkeypatch):
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: pytest.fail("tried again"))
+    monkeypatch.setenv("PIPELINE_MIRRORS", "mirror.example")
+    with pytest.raises(BadInputError, match=r"mirror\.example/raw/cub/birds\.tgz: Invalid URL"):
+        fetch.fetch(published(), FOLDER)
+    monkeypatch.setenv("PIPELINE_TIMEOUT", "long")
+    with pytest.raises(BadInputError, match=r"PIPELINE_TIMEOUT should be a number of seconds: .*'long'"):
+        fetch.fetch(published(), FOLDER)
+
+
+def test_without_a_checksum_a_part_of_one_mirror_is_not_ended_by_another():
+    files = {"/a": Served(bytes(len(CONTENT)), cuts=[100_000, 0]), "/b": Served(CONTENT)}
+    with serve(files) as base:
+        fetch.fetch(published(f"{base}/a", f"{base}/b", size=None, sha256=None), FOLDER)
+    assert TARGET.read_bytes() == CONTENT
+    assert files["/b"].requests == [""]
 
 
 def full_disk(place: str) -> subprocess.CompletedProcess[str]:
