@@ -80,6 +80,8 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
     # Beside the folder, not in it: DVC takes the folder as it is.
     partial = target.parent.with_name(f".{target.parent.name}.{file.name}.download")
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Without a checksum nobody would notice a file begun on one mirror, or one day, and ended on another.
+    resumable = bool(file.sha256 or file.md5 or pinned)
     failures = []
     with partial.open("ab") as output:
         try:
@@ -87,8 +89,7 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
         except BlockingIOError:
             raise BadInputError(f"{target} is being downloaded by another process: wait for it") from None
         for url in urls:
-            if not (file.sha256 or file.md5 or pinned):
-                # Without a checksum nobody would notice a file begun on one mirror and ended on another.
+            if not resumable:
                 output.truncate(0)
             try:
                 # A part that an earlier run or another mirror left may be wrong: then once more from the start.
@@ -105,7 +106,7 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
                         raise _MirrorError(problem)
             except _MirrorError as error:
                 failures.append(f"\n  {url}: {error}")
-    kept = partial.stat().st_size
+    kept = partial.stat().st_size if resumable else 0
     if not kept:
         partial.unlink()
     raise BadInputError(
@@ -144,9 +145,10 @@ def _transfer(url: str, output: BinaryIO, file: File) -> None:
                     offset = 0
                 if response.status_code == 416:
                     raise requests.HTTPError("416: what came before is longer than the file")
-                # A weak tag does not promise the same bytes, so If-Range may not carry it.
-                etag = response.headers.get("ETag", "")
-                version = "" if etag.startswith("W/") else etag
+                version = response.headers.get("ETag", "")
+                if not version or version.startswith("W/"):
+                    # A weak tag does not promise the same bytes, so If-Range may not carry it.
+                    version = response.headers.get("Last-Modified", "")
                 _write(response, output, offset, total, file.name)
                 end = total or size
                 if end in (None, output.tell()):

@@ -289,6 +289,15 @@ def test_without_a_checksum_a_part_of_one_mirror_is_not_ended_by_another():
         fetch.fetch(published(f"{base}/a", f"{base}/b", size=None, sha256=None), FOLDER)
     assert TARGET.read_bytes() == CONTENT
     assert files["/b"].requests == [""]
+    TARGET.unlink()
+    pins_before = CHECKSUMS.read_text()
+    CHECKSUMS.unlink()
+    with serve({"/a": Served(CONTENT, cuts=[100_000, 0])}) as base, pytest.raises(BadInputError) as error:
+        fetch.fetch(published(f"{base}/a", size=None, sha256=None), FOLDER)
+    assert "that came" not in str(error.value)
+    assert left_over() == []
+    assert not CHECKSUMS.exists()
+    assert "birds.tgz" in pins_before
 
 
 def full_disk(place: str) -> subprocess.CompletedProcess[str]:
