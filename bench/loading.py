@@ -4,8 +4,8 @@
 
 Each way draws RandomResizedCrop(224) and a flip of the same JPEG files (500 x 375, as CUB-200-2011 has them), the ways
 taking turns; what counts are the ratios of their medians. Normalising is the device's work here and is left out of all
-but the first way, which shows the papers' transform whole. Measured on one core of a cloud machine (Xeon, torch 2.14.1,
-torchvision 0.29.1, Pillow 12.3): see docs/datasets.md.
+but the first way, which shows the papers' transform whole. Expect 2 times the papers' rate when decoding and 9 times
+when decoded once (docs/datasets.md); it takes half a minute.
 """
 
 import argparse

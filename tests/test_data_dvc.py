@@ -24,7 +24,6 @@ def test_dvc_repro_runs_every_dataset_and_status_is_clean(tmp_path):
         "cub": lookalikes.cub,
         "cars": lookalikes.cars_official,
         "sop": lookalikes.sop,
-        "inshop": lookalikes.inshop,
     }
     for name, build in builders.items():
         build(tmp_path / "mirror/raw" / name)
@@ -33,6 +32,8 @@ def test_dvc_repro_runs_every_dataset_and_status_is_clean(tmp_path):
         (tmp_path / f"mirror/weights/{name}.pth").write_bytes(picture(len(name)))
     counts = {"cub": CUB_COUNTS, "cars": CARS_COUNTS, "sop": SOP_COUNTS, "inshop": INSHOP_COUNTS}
     folder = project(tmp_path / "project", counts, weights=True)
+    # By hand, as it must be: DVC removes outputs before a run, but not this one.
+    lookalikes.inshop(folder / "data/raw/inshop")
     # The look-alikes' classes are too small for a tenth.
     subsets = folder / "pipeline/subsets.py"
     subsets.write_text(subsets.read_text().replace("RATES = [0.1, 0.2, 0.3, 0.4, ", "RATES = ["))

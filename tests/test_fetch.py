@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import ssl
@@ -16,7 +17,7 @@ import pytest
 from pipeline import fetch
 from pipeline.checksums import CHECKSUMS, pins
 from pipeline.fetch import File
-from pipeline.files import BadInputError
+from pipeline.files import BadInputError, sha256
 from tests import lookalikes
 from tests.lookalikes import CUB_COUNTS, project, stage
 from tests.server import Served, serve
@@ -300,39 +301,42 @@ def test_without_a_checksum_a_part_of_one_mirror_is_not_ended_by_another():
     assert "birds.tgz" in pins_before
 
 
-def full_disk(place: str) -> subprocess.CompletedProcess[str]:
-    """Run `place` (a line of shell that makes room scarce), then the download stage of CUB."""
-    return subprocess.run(
-        ["unshare", "--mount", "bash", "-c", f"{place} && {sys.executable} -m pipeline.download cub"],
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(
-    "place", ["mkdir -p data/raw && mount -t tmpfs -o size=100k none data/raw", "ulimit -f 100"], ids=["tmpfs", "limit"]
-)
-def test_a_full_disk_is_told_and_costs_nothing(monkeypatch, tmp_path, place):
+@pytest.mark.parametrize("name", ["download", "convert"])
+@pytest.mark.parametrize("limit", ["mount -t tmpfs -o size=100k none {}", "ulimit -f 100 # {}"], ids=["tmpfs", "limit"])
+def test_a_full_disk_is_told_and_costs_nothing(monkeypatch, tmp_path, name, limit):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
-    project(tmp_path / "project", {"cub": CUB_COUNTS}, {"CUB_200_2011.tgz": hashlib.sha256(CONTENT).hexdigest()})
-    monkeypatch.chdir(tmp_path / "project")
-    with serve({"/raw/cub/CUB_200_2011.tgz": Served(CONTENT)}) as base:
+    archive = lookalikes.tgz(tmp_path / "CUB_200_2011.tgz", lookalikes.cub_files(range(100)))
+    folder = project(tmp_path / "project", {"cub": CUB_COUNTS}, {archive.name: sha256(archive)})
+    output = {"download": f"raw/cub/{archive.name}", "convert": "packed/cub"}[name]
+    place = folder / "data" / output.split("/")[0]
+    place.mkdir()
+    if name == "convert":
+        (folder / "data/raw/cub").mkdir(parents=True)
+        shutil.copy(archive, folder / "data/raw/cub")
+    run = f"{sys.executable} -m pipeline.{name} cub; code=$?; ls -A {place}; exit $code"
+    with serve({f"/raw/cub/{archive.name}": Served(archive.read_bytes())}) as base:
         monkeypatch.setenv("PIPELINE_MIRRORS", base)
-        done = full_disk(place)
+        command = ["unshare", "--mount", "bash", "-c", f"{limit.format(place)}\n{run}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 1
-        assert "error: no room to write ([Errno " in done.stderr
-        assert ".CUB_200_2011.tgz.download'): free some space and run the stage again\n" in done.stderr
-        assert not Path("data/raw/cub/CUB_200_2011.tgz").exists()
-        assert stage(Path(), "pipeline.download", "cub").returncode == 0
-    assert Path("data/raw/cub/CUB_200_2011.tgz").read_bytes() == CONTENT
+        file = {"download": f"raw/.cub.{archive.name}.download", "convert": "packed/cub"}[name]
+        assert re.fullmatch(
+            rf"error: no room to write \(\[Errno \d+\] [\w ]+: 'data/{re.escape(file)}'\): "
+            r"free some space and run the stage again\n",
+            done.stderr,
+        )
+        # What came of a download is kept to go on from, beside its folder; of a conversion nothing is.
+        assert done.stdout.split() == {"download": [".cub.CUB_200_2011.tgz.download", "cub"], "convert": []}[name]
+        assert stage(folder, f"pipeline.{name}", "cub").returncode == 0
+    assert (folder / "data" / output).exists()
 
 
 def test_killed_at_random_moments_then_finished(tmp_path):
     """Download and convert: each killed twenty times, the next run gives the same bytes as an undisturbed one."""
     archive = lookalikes.tgz(tmp_path / "source/CUB_200_2011.tgz", lookalikes.cub_files(range(500)))
     content = archive.read_bytes()
-    folder = project(tmp_path / "project", {"cub": CUB_COUNTS}, {archive.name: hashlib.sha256(content).hexdigest()})
+    folder = project(tmp_path / "project", {"cub": CUB_COUNTS}, {archive.name: sha256(archive)})
     generator = random.Random(7)
     served = Served(content, rate=600_000)
     outputs = {"download": folder / "data/raw/cub" / archive.name, "convert": folder / "data/packed/cub"}
