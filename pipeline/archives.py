@@ -100,12 +100,12 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
         raise BadInputError(f"{path} cannot be read ({error}): {MEND}") from None
 
 
-def read_texts(path: Path, names: list[str]) -> list[bytes]:
-    """The content of the named files of an archive; `BadInputError` names those that are missing."""
+def read_texts(path: Path, names: list[str], hint: str = "") -> list[bytes]:
+    """The content of the named files of an archive; `BadInputError` names those that are missing and gives the hint."""
     found = dict(read(path, names.__contains__))
     missing = [name for name in names if name not in found]
     if missing:
-        raise BadInputError(f"{path} holds no {' and no '.join(missing)}: this is another archive: {MEND}")
+        raise BadInputError(f"{path} holds no {' and no '.join(missing)}: this is another archive: {MEND}{hint}")
     return [found[name] for name in names]
 
 

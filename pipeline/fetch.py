@@ -109,10 +109,12 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
     kept = partial.stat().st_size if resumable else 0
     if not kept:
         partial.unlink()
+    by_hand = f"get {file.name} from {file.page} and put it at {target}"
+    if not urls:
+        raise BadInputError(f"{target} is missing, and programs cannot fetch it: {by_hand}")
+    resume = f" (it goes on from the {kept:,} bytes that came)" if kept else ""
     raise BadInputError(
-        f"{target} could not be downloaded:{''.join(failures) or ' it is not published for programs'}\n"
-        f"Run the stage again{' (it goes on from the ' + f'{kept:,} bytes' + ' that came)' if kept else ''}, "
-        f"or get {file.name} from {file.page} and put it at {target}"
+        f"{target} could not be downloaded:{''.join(failures)}\nRun the stage again{resume}, or {by_hand}"
     )
 
 
@@ -158,7 +160,8 @@ def _transfer(url: str, output: BinaryIO, file: File) -> None:
             if isinstance(error, ValueError):
                 # requests' word for an address that is none
                 raise _MirrorError(str(error)) from None
-            reason = str(error) or type(error).__name__
+            # Its first argument is the message; others repeat it as objects.
+            reason = str(error.args[0] if error.args else "") or type(error).__name__
         length = output.seek(0, os.SEEK_END)
         attempt = 0 if length > furthest else attempt + 1
         furthest = max(furthest, length)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.files import BadInputError
@@ -67,6 +67,8 @@ def _size(encoded: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(encoded)) as image:
             image.load()
             return image.size
+    except UnidentifiedImageError:
+        raise ValueError("not an image") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
 
@@ -99,7 +101,9 @@ def pack(images: Iterable[SourceImage], folder: Path) -> int:
             store.write(source.encoded)
             offset += length
     if broken:
-        raise BadInputError(f"images that cannot be used: {len(broken)}\n  " + "\n  ".join(broken))
+        raise BadInputError(
+            f"images that cannot be used, mend or replace them: {len(broken)}\n  " + "\n  ".join(broken)
+        )
     if not rows:
         raise BadInputError(f"{folder}: there is not one image to pack")
     ordered = [entry for _, entry in sorted(rows, key=lambda row: row[0])]

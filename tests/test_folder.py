@@ -94,7 +94,7 @@ def test_export_before_split_says_what_to_run(monkeypatch):
         (lambda raw: (raw / "train/0.png").write_bytes(b""), "train/0.png lies beside folders of classes"),
         (
             lambda raw: (raw / "train/a/notes.txt").write_text("?"),
-            r"images that cannot be used: 1\n  train/a/notes.txt: cannot",
+            r"images that cannot be used, mend or replace them: 1\n  train/a/notes.txt: not an image",
         ),
     ],
     ids=["no test", "empty class", "stray image", "no image"],

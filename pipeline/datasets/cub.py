@@ -45,10 +45,8 @@ def download(raw: Path) -> None:
 def images(raw: Path) -> Iterator[SourceImage]:
     """The images that images.txt lists, packed in its order."""
     archive, folder = raw / FILES[0].name, "CUB_200_2011"
-    try:
-        names, labels = archives.read_texts(archive, [f"{folder}/images.txt", f"{folder}/image_class_labels.txt"])
-    except BadInputError as error:
-        raise BadInputError(f"{error}. (CUB-200 of 2010 has the same classes, but {IMAGES_OF_2010:,} images)") from None
+    hint = f" (CUB-200 of 2010 has the same classes, but {IMAGES_OF_2010:,} images)"
+    names, labels = archives.read_texts(archive, [f"{folder}/images.txt", f"{folder}/image_class_labels.txt"], hint)
     label_of = dict(archives.rows(labels, f"{archive}: image_class_labels.txt", 2))
     annotated: dict[str, tuple[int, int, str]] = {}
     for key, name in archives.rows(names, f"{archive}: images.txt", 2):
