@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from pipeline import datasets
-from pipeline.files import exit_with, whole
-from pipeline.packed import pack
+from pipeline.files import BadInputError, exit_with, submodule, whole
+from pipeline.packed import pack, read_index
 
 
 def main() -> None:
@@ -14,8 +13,13 @@ def main() -> None:
     parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
     name = parser.parse_args().dataset
     target = Path("data/packed") / name
+    dataset = submodule("datasets", name)
     with whole(target) as folder:
-        count = pack(datasets.load(name).images(Path("data/raw") / name), folder)
+        count = pack(dataset.images(Path("data/raw") / name), folder)
+        labels = {entry.label for entry in read_index(folder)}
+        empty = sorted(set(range(max(labels))) - labels)
+        if empty:
+            raise BadInputError(f"{name}: the classes {', '.join(str(label + 1) for label in empty)} have no image")
     print(f"{name}: {count} images, {(target / 'images.bin').stat().st_size:,} bytes")
 
 

@@ -1,18 +1,25 @@
-"""Stage: put a dataset's original files into data/raw/<dataset>, verified."""
+"""Stage: put a dataset's original files into data/raw/<dataset>, or a network's weights into data/weights, verified.
+
+PIPELINE_MIRRORS names mirrors of your own and PIPELINE_TIMEOUT the patience with a silent server: docs/datasets.md.
+"""
 
 import argparse
 from pathlib import Path
 
-from pipeline import datasets
-from pipeline.files import exit_with
+from pipeline import fetch, weights
+from pipeline.files import exit_with, submodule
 
 
 def main() -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.download", description=__doc__)
-    parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
-    name = parser.parse_args().dataset
-    datasets.load(name).download(Path("data/raw") / name)
+    known = ", ".join(weights.FILES)
+    parser.add_argument("name", help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}")
+    name = parser.parse_args().name
+    if name in weights.FILES:
+        fetch.fetch(weights.FILES[name], weights.FOLDER)
+    else:
+        submodule("datasets", name).download(Path("data/raw") / name)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from pipeline.clustering import clustering
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, read_json, submodule, whole, write_json
-from pipeline.loading import decode, read_manifest
+from pipeline.loading import decode, numbers_and_labels
 from pipeline.network import embed, load_network, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
@@ -60,7 +60,7 @@ def main() -> None:
     packed_folder = Path("data/packed") / arguments.dataset
     manifest = Path("data/splits") / arguments.dataset / "test.csv"
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", manifest]
-    numbers, labels = read_manifest(manifest)
+    numbers, labels = numbers_and_labels(manifest)
     channels = submodule("backbones", recipe.backbone).Backbone.channels
     images, labels = decode(PackedImages(packed_folder), numbers, channels), labels.to(device)
 

@@ -1,6 +1,8 @@
 """Errors a user can mend, modules by name, files that are whole or absent, and their hashes."""
 
+import errno
 import gc
+import glob
 import hashlib
 import importlib
 import json
@@ -13,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a quota or a size limit is full."""
 
 
 class BadInputError(Exception):
@@ -29,24 +34,52 @@ def submodule(package: str, name: str) -> ModuleType:
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, any other failure keeps its
-    traceback and exits with code 1."""
+    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk one line and exit code 1;
+    any other failure keeps its traceback and exits with code 1."""
     try:
         main()
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: no room to write ({error}): free some space and run the stage again", file=sys.stderr)
+        sys.exit(1)
     finally:
         # The interpreter's last garbage collections walk all that torch imported: most of a second for every stage.
         gc.freeze()
 
 
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds; one that is not there is fine."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write a file or a folder to; rename it to `path` when the block ends well
-    and remove it when it does not, so that `path` never holds a part of anything."""
+    and remove it when it does not, so that `path` never holds a part of anything. What a killed process left behind
+    (a temporary sibling whose process is gone) is removed first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if left == temporary or not _runs(left.name.split(".")[-2]):
+            _remove(left)
     try:
         yield temporary
         if temporary.is_dir():
@@ -56,11 +89,10 @@ def whole(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        _remove(temporary)
         raise
 
 

@@ -1,6 +1,5 @@
 """Images from a packed dataset to batches: decoded once, shifted in uint8, normalised on the device."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import sampling
 from pipeline.files import BadInputError
+from pipeline.manifests import read_manifest
 from pipeline.packed import PackedImages
 
 
-def read_manifest(path: Path) -> tuple[list[int], Tensor]:
-    """The image numbers of a manifest and their labels, int64 (images,), renumbered from 0 in the manifest's class
-    order."""
-    if not path.is_file():
-        raise BadInputError(f"{path} is missing: run the split stage (`dvc repro`)")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+def numbers_and_labels(manifest: Path) -> tuple[list[int], Tensor]:
+    """The image numbers of a manifest and their labels, int64 (images,), renumbered from 0 in class order."""
+    rows = read_manifest(manifest)
     if not rows:
-        raise BadInputError(f"{path} has no images: run the split stage again")
-    labels = np.array([int(row["label"]) for row in rows])
-    return [int(row["image"]) for row in rows], torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+        raise BadInputError(f"{manifest} has no images: run the split stage again")
+    return [row.image for row in rows], torch.from_numpy(np.unique([row.label for row in rows], return_inverse=True)[1])
 
 
 def decode(packed: PackedImages, numbers: list[int], channels: int) -> Tensor:

@@ -1,17 +1,20 @@
 """Stage: write which images each part of a protocol sees, as CSV manifests: data/packed -> data/splits.
 
 Manifests hold image number, label and name, in the order of the index. Their counts and fingerprints are asserted
-against the dataset's file: the classification split of the same images, or an older edition, is refused.
+against the dataset's file: the classification split of the same images, or an older edition, is refused. A fingerprint
+that nobody published is pinned in data/checksums by the first good split.
 """
 
 import argparse
-import csv
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from pipeline import datasets
-from pipeline.files import BadInputError, exit_with, whole
+from pipeline.checksums import CHECKSUMS, pin, pins
+from pipeline.files import BadInputError, exit_with, submodule, whole
+from pipeline.manifests import Row, write_manifest
 from pipeline.packed import Entry, read_index
 
 
@@ -20,16 +23,42 @@ def fingerprint(entries: list[Entry]) -> str:
     return hashlib.sha256("".join(f"{entry.label},{entry.name}\n" for entry in entries).encode()).hexdigest()
 
 
-def check(dataset: ModuleType, manifests: dict[str, list[Entry]]) -> None:
-    """Raise `BadInputError` unless every manifest is what the dataset's `EXPECTED` says."""
-    for name, expected in dataset.EXPECTED.items():
-        entries = manifests[name]
-        found = datasets.Expected(len(entries), len({entry.label for entry in entries}), fingerprint(entries))
-        if found != expected:
+def check(name: str, dataset: ModuleType, manifests: dict[str, list[Entry]]) -> dict[str, str]:
+    """Raise `BadInputError` unless every manifest is zero-shot and what the dataset's `EXPECTED` says.
+
+    Returns the fingerprints that are known neither there nor in data/checksums, by the name to pin them under.
+    """
+    labels = {part: {entry.label for entry in entries} for part, entries in manifests.items()}
+    seen = set().union(*(labels[part] for part in labels.keys() - {"train", "held_out_train", "held_out_test"}))
+    shared = labels["train"] & seen
+    if shared:
+        raise BadInputError(
+            f"{name}: {len(shared)} classes are both in train and among those to be retrieved. This is the "
+            "classification split (train_test_split.txt of CUB, cars_train and cars_test of Cars196) or another "
+            "mixture; metric learning retrieves classes that training never saw"
+        )
+    pinned, new = pins(), {}
+    for part, expected in dataset.EXPECTED.items():
+        entries, key = manifests[part], f"splits/{name}/{part}"
+        found = datasets.Expected(len(entries), len(labels[part]), fingerprint(entries))
+        expected = expected._replace(sha256=expected.sha256 or pinned.get(key))
+        known = {field: value for field, value in expected._asdict().items() if value is not None}
+        wrong = {field: value for field, value in found._asdict().items() if value != known.get(field, value)}
+        if wrong:
+            where = CHECKSUMS if key in pinned and wrong.keys() == {"sha256"} else dataset.__file__
             raise BadInputError(
-                f"{dataset.__file__}: the manifest {name} should hold {expected} but holds {found}: this is another "
-                "edition or another split of the dataset"
+                f"{where}: the manifest {part} of {name} should have {_told(known, wrong)}, "
+                f"but has {_told(wrong, wrong)}: this is another edition or another split of the dataset"
             )
+        if expected.sha256 is None:
+            new[key] = fingerprint(entries)
+    return new
+
+
+def _told(values: dict[str, int | str], fields: Iterable[str]) -> str:
+    """The named ones of an `Expected`'s values, in words."""
+    words = {"images": "{:,} images", "classes": "{:,} classes", "sha256": "the fingerprint {}"}
+    return ", ".join(words[field].format(values[field]) for field in words if field in fields)
 
 
 def main() -> None:
@@ -37,18 +66,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.split", description=__doc__)
     parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
     name = parser.parse_args().dataset
-    dataset = datasets.load(name)
+    dataset = submodule("datasets", name)
     entries = read_index(Path("data/packed") / name)
     manifests = {part: [entries[image] for image in images] for part, images in dataset.split(entries).items()}
-    check(dataset, manifests)
+    new = check(name, dataset, manifests)
     with whole(Path("data/splits") / name) as folder:
         folder.mkdir()
         for part, chosen in manifests.items():
-            with (folder / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(["image", "label", "name"])
-                rows.writerows([entry.image, entry.label, entry.name] for entry in chosen)
+            rows = [Row(entry.image, entry.label, entry.name) for entry in chosen]
+            write_manifest(folder / f"{part}.csv", rows)
             print(f"{name} {part}: {len(chosen)} images, {len({entry.label for entry in chosen})} classes")
+    pin(new)
 
 
 if __name__ == "__main__":

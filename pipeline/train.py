@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline import sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
-from pipeline.loading import TrainingImages, decode, normalise, read_manifest, training_batches
+from pipeline.loading import TrainingImages, decode, normalise, numbers_and_labels, training_batches
 from pipeline.network import EmbeddingNetwork, embed, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
@@ -73,8 +73,8 @@ def train(
 
     packed_folder, splits = Path("data/packed") / dataset, Path("data/splits") / dataset
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", splits / "train.csv", splits / "test.csv"]
-    train_numbers, train_labels = read_manifest(splits / "train.csv")
-    test_numbers, test_labels = read_manifest(splits / "test.csv")
+    train_numbers, train_labels = numbers_and_labels(splits / "train.csv")
+    test_numbers, test_labels = numbers_and_labels(splits / "test.csv")
     if recipe.batch_size > len(train_numbers):
         raise BadInputError(
             f"{params_file}: recipes.{dataset}.batch_size: {recipe.batch_size} is more than the {len(train_numbers)} "

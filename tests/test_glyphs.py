@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline import datasets
 from pipeline.datasets import glyphs
-from pipeline.files import BadInputError, sha256
+from pipeline.files import BadInputError, sha256, submodule
 from pipeline.packed import PackedImages, read_index
 from pipeline.split import check
 
@@ -76,10 +75,10 @@ def test_another_version_of_pyfiglet_is_refused(tmp_path, monkeypatch):
 def test_another_edition_is_refused(project):
     entries = read_index(project.folder / "data/packed/glyphs")
     manifests = {name: [entries[image] for image in images] for name, images in glyphs.split(entries).items()}
-    check(glyphs, manifests)
+    assert check("glyphs", glyphs, manifests) == {}, "something was left to pin"
     manifests["test"].pop()
-    with pytest.raises(BadInputError, match="manifest test should hold"):
-        check(glyphs, manifests)
+    with pytest.raises(BadInputError, match="manifest test of glyphs should have 3,107 images"):
+        check("glyphs", glyphs, manifests)
 
 
 def test_a_cut_store_is_refused(project, tmp_path):
@@ -93,4 +92,4 @@ def test_a_cut_store_is_refused(project, tmp_path):
 
 def test_an_unknown_dataset_names_the_known_ones():
     with pytest.raises(BadInputError, match="glyphs"):
-        datasets.load("glyph")
+        submodule("datasets", "glyph")

@@ -4,27 +4,48 @@
 - `images(raw: Path) -> Iterator[SourceImage]`: read them, always in the same order;
 - `split(entries: list[Entry]) -> dict[str, list[int]]`: which images each manifest holds;
 - `EXPECTED`: what each manifest must count: name -> `Expected`.
+
+Manifests are `train` and `test`, or `train`, `query` and `gallery` where the published split says who is searched for
+among whom; `held_out_train` and `held_out_test` are the two halves of the training classes.
 """
 
-import importlib
-import pkgutil
-from types import ModuleType
 from typing import NamedTuple
 
-from pipeline.files import BadInputError
+from pipeline.packed import Entry
 
 
 class Expected(NamedTuple):
-    """What a manifest must hold: number of images, number of classes, and `split.fingerprint` of its rows."""
+    """What a manifest must hold: number of images, number of classes, and `split.fingerprint` of its rows.
 
-    images: int
+    None was never published: the first good split pins its fingerprint in `data/checksums`.
+    """
+
+    images: int | None
     classes: int
-    sha256: str
+    sha256: str | None
 
 
-def load(name: str) -> ModuleType:
-    """The module of the dataset `name`; an unknown name is bad input."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if name not in names:
-        raise BadInputError(f"there is no dataset {name!r}: choose one of {', '.join(names)}")
-    return importlib.import_module(f"{__name__}.{name}")
+def by_class(entries: list[Entry], training_classes: int) -> dict[str, list[int]]:
+    """Zero-shot manifests: the first `training_classes` labels train, the others are for retrieval."""
+    return with_held_out(
+        {
+            "train": [entry.image for entry in entries if entry.label < training_classes],
+            "test": [entry.image for entry in entries if entry.label >= training_classes],
+        },
+        entries,
+    )
+
+
+def by_part(entries: list[Entry], parts: tuple[str, ...]) -> dict[str, list[int]]:
+    """Manifests as the published lists say: each holds the entries of the part that bears its name."""
+    return with_held_out({part: [entry.image for entry in entries if entry.part == part] for part in parts}, entries)
+
+
+def with_held_out(manifests: dict[str, list[int]], entries: list[Entry]) -> dict[str, list[int]]:
+    """Add `held_out_train` and `held_out_test`: the first half of the training classes (rounded down) and the rest."""
+    labels = sorted({entries[image].label for image in manifests["train"]})
+    first = set(labels[: len(labels) // 2])
+    held_out: dict[str, list[int]] = {"held_out_train": [], "held_out_test": []}
+    for image in manifests["train"]:
+        held_out["held_out_train" if entries[image].label in first else "held_out_test"].append(image)
+    return manifests | held_out

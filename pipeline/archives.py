@@ -1,0 +1,148 @@
+"""Read files straight out of tar and zip archives, one at a time, nothing unpacked to disk.
+
+Nothing here writes, so a hostile archive could not reach outside a folder; one that tries is refused all the same, for
+it is not what was published. Every byte is read against the archive's own checksums (gzip's or zip's CRC).
+"""
+
+import functools
+import gzip
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeVar
+
+from pipeline.files import BadInputError
+
+READ_LIMIT = 64 << 20
+"""Bytes that one image or list may have; the largest in these data sets is 15 MB."""
+
+MEMBER_LIMIT = 1 << 30
+"""Bytes that any member may have; CUB-200-2011 holds a table of 110 MB that is not read."""
+
+MEND = "remove it and download it again"
+
+GROWTH_LIMIT = 20
+"""How many times its own size an archive may hold, above one more `MEMBER_LIMIT`; images hardly shrink at all."""
+
+Record = TypeVar("Record")
+
+
+class _Member(NamedTuple):
+    """One entry of an archive: `kind` is "file", "folder", or what else it is; `read` gives its content."""
+
+    name: str
+    kind: str
+    size: int
+    read: Callable[[], bytes]
+
+
+def _tar(path: Path) -> Iterator[_Member]:
+    """The members of a gzipped tar file, as a stream."""
+
+    def content(info: tarfile.TarInfo) -> bytes:
+        file = archive.extractfile(info)
+        assert file is not None, "only members that are files are read"
+        return file.read()
+
+    kinds = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.LNKTYPE: "link"}
+    with gzip.open(path) as unzipped:
+        with tarfile.open(fileobj=unzipped, mode="r|") as archive:
+            for info in archive:
+                kind = "file" if info.isreg() else kinds.get(info.type, "device")
+                yield _Member(info.name, kind, info.size, functools.partial(content, info))
+                # Or the list of members grows with the archive.
+                archive.members = []  # type: ignore[attr-defined]
+        while unzipped.read(1 << 20):
+            pass  # gzip compares its CRC at the very end
+
+
+def _zip(path: Path) -> Iterator[_Member]:
+    """The members of a zip file, in its order."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            mode = info.external_attr >> 16
+            kind = "folder" if info.is_dir() else "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "link"
+            yield _Member(info.filename, kind, info.file_size, functools.partial(archive.read, info))
+
+
+def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file in the archive whose name is wanted, in the archive's order.
+
+    Names are without a leading "./". What macOS adds (`._*`, `__MACOSX`) is passed over. Raises `BadInputError` for an
+    archive that is missing, damaged, cut short or encrypted, and for members that climb out of it, are links or
+    devices, or are absurdly large.
+    """
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing: run the download stage")
+    budget = MEMBER_LIMIT + GROWTH_LIMIT * path.stat().st_size
+    try:
+        for member in _zip(path) if path.suffix == ".zip" else _tar(path):
+            name = member.name.removeprefix("./")
+            parts = PurePosixPath(name).parts
+            if name.startswith("/") or ".." in parts or "\\" in name:
+                raise BadInputError(f"{path}: the member {name!r} leads out of the archive: {MEND}")
+            if member.kind not in ("file", "folder"):
+                raise BadInputError(f"{path}: the member {name!r} is a {member.kind}, not a file: {MEND}")
+            budget -= member.size
+            chosen = member.kind == "file" and not name.startswith("__MACOSX/") and not parts[-1].startswith("._")
+            chosen = chosen and wanted(name)
+            if member.size > (READ_LIMIT if chosen else MEMBER_LIMIT) or budget < 0:
+                raise BadInputError(f"{path}: {name!r} takes {member.size:,} bytes unpacked, which is absurd: {MEND}")
+            if chosen:
+                yield name, member.read()
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise BadInputError(f"{path} is damaged or cut short ({error}): {MEND}") from None
+    except (NotImplementedError, RuntimeError) as error:
+        # zipfile's words for an unknown method of compression and for a missing password
+        raise BadInputError(f"{path} cannot be read ({error}): {MEND}") from None
+
+
+def read_texts(path: Path, names: list[str], hint: str = "") -> list[bytes]:
+    """The content of the named files of an archive; `BadInputError` names those that are missing and gives the hint."""
+    found = dict(read(path, names.__contains__))
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise BadInputError(f"{path} holds no {' and no '.join(missing)}: this is another archive: {MEND}{hint}")
+    return [found[name] for name in names]
+
+
+def read_annotated(path: Path, annotated: dict[str, Record], source: str) -> Iterator[tuple[str, Record, bytes]]:
+    """Yield name, record and content of every file of the archive that `annotated` names.
+
+    Raises `BadInputError` at the end where the archive lacks some of them; `source` is who names them.
+    """
+    missing = set(annotated)
+    for name, content in read(path, annotated.__contains__):
+        missing.discard(name)
+        yield name, annotated[name], content
+    if missing:
+        shown = "\n  ".join(sorted(missing)[:20]) + ("\n  …" if len(missing) > 20 else "")
+        raise BadInputError(f"{path} lacks {len(missing)} of the images that {source} names:\n  {shown}\n{MEND}")
+
+
+def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list[str]]:
+    """The fields of each line of an annotation file, apart by blanks; the first `skip` lines are left out.
+
+    Raises `BadInputError` for a line that has not `columns` fields, and for text that is not UTF-8.
+    """
+    try:
+        lines = text.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{source} is not text ({error}): {MEND}") from None
+    for place, line in enumerate(lines[skip:], skip + 1):
+        fields = line.split()
+        if fields and len(fields) != columns:
+            raise BadInputError(f"{source} line {place} has {len(fields)} fields where {columns} are due: {line!r}")
+        if fields:
+            yield fields
+
+
+def number(text: str, source: str) -> int:
+    """A whole number from an annotation file, or `BadInputError`."""
+    try:
+        return int(text)
+    except ValueError:
+        raise BadInputError(f"{source}: {text!r} should be a whole number: {MEND}") from None

@@ -1,0 +1,176 @@
+"""Cars196: 16,185 photographs of 196 models of cars (Krause et al. 2013, Stanford).
+
+Classes 1-98 train, 99-196 are retrieved, whatever folder an image lies in: the published cars_train and cars_test are
+the classification split. The images come in three layouts with names of their own: car_ims (one archive), the official
+split (two archives and a devkit), and Kaggle's zip of the official folders. All three are packed to the same bytes: an
+image is named and ordered within its class by the SHA-256 of its file.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from pipeline import archives, datasets, fetch
+from pipeline.datasets import Expected
+from pipeline.files import BadInputError
+from pipeline.packed import Entry, SourceImage
+
+KAGGLE = "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset"
+FILES = (
+    fetch.File(
+        "car_ims.tgz",
+        (
+            "http://ai.stanford.edu/~jkrause/car196/car_ims.tgz",
+            "http://imagenet.stanford.edu/internal/car196/car_ims.tgz",
+        ),
+        "somebody who has it (its own addresses are dead)",
+        md5="d5c8f0aa497503f355e17dc7886c3f14",
+    ),
+    fetch.File(
+        "cars_annos.mat",
+        (
+            "http://ai.stanford.edu/~jkrause/car196/cars_annos.mat",
+            "http://imagenet.stanford.edu/internal/car196/cars_annos.mat",
+        ),
+        KAGGLE,
+        md5="b407c6086d669747186bd1d764ff9dbc",
+    ),
+    fetch.File(
+        "cars_train.tgz",
+        ("http://ai.stanford.edu/~jkrause/car196/cars_train.tgz",),
+        "somebody who has it (its own address is dead)",
+        979_269_282,
+        "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
+    ),
+    fetch.File(
+        "cars_test.tgz",
+        ("http://ai.stanford.edu/~jkrause/car196/cars_test.tgz",),
+        "somebody who has it (its own address is dead)",
+        977_350_468,
+        "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
+    ),
+    fetch.File("stanford-cars-dataset.zip", (), f"{KAGGLE} (it is called archive.zip there)"),
+    fetch.File(
+        "car_devkit.tgz",
+        ("https://github.com/pytorch/vision/files/11644847/car_devkit.tgz",),
+        "https://github.com/pytorch/vision/files/11644847/car_devkit.tgz",
+        330_960,
+        "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
+    ),
+    fetch.File(
+        "cars_test_annos_withlabels.mat",
+        ("http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat",),
+        "Kaggle, by a search for its name",
+        185_758,
+        "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+    ),
+)
+LABELS = ("car_devkit.tgz", "cars_test_annos_withlabels.mat")
+LAYOUTS = (
+    ("car_ims.tgz", "cars_annos.mat"),
+    ("cars_train.tgz", "cars_test.tgz", *LABELS),
+    ("stanford-cars-dataset.zip", *LABELS),
+)
+TRAINING_CLASSES = 98
+
+EXPECTED = {
+    "train": Expected(8054, 98, None),
+    "test": Expected(8131, 98, None),
+    "held_out_train": Expected(None, 49, None),
+    "held_out_test": Expected(None, 49, None),
+}
+
+
+def download(raw: Path) -> None:
+    """Fetch the files of one layout into `raw`: the one whose images are there, or else the first that can be had."""
+    begun = [layout for layout in LAYOUTS if (raw / layout[0]).exists()]
+    failures = []
+    for layout in begun[:1] or LAYOUTS:
+        try:
+            fetch.fetch_all((file for file in FILES if file.name in layout), raw)
+            return
+        except BadInputError as error:
+            failures.append(f"{' + '.join(layout)}:\n{error}")
+    several = "Cars196 is to be had in three layouts, one of which must be complete.\n" if len(failures) > 1 else ""
+    raise BadInputError(several + "\n".join(failures))
+
+
+def _matlab(content: bytes, source: str) -> dict[str, Any]:
+    """The variables of a .mat file; `BadInputError` where it is none."""
+    try:
+        return scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)
+    # The reader of damaged files runs into many kinds of errors.
+    except Exception as error:
+        raise BadInputError(f"{source} is not a MATLAB file ({error}): {archives.MEND}") from None
+
+
+def _labels(variables: dict[str, Any], source: str, field: str, folder: str) -> dict[str, int]:
+    """Class, from 1, of each image that the variable `annotations` names, by `folder` and the value of its `field`."""
+    try:
+        rows = np.atleast_1d(variables["annotations"])
+        names = [folder + str(name) for name in rows[field]]
+        labels = dict(zip(names, (int(label) for label in rows["class"]), strict=True))
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise BadInputError(f"{source} has no annotations with {field} and class ({error}): {archives.MEND}") from None
+    if len(labels) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise BadInputError(f"{source} names {', '.join(twice)} twice")
+    return labels
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file of `raw`."""
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing: run the download stage")
+    return path.read_bytes()
+
+
+def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]]]:
+    """The names of the classes, and each archive of images with who annotates it and its images' classes."""
+    if (raw / "car_ims.tgz").exists():
+        told = str(raw / "cars_annos.mat")
+        variables = _matlab(_content(raw / "cars_annos.mat"), told)
+        annotated = [(raw / "car_ims.tgz", told, _labels(variables, told, "relative_im_path", ""))]
+        names = variables.get("class_names", [])
+    else:
+        devkit, test = (raw / name for name in LABELS)
+        train_content, meta = archives.read_texts(devkit, ["devkit/cars_train_annos.mat", "devkit/cars_meta.mat"])
+        names = _matlab(meta, f"{devkit}: cars_meta.mat").get("class_names", [])
+        together = (raw / "stanford-cars-dataset.zip").exists()
+        annotated = []
+        for part, file, content in (("train", devkit, train_content), ("test", test, _content(test))):
+            archive = raw / ("stanford-cars-dataset.zip" if together else f"cars_{part}.tgz")
+            folder = f"cars_{part}/cars_{part}/" if together else f"cars_{part}/"
+            told = f"{file}: cars_train_annos.mat" if part == "train" else str(file)
+            annotated.append((archive, told, _labels(_matlab(content, told), told, "fname", folder)))
+    class_names = [str(name) for name in np.atleast_1d(names)]
+    for _, source, labels in annotated:
+        beyond = sorted(set(labels.values()) - set(range(1, len(class_names) + 1)))
+        if beyond:
+            raise BadInputError(f"{source} has the classes {beyond}, but there are names for {len(class_names)} only")
+    return class_names, annotated
+
+
+def images(raw: Path) -> Iterator[SourceImage]:
+    """The annotated images, packed by class and the SHA-256 of their bytes."""
+    class_names, annotated = _layout(raw)
+    seen: Counter[str] = Counter()
+    for archive, source, labels in annotated:
+        for _, label, encoded in archives.read_annotated(archive, labels, source):
+            digest = hashlib.sha256(encoded).hexdigest()
+            name = f"{label:03}/{digest[:16]}"
+            seen[name] += 1
+            # The same file may be in a class twice.
+            name += f"_{seen[name]}.jpg" if seen[name] > 1 else ".jpg"
+            yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, (label, digest))
+
+
+def split(entries: list[Entry]) -> dict[str, list[int]]:
+    """Zero-shot: the first half of the classes trains (Song et al. 2016)."""
+    return datasets.by_class(entries, TRAINING_CLASSES)

@@ -1,0 +1,70 @@
+"""CUB-200-2011: 11,788 photographs of 200 kinds of birds (Wah et al. 2011, Caltech).
+
+Classes 1-100 train, 101-200 are retrieved. Eight images are grey. CUB-200 of 2010 is another, smaller set with the same
+class names: it is refused. Some test images are among ImageNet's training images, which weights pretrained there saw.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import archives, datasets, fetch
+from pipeline.datasets import Expected
+from pipeline.files import BadInputError
+from pipeline.packed import Entry, SourceImage
+
+FILES = (
+    fetch.File(
+        "CUB_200_2011.tgz",
+        (
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            "https://drive.usercontent.google.com/download?id=1hbzc_P1FuxMkcabkgn9ZKinBwW683j45&confirm=t",
+            "https://s3.amazonaws.com/fast-ai-imageclas/CUB_200_2011.tgz",
+        ),
+        "https://data.caltech.edu/records/65de6-vp158",
+        1_150_585_339,
+        "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+        "97eceeb196236b17998738112f37df78",
+    ),
+)
+TRAINING_CLASSES = 100
+IMAGES_OF_2010 = 6033
+
+EXPECTED = {
+    "train": Expected(5864, 100, None),
+    "test": Expected(5924, 100, None),
+    "held_out_train": Expected(None, 50, None),
+    "held_out_test": Expected(None, 50, None),
+}
+
+
+def download(raw: Path) -> None:
+    """Fetch the archive into `raw`."""
+    fetch.fetch_all(FILES, raw)
+
+
+def images(raw: Path) -> Iterator[SourceImage]:
+    """The images that images.txt lists, packed in its order."""
+    archive, folder = raw / FILES[0].name, "CUB_200_2011"
+    hint = f" (CUB-200 of 2010 has the same classes, but {IMAGES_OF_2010:,} images)"
+    names, labels = archives.read_texts(archive, [f"{folder}/images.txt", f"{folder}/image_class_labels.txt"], hint)
+    label_of = dict(archives.rows(labels, f"{archive}: image_class_labels.txt", 2))
+    annotated: dict[str, tuple[int, int, str]] = {}
+    for key, name in archives.rows(names, f"{archive}: images.txt", 2):
+        path = f"{folder}/images/{name}"
+        if path in annotated:
+            raise BadInputError(f"{archive}: images.txt names {name} twice")
+        if key not in label_of:
+            raise BadInputError(
+                f"{archive}: image_class_labels.txt lacks the id {key}, which images.txt gives to {name}"
+            )
+        label = archives.number(label_of[key], f"{archive}: image_class_labels.txt") - 1
+        annotated[path] = archives.number(key, f"{archive}: images.txt"), label, name
+    for _, (place, label, name), encoded in archives.read_annotated(archive, annotated, "images.txt"):
+        yield SourceImage(name, label, name.split("/")[0], "", encoded, (place,))
+
+
+def split(entries: list[Entry]) -> dict[str, list[int]]:
+    """Zero-shot: the first half of the classes trains (Song et al. 2016)."""
+    if len(entries) == IMAGES_OF_2010:
+        raise BadInputError("cub: these are the 6,033 images of CUB-200 (2010): get CUB_200_2011.tgz (2011) instead")
+    return datasets.by_class(entries, TRAINING_CLASSES)

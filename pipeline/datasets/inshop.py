@@ -1,0 +1,71 @@
+"""In-Shop Clothes Retrieval: 52,712 photographs of 7,982 garments (Liu et al. 2016, DeepFashion, CUHK).
+
+The published list is the split: each query is searched for in the gallery, not among the other queries. A class is an
+item, labels follow the number in its id; training and retrieved items are numbered on from one another.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import archives, datasets, fetch
+from pipeline.datasets import Expected
+from pipeline.files import BadInputError
+from pipeline.packed import Entry, SourceImage
+
+PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
+FILES = (
+    fetch.File(
+        "img.zip",
+        (),
+        f"https://drive.google.com/file/d/0B7EVK8r0v71pS2YxRE1QTFZzekU (the folder Img of {PAGE}; not img_highres.zip)",
+    ),
+    fetch.File(
+        "list_eval_partition.txt",
+        (),
+        f"https://drive.google.com/file/d/0B7EVK8r0v71pYVBqLXpRVjhHeWM (the folder Eval of {PAGE})",
+    ),
+)
+PARTS = ("train", "query", "gallery")
+
+EXPECTED = {
+    "train": Expected(25882, 3997, None),
+    "query": Expected(14218, 3985, None),
+    "gallery": Expected(12612, 3985, None),
+    "held_out_train": Expected(None, 1998, None),
+    "held_out_test": Expected(None, 1999, None),
+}
+
+
+def download(raw: Path) -> None:
+    """Take the two files that a person has put into `raw`: nobody publishes them for programs."""
+    fetch.fetch_all(FILES, raw)
+
+
+def images(raw: Path) -> Iterator[SourceImage]:
+    """The images of the list, packed in its order."""
+    archive, source = (raw / file.name for file in FILES)
+    if not source.is_file():
+        raise BadInputError(f"{source} is missing: run the download stage")
+    content = source.read_bytes()
+    count = archives.number(content.decode(errors="replace").split("\n", 1)[0].strip(), f"{source} line 1")
+    rows = list(archives.rows(content, str(source), 3, skip=2))
+    if len(rows) != count:
+        raise BadInputError(f"{source} announces {count} images and lists {len(rows)}: {archives.MEND}")
+    items = sorted(
+        {item for _, item, _ in rows}, key=lambda item: archives.number(item.removeprefix("id_"), str(source))
+    )
+    label_of = {item: label for label, item in enumerate(items)}
+    annotated: dict[str, tuple[int, str, str]] = {}
+    for place, (name, item, part) in enumerate(rows):
+        if name in annotated:
+            raise BadInputError(f"{source} names {name} twice")
+        if part not in PARTS:
+            raise BadInputError(f"{source}: the status of {name} is {part!r}, not one of {', '.join(PARTS)}")
+        annotated[name] = place, item, part
+    for name, (place, item, part), encoded in archives.read_annotated(archive, annotated, str(source)):
+        yield SourceImage(name, label_of[item], item, part, encoded, (place,))
+
+
+def split(entries: list[Entry]) -> dict[str, list[int]]:
+    """As the list says; which training items are held out has no published rule: ours is the second half."""
+    return datasets.by_part(entries, PARTS)

@@ -1,0 +1,63 @@
+"""Stanford Online Products: 120,053 photographs of 22,634 things for sale on eBay (Song et al. 2016, Stanford).
+
+The lists in the archive are the split: classes 1-11318 train, 11319-22634 are retrieved.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import archives, datasets, fetch
+from pipeline.datasets import Expected
+from pipeline.files import BadInputError
+from pipeline.packed import Entry, SourceImage
+
+FILES = (
+    fetch.File(
+        "Stanford_Online_Products.zip",
+        (
+            "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
+            "https://drive.usercontent.google.com/download?id=1TclrpQOF_ullUP99wk_gjGN8pKvtErG8&confirm=t",
+        ),
+        "https://drive.google.com/file/d/1TclrpQOF_ullUP99wk_gjGN8pKvtErG8",
+        3_083_860_082,
+        "b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
+        "7f73d41a2f44250d4779881525aea32e",
+    ),
+)
+
+EXPECTED = {
+    "train": Expected(59551, 11318, None),
+    "test": Expected(60502, 11316, None),
+    "held_out_train": Expected(None, 5659, None),
+    "held_out_test": Expected(None, 5659, None),
+}
+
+
+def download(raw: Path) -> None:
+    """Fetch the archive into `raw`."""
+    fetch.fetch_all(FILES, raw)
+
+
+def images(raw: Path) -> Iterator[SourceImage]:
+    """The images of both lists, packed by their ids."""
+    archive, folder = raw / FILES[0].name, "Stanford_Online_Products"
+    parts = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
+    lists = archives.read_texts(archive, [f"{folder}/{name}" for name in parts.values()])
+    annotated: dict[str, tuple[int, int, str]] = {}
+    for part, content in zip(parts, lists, strict=True):
+        source = f"{archive}: {parts[part]}"
+        for image_id, class_id, _, name in archives.rows(content, source, 4, skip=1):
+            path = f"{folder}/{name}"
+            if path in annotated:
+                raise BadInputError(f"{source} names {name} again, which was named before")
+            annotated[path] = archives.number(image_id, source), archives.number(class_id, source), part
+    for path, (image, label, part), encoded in archives.read_annotated(
+        archive, annotated, "Ebay_train.txt, Ebay_test.txt"
+    ):
+        name = path.removeprefix(f"{folder}/")
+        yield SourceImage(name, label - 1, f"{label:05}", part, encoded, (image,))
+
+
+def split(entries: list[Entry]) -> dict[str, list[int]]:
+    """Zero-shot, as the lists say."""
+    return datasets.by_part(entries, ("train", "test"))

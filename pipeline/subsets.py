@@ -1,0 +1,90 @@
+"""Stage: partial and imbalanced subsets of the training manifest: data/splits -> data/subsets.
+
+Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanced data, as their code has them):
+
+- `partial_<rate>.csv`: of each class the first int(n * rate) of its n images, the same for every seed;
+- `imbalanced_<gamma>_<seed>.csv`: each class's images are shuffled by the seed; with N1 the size of the smallest class,
+  class k of C (k = 0 ... C-1, by label) keeps the first max(1, int(N1 * gamma ** (-k / (C - 1)))).
+
+Rows stay in the order of the index. A class's shuffle depends on the seed and its label alone.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.files import BadInputError, exit_with, whole
+from pipeline.manifests import Row, read_manifest, write_manifest
+
+RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+GAMMAS = [10, 20, 50, 100, 150]
+
+
+def by_label(rows: list[Row]) -> dict[int, list[Row]]:
+    """The rows of each class, classes by label."""
+    classes = defaultdict(list)
+    for row in rows:
+        classes[row.label].append(row)
+    return dict(sorted(classes.items()))
+
+
+def partial(rows: list[Row], rate: float) -> list[Row]:
+    """The first int(n * rate) images of each class, 0 < rate <= 1. Raises `BadInputError` where a class gets none.
+
+    The product is one of binary fractions, as the authors' is: of 90 images a rate of 0.7 keeps 62.
+    """
+    if not 0 < rate <= 1:
+        raise BadInputError(f"the rate of a partial subset is above 0 and at most 1, not {rate}")
+    classes = by_label(rows)
+    empty = [label for label, members in classes.items() if not int(len(members) * rate)]
+    if empty:
+        raise BadInputError(f"at the rate {rate} the classes with the labels {empty} keep no image")
+    return sorted(row for members in classes.values() for row in members[: int(len(members) * rate)])
+
+
+def imbalanced(rows: list[Row], gamma: float, seed: int) -> list[Row]:
+    """A long tail: the first class keeps as many images as the smallest class has, the last one 1/gamma of that."""
+    if gamma < 1 or not 0 <= seed < 2**64:
+        raise BadInputError(f"gamma is at least 1 and a seed is from 0 to 2**64 - 1, not {gamma} and {seed}")
+    classes = by_label(rows)
+    smallest = min(map(len, classes.values()))
+    chosen = []
+    for rank, (label, members) in enumerate(classes.items()):
+        kept = max(1, int(smallest * gamma ** (-rank / max(1, len(classes) - 1))))
+        # Raw words of Philox stay the same in every release of numpy; Generator.permutation need not.
+        words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(members))
+        chosen += [members[place] for place in np.argsort(words, kind="stable")[:kept]]
+    return sorted(chosen)
+
+
+def main() -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.subsets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", help="one that was split, such as cub")
+    parser.add_argument(
+        "--rates", type=float, nargs="*", default=RATES, help="of partial subsets; 0.1 ... 1.0 if not given"
+    )
+    parser.add_argument(
+        "--gammas", type=int, nargs="*", default=GAMMAS, help="of imbalanced ones; 10 ... 150 if not given"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[2024], help="of imbalanced ones; the authors' 2024 if not given"
+    )
+    arguments = parser.parse_args()
+    rows = read_manifest(Path("data/splits") / arguments.dataset / "train.csv")
+    with whole(Path("data/subsets") / arguments.dataset) as folder:
+        folder.mkdir()
+        for rate in arguments.rates:
+            write_manifest(folder / f"partial_{rate}.csv", partial(rows, rate))
+        for gamma in arguments.gammas:
+            for seed in arguments.seeds:
+                write_manifest(folder / f"imbalanced_{gamma}_{seed}.csv", imbalanced(rows, gamma, seed))
+        print(f"{arguments.dataset}: {len(list(folder.iterdir()))} subsets of {len(rows)} images")
+
+
+if __name__ == "__main__":
+    exit_with(main)

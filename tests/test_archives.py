@@ -1,0 +1,262 @@
+"""Archives and annotations that are broken or hostile: one clear error each, and no output."""
+
+import gzip
+import io
+import random
+import re
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import archives, convert
+from pipeline.datasets import cars, cub, inshop, sop
+from pipeline.files import BadInputError, whole
+from pipeline.packed import pack
+from tests import lookalikes
+from tests.lookalikes import cub_files, member, sop_files, tgz, zipped
+
+TGZ = "CUB_200_2011.tgz"
+ALBATROSS = "CUB_200_2011/images/001.Black_footed_Albatross/Black_footed_Albatross_0046_53.jpg"
+
+
+def refused(dataset, raw: Path) -> str:
+    """Pack what `raw` holds as the convert stage does; return its refusal, which leaves nothing behind."""
+    with pytest.raises(BadInputError) as error, whole(raw.parent / "packed" / "it") as folder:
+        pack(dataset.images(raw), folder)
+    assert not list((raw.parent / "packed").iterdir())
+    return str(error.value)
+
+
+@pytest.mark.parametrize("build", [lookalikes.cub, lookalikes.sop], ids=["tgz", "zip"])
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_archive(tmp_path, build, keep):
+    build(tmp_path / "raw")
+    (path,) = (tmp_path / "raw").iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    assert f"{path} is damaged or cut short" in refused(cub if build is lookalikes.cub else sop, tmp_path / "raw")
+
+
+@pytest.mark.parametrize("build", [lookalikes.cub, lookalikes.sop], ids=["tgz", "zip"])
+def test_a_flipped_bit_never_passes_unseen(tmp_path, build):
+    """At thirty places: an error, or (in a part that nobody reads, such as a date) the very same bytes."""
+    dataset = cub if build is lookalikes.cub else sop
+    build(tmp_path / "raw")
+    (path,) = (tmp_path / "raw").iterdir()
+    content = path.read_bytes()
+    pack(dataset.images(tmp_path / "raw"), tmp_path / "good")
+    generator, refusals = random.Random(3), 0
+    for attempt in range(30):
+        flipped = bytearray(content)
+        flipped[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            pack(dataset.images(tmp_path / "raw"), tmp_path / str(attempt))
+        except BadInputError:
+            refusals += 1
+        else:
+            for file in ("images.bin", "index.csv"):
+                assert (tmp_path / str(attempt) / file).read_bytes() == (tmp_path / "good" / file).read_bytes()
+    assert refusals > 20
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        (member("CUB_200_2011/../../etc/passwd", b"x"), "leads out of the archive"),
+        (member("/etc/passwd", b"x"), "leads out of the archive"),
+        (member("CUB_200_2011/link", kind=tarfile.SYMTYPE, link="/etc/passwd"), "is a link, not a file"),
+        (member("CUB_200_2011/link", kind=tarfile.LNKTYPE, link="CUB_200_2011/images.txt"), "is a link, not a file"),
+        (member("CUB_200_2011/null", kind=tarfile.CHRTYPE), "is a device, not a file"),
+        (member("CUB_200_2011/pipe", kind=tarfile.FIFOTYPE), "is a device, not a file"),
+    ],
+    ids=["up", "absolute", "symlink", "hard link", "device", "pipe"],
+)
+def test_hostile_members_of_a_tar(tmp_path, info, reason):
+    tgz(tmp_path / "raw" / TGZ, cub_files(), [(info, b"x" * info.size)])
+    message = refused(cub, tmp_path / "raw")
+    assert message.startswith(f"{tmp_path}/raw/{TGZ}: the member {info.name!r} {reason}: remove it")
+
+
+def test_hostile_members_of_a_zip(tmp_path):
+    zipped(tmp_path / "raw/Stanford_Online_Products.zip", {"../up.txt": b"x"} | sop_files())
+    assert "the member '../up.txt' leads out of the archive" in refused(sop, tmp_path / "raw")
+    link = zipfile.ZipInfo("Stanford_Online_Products/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(zipped(tmp_path / "raw/Stanford_Online_Products.zip", sop_files()), "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    assert "the member 'Stanford_Online_Products/link' is a link, not a file" in refused(sop, tmp_path / "raw")
+
+
+def test_bombs(tmp_path):
+    """A member of 100 MB that is read, and one of 2 GB that is not, each of zeros; neither is unpacked."""
+    zeros = bytes(100 << 20)
+    files = sop_files() | {"Stanford_Online_Products/Ebay_train.txt": zeros}
+    zipped(tmp_path / "raw/Stanford_Online_Products.zip", files)
+    message = refused(sop, tmp_path / "raw")
+    assert "'Stanford_Online_Products/Ebay_train.txt' takes 104,857,600 bytes unpacked, which is absurd" in message
+    tgz(tmp_path / "raw" / TGZ, cub_files() | {ALBATROSS: zeros})
+    assert f"{ALBATROSS!r} takes 104,857,600 bytes unpacked, which is absurd" in refused(cub, tmp_path / "raw")
+    huge = member("CUB_200_2011/huge")
+    huge.size = 2 << 30
+    with gzip.open(tmp_path / "raw" / TGZ, "wb") as file:
+        file.write(huge.tobuf())
+    assert "'CUB_200_2011/huge' takes 2,147,483,648 bytes" in refused(cub, tmp_path / "raw")
+
+
+def test_a_bomb_of_many_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 1 << 20)
+    many = {f"CUB_200_2011/zeros{number}": bytes(1 << 19) for number in range(60)}
+    tgz(tmp_path / "raw" / TGZ, many | cub_files())
+    assert "takes 524,288 bytes unpacked, which is absurd" in refused(cub, tmp_path / "raw")
+
+
+def test_a_bomb_of_pixels(tmp_path):
+    """A PNG of 225 million black pixels in a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (15_000, 15_000)).save(buffer, "PNG")
+    tgz(tmp_path / "raw" / TGZ, cub_files() | {ALBATROSS: buffer.getvalue()})
+    assert "exceeds limit of" in refused(cub, tmp_path / "raw")
+
+
+def test_an_encrypted_zip_is_not_the_one(tmp_path):
+    lookalikes.inshop(tmp_path / "raw")
+    path = tmp_path / "raw/img.zip"
+    content = bytearray(path.read_bytes())
+    for match in re.finditer(b"PK\x01\x02", bytes(content)):
+        content[match.start() + 8] |= 1
+    path.write_bytes(content)
+    assert re.search("img.zip cannot be read .*encrypted, password required", refused(inshop, tmp_path / "raw"))
+
+
+def test_a_missing_annotation_file(tmp_path):
+    files = cub_files()
+    del files["CUB_200_2011/image_class_labels.txt"]
+    tgz(tmp_path / "raw" / TGZ, files)
+    assert "holds no CUB_200_2011/image_class_labels.txt: this is another archive" in refused(cub, tmp_path / "raw")
+    lookalikes.cars_combined(tmp_path / "cars")
+    (tmp_path / "cars/cars_annos.mat").unlink()
+    assert "cars/cars_annos.mat is missing: run the download stage" in refused(cars, tmp_path / "cars")
+
+
+def test_a_missing_archive(tmp_path):
+    assert f"{tmp_path}/raw/{TGZ} is missing: run the download stage" in refused(cub, tmp_path / "raw")
+
+
+def test_annotations_that_name_missing_images(tmp_path):
+    files = cub_files()
+    gone = [name for name in files if "0009" in name]
+    tgz(tmp_path / "raw" / TGZ, {name: content for name, content in files.items() if name not in gone})
+    message = refused(cub, tmp_path / "raw")
+    assert f"{TGZ} lacks 4 of the images that images.txt names:\n  " + "\n  ".join(sorted(gone)) in message
+
+
+def test_duplicate_names(tmp_path):
+    files = cub_files()
+    tgz(tmp_path / "raw" / TGZ, files, [(member(ALBATROSS, files[ALBATROSS]), files[ALBATROSS])])
+    name = ALBATROSS.removeprefix("CUB_200_2011/images/")
+    assert (
+        refused(cub, tmp_path / "raw")
+        == f"images that cannot be used, mend or replace them: 1\n  {name}: the name comes twice"
+    )
+    files["CUB_200_2011/images.txt"] += f"13 {name}\n".encode()
+    tgz(tmp_path / "raw" / TGZ, files)
+    assert f"images.txt names {name} twice" in refused(cub, tmp_path / "raw")
+
+
+def test_every_image_that_does_not_decode_is_named(tmp_path):
+    files = cub_files()
+    names = [name for name in files if name.endswith("_9.jpg")]
+    files[names[0]] = b"<html>no image</html>"
+    files[names[1]] = files[names[1]][:-200]
+    files[names[2]] = b""
+    tgz(tmp_path / "raw" / TGZ, files)
+    message = refused(cub, tmp_path / "raw")
+    assert message.startswith("images that cannot be used, mend or replace them: 3\n")
+    assert all(name.removeprefix("CUB_200_2011/images/") in message for name in names[:3])
+    assert message.count(": not an image") == 2
+    assert "image file is truncated" in message
+
+
+def test_an_empty_class(tmp_path, monkeypatch):
+    files = cub_files()
+    files["CUB_200_2011/image_class_labels.txt"] = files["CUB_200_2011/image_class_labels.txt"].replace(
+        b" 2\n", b" 5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["convert", "cub"])
+    tgz(tmp_path / "data/raw/cub" / TGZ, files)
+    with pytest.raises(BadInputError, match="cub: the classes 2 have no image"):
+        convert.main()
+    assert not list(Path("data/packed").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("images.txt", b"1 a.jpg extra\n", "images.txt line 1 has 3 fields where 2 are due"),
+        ("images.txt", b"\xff\xfe", "images.txt is not text"),
+        ("images.txt", b"99 a.jpg\n", "image_class_labels.txt lacks the id 99, which images.txt gives to a.jpg"),
+        ("image_class_labels.txt", b"1 one\n", "image_class_labels.txt: 'one' should be a whole number"),
+        ("images.txt", b"", "there is not one image to pack"),
+    ],
+)
+def test_annotations_that_cannot_be_read(tmp_path, name, content, reason):
+    tgz(tmp_path / "raw" / TGZ, cub_files() | {f"CUB_200_2011/{name}": content})
+    assert reason in refused(cub, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<html>", "cars_annos.mat is not a MATLAB file"),
+        (lookalikes.mat(other=1), "cars_annos.mat has no annotations with relative_im_path and class"),
+        (
+            lookalikes.mat(annotations=lookalikes.annotations(["a", "a"], [1, 1], "relative_im_path"), class_names="x"),
+            "cars_annos.mat names a twice",
+        ),
+        (
+            lookalikes.mat(annotations=lookalikes.annotations(["a", "b"], [1, 5], "relative_im_path"), class_names="x"),
+            "cars_annos.mat has the classes [5], but there are names for 1 only",
+        ),
+    ],
+    ids=["web page", "other", "twice", "beyond"],
+)
+def test_cars_annotations_that_cannot_be_used(tmp_path, content, reason):
+    lookalikes.cars_combined(tmp_path / "raw")
+    (tmp_path / "raw/cars_annos.mat").write_bytes(content)
+    assert reason in refused(cars, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("11\n", "12\n", "announces 12 images and lists 11"),
+        ("query", "probe", "is 'probe', not one of train, query, gallery"),
+        ("02_1_front", "02_0_front", "names img/MEN/Denim/id_00000002/02_0_front.jpg twice"),
+        ("id_00000002 ", "item_two ", "'item_two' should be a whole number"),
+        ("11\n", "<html>\n", "list_eval_partition.txt line 1: '<html>' should be a whole number"),
+    ],
+)
+def test_inshop_lists_that_cannot_be_used(tmp_path, old, new, reason):
+    lookalikes.inshop(tmp_path / "raw")
+    path = tmp_path / "raw/list_eval_partition.txt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert reason in refused(inshop, tmp_path / "raw")
+
+
+def test_members_are_the_same_in_any_order(tmp_path):
+    files = cub_files()
+    shuffled = [list(files)[place] for place in np.random.default_rng(0).permutation(len(files))]
+    for name, order in (("a", list(files)), ("b", shuffled)):
+        tgz(tmp_path / name / TGZ, {f"./{key}" if name == "b" else key: files[key] for key in order})
+        pack(cub.images(tmp_path / name), tmp_path / "packed" / name)
+    for file in ("images.bin", "index.csv"):
+        assert (tmp_path / "packed/a" / file).read_bytes() == (tmp_path / "packed/b" / file).read_bytes()

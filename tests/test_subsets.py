@@ -1,0 +1,121 @@
+"""Partial and imbalanced subsets: the published rules, kept sizes counted by hand."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import subsets
+from pipeline.files import BadInputError
+from pipeline.manifests import Row, read_manifest, write_manifest
+from pipeline.subsets import imbalanced, partial
+
+
+def rows_of(sizes: list[int]) -> list[Row]:
+    """A manifest of classes of these sizes, image by image in turn, so that classes are mixed."""
+    turns = [(place, label) for label, size in enumerate(sizes) for place in range(size)]
+    return [Row(image, label, f"{label}/{place}.jpg") for image, (place, label) in enumerate(sorted(turns))]
+
+
+def sizes_of(rows: list[Row]) -> list[int]:
+    return [count for _, count in sorted(Counter(row.label for row in rows).items())]
+
+
+@pytest.mark.parametrize(
+    ("rate", "kept"), [(0.1, [6, 5, 4, 9]), (0.3, [18, 17, 12, 27]), (0.7, [42, 41, 28, 62]), (1.0, [60, 59, 41, 90])]
+)
+def test_partial_keeps_the_first_of_each_class(rate, kept):
+    """0.7 of 90 is 62 in binary fractions, as in the authors' code."""
+    rows = rows_of([60, 59, 41, 90])
+    chosen = partial(rows, rate)
+    assert sizes_of(chosen) == kept
+    assert chosen == [row for row in rows if int(row.name.split("/")[1][:-4]) < kept[row.label]]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "kept"),
+    [(10, [41, 19, 8, 4]), (20, [41, 15, 5, 2]), (50, [41, 11, 3, 1]), (100, [41, 8, 1, 1]), (150, [41, 7, 1, 1])],
+)
+def test_imbalanced_keeps_a_tail_by_label(gamma, kept):
+    """41 * 10 ** (-1/3) = 19.03, 41 * 10 ** (-2/3) = 8.8, 41 / 10 = 4.1, and so on; never fewer than one."""
+    rows = rows_of([60, 59, 41, 90])
+    assert sizes_of(imbalanced(rows, gamma, 2024)) == kept
+
+
+def test_imbalanced_shuffles_by_seed_and_label_alone():
+    rows = rows_of([60, 59, 41, 90])
+    one, again, other = imbalanced(rows, 20, 1), imbalanced(rows, 20, 1), imbalanced(rows, 20, 2)
+    assert one == again == sorted(one)
+    assert one != other
+    # The same words for class 3 whatever the other classes are, so the smaller subset is inside the larger.
+    assert set(imbalanced(rows, 150, 1)) < set(one)
+    # These never change, whatever the release of numpy.
+    assert [row.name for row in imbalanced(rows_of([9, 9]), 3, 2024) if row.label == 1] == KNOWN
+
+
+KNOWN = ["1/0.jpg", "1/1.jpg", "1/5.jpg"]
+
+
+def test_every_image_is_as_likely_to_be_kept():
+    counts = Counter(
+        row.name for seed in range(600) for row in imbalanced(rows_of([10, 10]), 5, seed) if row.label == 1
+    )
+    assert len(counts) == 10
+    # 600 draws of 2 in 10: mean 120, standard deviation 9.8
+    assert all(70 < count < 170 for count in counts.values())
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(subsets.GAMMAS), st.integers(0, 2**64 - 1))
+def test_imbalanced_never_grows_and_never_empties_a_class(sizes, gamma, seed):
+    rows = rows_of(sizes)
+    chosen = imbalanced(rows, gamma, seed)
+    kept = sizes_of(chosen)
+    assert len(kept) == len(sizes)
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == min(sizes)
+    assert set(chosen) <= set(rows)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "reason"),
+    [
+        (partial, (0.0,), "above 0 and at most 1, not 0.0"),
+        (partial, (1.1,), "above 0 and at most 1, not 1.1"),
+        (partial, (0.1,), r"at the rate 0.1 the classes with the labels \[1\] keep no image"),
+        (imbalanced, (0, 1), "gamma is at least 1"),
+        (imbalanced, (10, -1), "a seed is from 0"),
+    ],
+)
+def test_impossible_subsets_are_refused(function, arguments, reason):
+    with pytest.raises(BadInputError, match=reason):
+        function(rows_of([20, 9]), *arguments)
+
+
+def test_the_stage_writes_every_subset(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = rows_of([30, 20, 25])
+    (tmp_path / "data/splits/cub").mkdir(parents=True)
+    write_manifest(tmp_path / "data/splits/cub/train.csv", rows)
+    monkeypatch.setattr("sys.argv", ["subsets", "cub", "--seeds", "1", "2"])
+    subsets.main()
+    files = sorted(path.name for path in (tmp_path / "data/subsets/cub").iterdir())
+    assert files == sorted(
+        [f"partial_{rate / 10}.csv" for rate in range(1, 11)]
+        + [f"imbalanced_{gamma}_{seed}.csv" for gamma in (10, 20, 50, 100, 150) for seed in (1, 2)]
+    )
+    assert read_manifest(tmp_path / "data/subsets/cub/partial_1.0.csv") == rows
+    assert read_manifest(tmp_path / "data/subsets/cub/imbalanced_50_2.csv") == imbalanced(rows, 50, 2)
+    assert capsys.readouterr().out == "cub: 20 subsets of 75 images\n"
+
+
+def test_broken_manifests_are_named(tmp_path):
+    path = tmp_path / "train.csv"
+    with pytest.raises(BadInputError, match=r"train\.csv is missing: run the split stage"):
+        read_manifest(path)
+    path.write_text("name,label\n")
+    with pytest.raises(BadInputError, match="does not begin with the columns image,label,name"):
+        read_manifest(path)
+    path.write_text("image,label,name\n0,0,a.jpg\n1,x,b.jpg\n")
+    with pytest.raises(BadInputError, match="line 3 is not a row"):
+        read_manifest(path)
