@@ -53,12 +53,12 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def peak(run: Callable[[], object]) -> float:
-    """GB of resident memory that a call adds at its peak (Linux)."""
+def peak(run: Callable[[], object]) -> tuple[float, float]:
+    """(Seconds, GB of resident memory that the call adds at its peak); Linux."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
-    run()
-    return (resident("VmHWM") - before) / 1e9
+    duration = seconds(run)
+    return duration, (resident("VmHWM") - before) / 1e9
 
 
 def resident(field: str) -> int:
@@ -78,15 +78,15 @@ def measure(name: str, repeats: int, peers: bool, collapse: bool) -> str:
         "all": lambda: retrieval(queries, labels[:n], ks, **among),
         "recall": lambda: recall_at_k(queries, labels[:n], ks, **among),
     }
-    gigabytes = peak(runs["all"])
+    _, gigabytes = peak(runs["all"])
     times = {key: min(values) for key, values in take_turns(runs, repeats).items()}
     scores = retrieval(queries, labels[:n], ks, **among)
     cells = [name, f"{n}" + (f" x {m}" if m else ""), f"{scores['recall@1']:.3f}", f"{scores['map@r']:.3f}"]
     cells += [f"{times['product']:.2f}", f"{times['all']:.2f}", f"{times['all'] / times['product']:.2f}"]
     cells += [f"{times['recall'] / times['product']:.2f}", f"{gigabytes:.2f}"]
     for run in peer_runs(queries, labels[:n], searched, labels[n:] if m else labels, m == 0, ks) if peers else ():
-        gigabytes = peak(run)
-        cells += [f"{min(seconds(run) for _ in range(2)) / times['product']:.2f}", f"{gigabytes:.2f}"]
+        duration, gigabytes = peak(run)
+        cells += [f"{duration / times['product']:.2f}", f"{gigabytes:.2f}"]
     return "| " + " | ".join(cells) + " |"
 
 
