@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import retrieval as rooms
-from pipeline.retrieval import NEVER, nearest, recall_at_k, retrieval
+from pipeline.ranks import NEVER, Scores, by_halves, by_strips, per_query
+from pipeline.retrieval import nearest, recall_at_k, retrieval
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 Search = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -80,7 +80,7 @@ def expected(queries: Tensor, labels: Tensor, searched: Tensor, searched_labels:
     return result
 
 
-def assert_same(scores: rooms.Scores, expected: list[Any]) -> None:
+def assert_same(scores: Scores, expected: list[Any]) -> None:
     first, average_precision, r_precision = (np.array(values) for values in zip(*expected, strict=True))
     np.testing.assert_array_equal(scores[0], first)
     np.testing.assert_array_equal(scores[2], r_precision)
@@ -93,10 +93,10 @@ def assert_same(scores: rooms.Scores, expected: list[Any]) -> None:
 def test_ranks_equal_the_definition(search: Search) -> None:
     queries, labels, _, _ = search
     truth = expected(*search, "exact")
-    assert_same(rooms._by_strips(*search, "exact", False, True), truth)
+    assert_same(by_strips(*search, "exact", False, True), truth)
     if int(labels.bincount().max()) <= 64:  # otherwise a class does not fit a tile
-        assert_same(rooms._by_halves(queries, labels, False, 64), truth)
-        assert rooms._by_halves(queries, labels, True, 64)[0].tolist() == [first for first, _, _ in truth]
+        assert_same(by_halves(queries, labels, False, 64), truth)
+        assert by_halves(queries, labels, True, 64)[0].tolist() == [first for first, _, _ in truth]
 
 
 @given(searches(gallery=True))
@@ -104,7 +104,7 @@ def test_ranks_equal_the_definition(search: Search) -> None:
 def test_ranks_in_a_gallery_equal_the_definition(search: Search) -> None:
     queries, labels, gallery, gallery_labels = search
     for counting in ("exact", "strict"):
-        assert_same(rooms._per_query(queries, labels, gallery, gallery_labels, counting), expected(*search, counting))
+        assert_same(per_query(queries, labels, gallery, gallery_labels, counting), expected(*search, counting))
     ranks = [first for first, _, _ in expected(*search, "exact")]
     scores = recall_at_k(queries, labels, [1, 7, 1000], gallery=gallery, gallery_labels=gallery_labels)
     assert scores == {f"recall@{k}": pytest.approx(np.mean([rank < k for rank in ranks])) for k in (1, 7, 1000)}
@@ -114,7 +114,7 @@ def test_ranks_in_a_gallery_equal_the_definition(search: Search) -> None:
 @settings(deadline=None)
 def test_legacy_ranks_equal_their_definition(search: Search, counting: str) -> None:
     queries, labels, _, _ = search
-    assert_same(rooms._per_query(queries, labels, None, None, counting), expected(*search, counting))
+    assert_same(per_query(queries, labels, None, None, counting), expected(*search, counting))
 
 
 def test_legacy_agrees_unless_images_repeat() -> None:
@@ -166,7 +166,7 @@ def test_ties_of_rounded_numbers_are_ties_in_any_order(classes: int, dimensions:
         embeddings, labels = embeddings[order], labels[order]
         for side in (64, 512, 1024):
             if 600 // classes <= side:
-                first, _, _ = rooms._by_halves(embeddings, labels, False, side)
+                first, _, _ = by_halves(embeddings, labels, False, side)
                 # The query's copy, the copy of the first hit, and both copies of whatever is nearer.
                 assert bool((first % 2 == 0).all() and (first >= 2).all())
 
@@ -177,8 +177,8 @@ def test_the_order_of_images_and_the_names_of_classes_do_not_matter() -> None:
         embeddings = torch.from_numpy(golden[f"{case}/embeddings"])
         labels = torch.from_numpy(golden[f"{case}/labels"])
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-        scores = rooms._per_query(embeddings, labels, None, None, "exact")
-        shuffled = rooms._per_query(embeddings[order], -7 * labels[order], None, None, "exact")
+        scores = per_query(embeddings, labels, None, None, "exact")
+        shuffled = per_query(embeddings[order], -7 * labels[order], None, None, "exact")
         for values, others in zip(scores, shuffled, strict=True):
             assert torch.equal(values[order], others)
 
