@@ -163,18 +163,19 @@ def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -
 def _add_counts(tile: Tensor, dim: int, thresholds: Tensor, counts: Tensor, buffer: Tensor) -> None:
     """Adds to counts (side, w), for each row (dim 1) or column (dim 0) of the tile, how many of its entries are at
     least each of its thresholds (side, w), which ascend."""
-    reach = tile.amax(dim)
-    active = (reach >= thresholds[:, 0]).nonzero()[:, 0]
-    if len(active) == 0:
-        return
-    reached, by_reach = (thresholds[active] <= reach[active, None]).sum(1).sort(descending=True)
-    active = active[by_reach]
-    some = tile.index_select(1 - dim, active)
-    limits = thresholds[active].T.contiguous()
+    reached = (thresholds <= tile.amax(dim)[:, None]).sum(1)
     slots = torch.arange(thresholds.shape[1], device=tile.device)
+    some = None
     for slot, many in enumerate((reached[:, None] > slots).sum(0).tolist()):
         if many == 0:
             break
+        if many > len(reached) // 2:
+            limits = thresholds[:, slot].contiguous().unsqueeze(dim)
+            counts[:, slot] += _count(torch.ge, tile, limits, dim, buffer)
+            continue
+        if some is None:  # few are concerned: only they are looked at, for this and the further thresholds
+            active = reached.argsort(descending=True)[:many]
+            some, limits = tile.index_select(1 - dim, active), thresholds[active].T.contiguous()
         part = some.narrow(1 - dim, 0, many)
         counts[active[:many], slot] += _count(torch.ge, part, limits[slot, :many].unsqueeze(dim), dim, buffer)
 
