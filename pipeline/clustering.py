@@ -70,20 +70,17 @@ def _scikit_kmeans(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np
 
 def _faiss_kmeans(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.integer]:
     import faiss
+    from threadpoolctl import threadpool_limits
 
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(2)
-    try:
-        kmeans = faiss.Kmeans(
-            points.shape[1],
-            k,
-            niter=20,
-            seed=seed,
-            min_points_per_centroid=1,  # SOP has 5.3 images per class: no warning
-            max_points_per_centroid=len(points),  # never a subsample
-        )
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        k,
+        niter=20,
+        seed=seed,
+        min_points_per_centroid=1,  # SOP has 5.3 images per class: no warning
+        max_points_per_centroid=len(points),  # never a subsample
+    )
+    with threadpool_limits(2):  # faiss's OpenMP and its BLAS
         kmeans.train(points)
         _, nearest = kmeans.index.search(points, 1)
-    finally:
-        faiss.omp_set_num_threads(threads)
     return nearest[:, 0]

@@ -1,9 +1,16 @@
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import normalized_mutual_info_score
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from pipeline.clustering import clustering_scores
+from pipeline import clustering as rooms
+from pipeline.clustering import clustering, clustering_scores
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 
@@ -12,5 +19,56 @@ GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 def test_golden_values(case: str) -> None:
     golden = np.load(GOLDEN)
     scores = clustering_scores(golden[f"{case}/cluster_labels"], golden[f"{case}/labels"])
-    for name, value in scores.items():
-        assert value == pytest.approx(float(golden[f"{case}/{name}"]), rel=1e-12)
+    assert scores == {name: pytest.approx(float(golden[f"{case}/{name}"]), rel=1e-12) for name in scores}
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=40))
+def test_equals_scikit_and_the_pairs_themselves(pairs: list[tuple[int, int]]) -> None:
+    assignments, labels = np.array(pairs).T
+    scores = clustering_scores(assignments, labels)
+    for mean in ("arithmetic", "geometric"):
+        theirs = normalized_mutual_info_score(labels, assignments, average_method=mean)
+        assert scores[f"nmi_{mean}"] == pytest.approx(theirs, abs=1e-9)
+    together = [(a == c, b == d) for (a, b), (c, d) in combinations(pairs, 2)]
+    found, same = sum(cluster for cluster, _ in together), sum(label for _, label in together)
+    both = sum(cluster and label for cluster, label in together)
+    f1 = 2 * (both / found) * (both / same) / (both / found + both / same) if both else 0
+    assert scores["f1"] == pytest.approx(f1, rel=1e-12)
+
+
+def blobs(spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 8
+    points = torch.randn(8, 16, generator=generator)[labels] + spread * torch.randn(400, 16, generator=generator)
+    return torch.nn.functional.normalize(points, dim=1), 3 * labels
+
+
+@pytest.mark.parametrize("largest_k", [1000, 1])  # scikit-learn, faiss
+def test_repeats_for_a_seed_on_any_number_of_threads(largest_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "LARGEST_K", largest_k)
+    points, labels = blobs(1.5)
+    before = [pool["num_threads"] for pool in threadpool_info()]
+    scores = clustering(points, labels, seed=1)
+    assert [pool["num_threads"] for pool in threadpool_info()][: len(before)] == before
+    assert all(0.05 < value < 0.95 for value in scores.values())
+    with threadpool_limits(3):
+        assert clustering(points, labels, seed=1) == scores
+    assert any(clustering(points, labels, seed=seed) != scores for seed in range(2, 6))
+
+
+@pytest.mark.parametrize("largest_k", [1000, 1])
+def test_separate_classes_are_found(largest_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "LARGEST_K", largest_k)
+    best = max(clustering(*blobs(0.01), seed=seed)["f1"] for seed in range(20))  # one start of faiss may go astray
+    assert best == 1
+
+
+def test_wrong_input_is_named() -> None:
+    points, labels = blobs(1)
+    points[3] = torch.nan
+    with pytest.raises(ValueError, match="1 rows of embeddings hold nan"):
+        clustering(points, labels, seed=0)
+    with pytest.raises(ValueError, match="need"):
+        clustering(points[:0], labels[:0], seed=0)
+    with pytest.raises(ValueError, match="need"):
+        clustering_scores(np.zeros(3, int), np.zeros(2, int))
