@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from pipeline import clustering as rooms
 from pipeline.clustering import clustering, clustering_scores
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
@@ -43,23 +42,23 @@ def blobs(spread: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.functional.normalize(points, dim=1), 3 * labels
 
 
-@pytest.mark.parametrize("largest_k", [1000, 1])  # scikit-learn, faiss
-def test_repeats_for_a_seed_on_any_number_of_threads(largest_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "LARGEST_K", largest_k)
+@pytest.mark.parametrize("kmeans", ["scikit-learn", "faiss"])
+def test_repeats_for_a_seed_on_any_number_of_threads(kmeans: str) -> None:
     points, labels = blobs(1.5)
     before = [pool["num_threads"] for pool in threadpool_info()]
-    scores = clustering(points, labels, seed=1)
+    scores = clustering(points, labels, seed=1, kmeans=kmeans)
     assert [pool["num_threads"] for pool in threadpool_info()][: len(before)] == before
     assert all(0.05 < value < 0.95 for value in scores.values())
     with threadpool_limits(3):
-        assert clustering(points, labels, seed=1) == scores
-    assert any(clustering(points, labels, seed=seed) != scores for seed in range(2, 6))
+        assert clustering(points, labels, seed=1, kmeans=kmeans) == scores
+    assert any(clustering(points, labels, seed=seed, kmeans=kmeans) != scores for seed in range(2, 6))
 
 
-@pytest.mark.parametrize("largest_k", [1000, 1])
-def test_separate_classes_are_found(largest_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "LARGEST_K", largest_k)
-    best = max(clustering(*blobs(0.01), seed=seed)["f1"] for seed in range(20))  # one start of faiss may go astray
+@pytest.mark.parametrize("kmeans", ["scikit-learn", "faiss"])
+def test_separate_classes_are_found(kmeans: str) -> None:
+    best = max(
+        clustering(*blobs(0.01), seed=seed, kmeans=kmeans)["f1"] for seed in range(20)
+    )  # one start of faiss may go astray
     assert best == 1
 
 
@@ -67,8 +66,8 @@ def test_wrong_input_is_named() -> None:
     points, labels = blobs(1)
     points[3] = torch.nan
     with pytest.raises(ValueError, match="1 rows of embeddings hold nan"):
-        clustering(points, labels, seed=0)
+        clustering(points, labels, seed=0, kmeans="faiss")
     with pytest.raises(ValueError, match="need"):
-        clustering(points[:0], labels[:0], seed=0)
+        clustering(points[:0], labels[:0], seed=0, kmeans="faiss")
     with pytest.raises(ValueError, match="need"):
         clustering_scores(np.zeros(3, int), np.zeros(2, int))
