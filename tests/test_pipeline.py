@@ -39,7 +39,7 @@ def test_training_beats_raw_pixels_on_every_seed(project):
 
 def test_second_repro_runs_nothing(project):
     assert project.repro() == []
-    assert "up to date" in project.run("dvc", "status")
+    assert "up to date" in project.run("dvc", "status", "dvc.yaml")
 
 
 def test_changing_one_losss_parameter_runs_its_cells_and_shows_the_difference(project):
@@ -66,7 +66,7 @@ def test_editing_one_losss_file_runs_its_cells(project):
     text = path.read_text()
     path.write_text(text + "\n# Another line.\n")
     try:
-        stale = project.run("dvc", "status", "--json")
+        stale = project.run("dvc", "status", "--json", "dvc.yaml")
     finally:
         path.write_text(text)
     direct = {name for name, why in json.loads(stale).items() if "pipeline/losses/proxy_an.py" in json.dumps(why)}
@@ -77,7 +77,7 @@ def test_adding_a_loss_makes_nothing_stale(project):
     path = project.folder / "pipeline/losses/mine.py"
     path.write_text('"""Mine."""\n')
     try:
-        assert "up to date" in project.run("dvc", "status")
+        assert "up to date" in project.run("dvc", "status", "dvc.yaml")
     finally:
         path.unlink()
 
