@@ -90,7 +90,7 @@ def test_experiments_run_and_show(project):
         assert "proxy_an.last_epoch.recall@1.mean" in project.run("dvc", "exp", "diff", "HEAD", "wider")
     finally:
         project.run("git", "checkout", "--", ".")
-        project.run("dvc", "checkout", "--quiet")
+        project.run("dvc", "checkout", "--quiet", "dvc.yaml")
 
 
 def test_stages_depend_on_the_code_they_read_and_no_other(project):
