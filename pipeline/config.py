@@ -47,6 +47,8 @@ class Recipe(BaseModel):
     std: Annotated[list[Rate], Len(1)]
     recall_at: Annotated[list[Positive], Len(1)]
     """The K of Recall@K, 1 among them: the best test epoch is the one of highest Recall@1."""
+    counting: Literal["exact", "strict", "drop_first"]
+    """How Recall@K counts: see `retrieval.retrieval`. The epoch is always chosen by the exact count."""
     kmeans: Literal["scikit-learn", "faiss"]
     """Whose k-means the clustering metrics are made with: see `clustering.clustering`."""
     cpu_threads: Positive

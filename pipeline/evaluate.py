@@ -1,8 +1,9 @@
-"""Stage: retrieval and clustering metrics of runs' kept weights on the test set, one JSON a run.
+"""Stage: retrieval and clustering metrics of runs' kept weights on the test set, two JSON files a run.
 
-Takes several runs at once because starting Python costs more than evaluating a small one. Each JSON holds the metrics,
-as fractions, of the weights at the best test epoch and at the last, the history's choice of the former, and the
-provenance of both training and evaluation. --raw-pixels evaluates the images themselves, scaled to unit length.
+Takes several runs at once because starting Python costs more than evaluating a small one. `<seed>.json` holds the
+metrics, as fractions, of the weights at the best test epoch and at the last, and the provenance of both training and
+evaluation; `<seed>_retrievals.json` the nearest neighbours of some queries at the last epoch. --raw-pixels evaluates
+the images themselves, scaled to unit length.
 """
 
 import argparse
@@ -11,24 +12,60 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline import sampling
 from pipeline.clustering import clustering
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, read_json, submodule, whole, write_json
-from pipeline.loading import decode, numbers_and_labels
+from pipeline.loading import RetrievedImages, decode, read_retrieved
 from pipeline.network import embed, load_network, prepare
-from pipeline.packed import PackedImages
+from pipeline.packed import Entry, PackedImages
 from pipeline.provenance import provenance
-from pipeline.retrieval import retrieval
+from pipeline.retrieval import nearest, retrieval
+
+QUERIES_SHOWN, NEIGHBOURS_SHOWN = 32, 8
 
 
-def metrics(embeddings: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> dict[str, float]:
-    """All metrics of test embeddings, float32 (images, dimension) of unit length, as fractions."""
-    return retrieval(embeddings, labels, recipe.recall_at) | clustering(
-        embeddings, labels, seed=seed, kmeans=recipe.kmeans
-    )
+def metrics(embeddings: Tensor, test: RetrievedImages, recipe: Recipe, seed: int) -> dict[str, float]:
+    """All metrics of test embeddings, float32 (images, dimension) of unit length, as fractions.
+
+    Clusters are made of all images that are retrieved, queries and gallery together.
+    """
+    found = retrieval(**test.search(embeddings), ks=recipe.recall_at, counting=recipe.counting)
+    return found | clustering(embeddings, test.labels, seed=seed, kmeans=recipe.kmeans)
+
+
+def retrievals(embeddings: Tensor, test: RetrievedImages, entries: list[Entry]) -> list[dict[str, Any]]:
+    """The nearest neighbours of a few queries, for pictures: the same queries in every run of a dataset.
+
+    Each is {"query", "label", "nearest": [{"image", "label", "similarity", "hit"}, best first]}; an image is told by
+    its name in the packed index.
+    """
+    search = test.search(embeddings)
+    count, gallery = len(search["embeddings"]), search.get("gallery")
+    chosen = torch.from_numpy(np.sort(sampling.order(0, 0, count)[:QUERIES_SHOWN]))
+    found, similarities = nearest(search["embeddings"], chosen.to(embeddings.device), NEIGHBOURS_SHOWN, gallery=gallery)
+    found += count if gallery is not None else 0
+
+    def told(row: int) -> dict[str, Any]:
+        entry = entries[test.numbers[row]]
+        return {"image": entry.name, "label": entry.class_name}
+
+    return [
+        {
+            "query": told(query)["image"],
+            "label": told(query)["label"],
+            "nearest": [
+                told(row) | {"similarity": round(similarity, 6), "hit": bool(test.labels[row] == test.labels[query])}
+                for row, similarity in zip(rows, of, strict=True)
+            ],
+        }
+        for query, rows, of in zip(chosen.tolist(), found.tolist(), similarities.tolist(), strict=True)
+    ]
 
 
 def best_epoch(history: Path) -> int:
@@ -58,16 +95,17 @@ def main() -> None:
     recipe = params.recipes[arguments.dataset]
     device = prepare(recipe, params.machine.device)
     packed_folder = Path("data/packed") / arguments.dataset
-    manifest = Path("data/splits") / arguments.dataset / "test.csv"
-    inputs = [packed_folder / "images.bin", packed_folder / "index.csv", manifest]
-    numbers, labels = numbers_and_labels(manifest)
-    channels = submodule("backbones", recipe.backbone).Backbone.channels
-    images, labels = decode(PackedImages(packed_folder), numbers, channels), labels.to(device)
+    test = read_retrieved(Path("data/splits") / arguments.dataset)
+    inputs = [packed_folder / "images.bin", packed_folder / "index.csv", *test.manifests]
+    packed = PackedImages(packed_folder)
+    images = decode(packed, test.numbers, submodule("backbones", recipe.backbone).Backbone.channels)
 
     results: dict[str, dict[str, Any]] = {}
+    shown: dict[str, list[dict[str, Any]]] = {}
     if arguments.raw_pixels:
         pixels = normalize(images.flatten(1).float().to(device))
-        results["0"] = {"metrics": {"no_training": metrics(pixels, labels, recipe, seed=0)}}
+        results["0"] = {"metrics": {"no_training": metrics(pixels, test, recipe, seed=0)}}
+        shown["0"] = retrievals(pixels, test, packed.entries)
     for seed in () if arguments.raw_pixels else params.table.seeds:
         run = arguments.runs / str(seed)
         trained = read_json(run / "run.json")
@@ -81,13 +119,15 @@ def main() -> None:
             network = load_network(recipe, weights, device)
             inputs.append(weights)
             embeddings = embed(network, images, recipe, device)
-            found[selection] = {"epoch": epoch} | metrics(embeddings, labels, recipe, seed)
+            found[selection] = {"epoch": epoch} | metrics(embeddings, test, recipe, seed)
         results[str(seed)] = {"run": trained, "metrics": found}
+        shown[str(seed)] = retrievals(embeddings, test, packed.entries)
     with whole(arguments.out) as folder:
         folder.mkdir()
         made = provenance(device, inputs, time.monotonic() - start)
         for name, result in results.items():
             write_json(folder / f"{name}.json", {"dataset": arguments.dataset, **result, "provenance": made})
+            write_json(folder / f"{name}_retrievals.json", shown[name])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,16 +12,54 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import sampling
 from pipeline.files import BadInputError
-from pipeline.manifests import read_manifest
+from pipeline.manifests import Row, read_manifest
 from pipeline.packed import PackedImages
 
 
-def numbers_and_labels(manifest: Path) -> tuple[list[int], Tensor]:
-    """The image numbers of a manifest and their labels, int64 (images,), renumbered from 0 in class order."""
+def read_training(manifest: Path) -> tuple[list[int], Tensor]:
+    """Image numbers and labels of a training manifest; labels, int64 (images,), renumbered from 0 in class order."""
+    rows = _rows(manifest)
+    return [row.image for row in rows], torch.from_numpy(np.unique([row.label for row in rows], return_inverse=True)[1])
+
+
+class RetrievedImages(NamedTuple):
+    """The images to be retrieved: of `numbers`, with `labels` int64 (images,). The first `queries` of them are searched
+    for among the rest, the gallery; where `queries` is None, each is searched for among all others."""
+
+    manifests: list[Path]
+    numbers: list[int]
+    labels: Tensor
+    queries: int | None
+
+    def search(self, embeddings: Tensor) -> dict[str, Any]:
+        """The arguments of `retrieval.retrieval` that say who is searched for among whom, from all embeddings (images,
+        dimension)."""
+        labels = self.labels.to(embeddings.device)
+        if self.queries is None:
+            return {"embeddings": embeddings, "labels": labels}
+        return {
+            "embeddings": embeddings[: self.queries],
+            "labels": labels[: self.queries],
+            "gallery": embeddings[self.queries :],
+            "gallery_labels": labels[self.queries :],
+        }
+
+
+def read_retrieved(splits: Path) -> RetrievedImages:
+    """The test manifest of a dataset's splits, or its query and gallery manifests where it has those (In-Shop)."""
+    apart = (splits / "query.csv").is_file()
+    manifests = [splits / f"{part}.csv" for part in (("query", "gallery") if apart else ("test",))]
+    parts = [_rows(manifest) for manifest in manifests]
+    rows = [row for part in parts for row in part]
+    labels = torch.tensor([row.label for row in rows])
+    return RetrievedImages(manifests, [row.image for row in rows], labels, len(parts[0]) if apart else None)
+
+
+def _rows(manifest: Path) -> list[Row]:
     rows = read_manifest(manifest)
     if not rows:
         raise BadInputError(f"{manifest} has no images: run the split stage again")
-    return [row.image for row in rows], torch.from_numpy(np.unique([row.label for row in rows], return_inverse=True)[1])
+    return rows
 
 
 def decode(packed: PackedImages, numbers: list[int], channels: int) -> Tensor:

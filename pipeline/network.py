@@ -1,10 +1,12 @@
 """The network that is trained and evaluated: a backbone, a linear layer to the embedding, unit length."""
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from pipeline.config import Recipe
 from pipeline.files import BadInputError, submodule
@@ -47,7 +49,7 @@ def embed(network: EmbeddingNetwork, images: Tensor, recipe: Recipe, device: tor
     network.eval()
     size = 256
     parts = []
-    for part in images.split(size):
+    for part in tqdm(images.split(size), "embed", leave=False, disable=None):
         filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
         parts.append(network(normalise(filled, recipe.mean, recipe.std, device)).float()[: len(part)])
     network.train(training)
@@ -58,6 +60,9 @@ def prepare(recipe: Recipe, device: str) -> torch.device:
     """Choose the device ("auto" is a GPU if there is one) and make torch repeat its bits on it."""
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInputError("machine.device is cuda but torch sees no GPU: pass --gpus all to docker, or use auto")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order next time
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     # As use_deterministic_algorithms(True), which imports torch's compiler besides: 2 s at the start of every stage.
     torch.set_deterministic_debug_mode("error")
     # Filling every new tensor costs a tenth of a small network's step; it only makes reads of unset memory repeat.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline import sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
-from pipeline.loading import TrainingImages, decode, normalise, numbers_and_labels, training_batches
+from pipeline.loading import TrainingImages, decode, normalise, read_retrieved, read_training, training_batches
 from pipeline.network import EmbeddingNetwork, embed, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
@@ -72,9 +72,9 @@ def train(
     device = prepare(recipe, device_name or params.machine.device)
 
     packed_folder, splits = Path("data/packed") / dataset, Path("data/splits") / dataset
-    inputs = [packed_folder / "images.bin", packed_folder / "index.csv", splits / "train.csv", splits / "test.csv"]
-    train_numbers, train_labels = numbers_and_labels(splits / "train.csv")
-    test_numbers, test_labels = numbers_and_labels(splits / "test.csv")
+    train_numbers, train_labels = read_training(splits / "train.csv")
+    test = read_retrieved(splits)
+    inputs = [packed_folder / "images.bin", packed_folder / "index.csv", splits / "train.csv", *test.manifests]
     if recipe.batch_size > len(train_numbers):
         raise BadInputError(
             f"{params_file}: recipes.{dataset}.batch_size: {recipe.batch_size} is more than the {len(train_numbers)} "
@@ -88,8 +88,7 @@ def train(
 
     packed = PackedImages(packed_folder)
     channels = network.backbone.channels
-    train_images, test_images = decode(packed, train_numbers, channels), decode(packed, test_numbers, channels)
-    test_labels = test_labels.to(device)
+    train_images, test_images = decode(packed, train_numbers, channels), decode(packed, test.numbers, channels)
     optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
         [{"params": network.parameters()}, {"params": criterion.parameters()}],
         weight_decay=recipe.weight_decay,
@@ -124,7 +123,7 @@ def train(
             if len(step_losses) % CHECKED_EVERY == 0 or len(step_losses) == steps:
                 check_finite(step_losses, epoch, rates)
         values = torch.stack(step_losses).double().cpu()
-        recall = recall_at_k(embed(network, test_images, recipe, device), test_labels, recipe.recall_at)
+        recall = recall_at_k(**test.search(embed(network, test_images, recipe, device)), ks=recipe.recall_at)
         history.append(
             {
                 "epoch": epoch,

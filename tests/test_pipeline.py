@@ -10,7 +10,7 @@ CELLS = {"train@proxy_an-0", "train@proxy_an-1", "evaluate@proxy_an", "tabulate"
 
 
 def metrics_files(project):
-    files = sorted((project.folder / "metrics/runs/glyphs").glob("*/*.json"))
+    files = sorted((project.folder / "metrics/runs/glyphs").glob("*/[0-9].json"))
     return {f"{file.parent.name}/{file.name}": json.loads(file.read_text()) for file in files}
 
 
