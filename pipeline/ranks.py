@@ -13,6 +13,7 @@ from torch import Tensor
 
 COUNTINGS = ("exact", "strict", "drop_first")
 NARROW = 32  # images of a class, up to which the counting of by_halves is the faster way
+SHALLOW = 64  # counts up to which finding the largest similarities, which MAP@R needs anyway, replaces counting
 NEVER = torch.iinfo(torch.int64).max  # the count before the first hit of a query that has none
 
 # What each query scores: (irrelevant images ranked above its first hit (n,) int64, NEVER where there is no hit; average
@@ -32,9 +33,11 @@ def per_query(
     gallery_labels: Tensor | None,
     counting: str,
     first_only: bool = False,
+    depth: int | None = None,
 ) -> Scores:
     """The ranks by the way that is faster. Arguments, `counting` and errors as in `pipeline.retrieval.retrieval`; with
-    first_only no more is worked out than the first of the Scores."""
+    first_only no more is worked out than the first of the Scores, and of those a count of `depth` or more need not be
+    exact."""
     check_embeddings(queries, gallery)
     if counting not in COUNTINGS:
         raise ValueError(f"counting must be one of {', '.join(COUNTINGS)}, got {counting!r}")
@@ -50,7 +53,7 @@ def per_query(
     side = 1024 if queries.device.type == "cpu" else 4096  # a tile stays in cache; a GPU wants fewer, larger ones
     if gallery is None and counting == "exact" and widest <= (side if first_only else NARROW):
         return by_halves(queries, labels, first_only, side)
-    return by_strips(queries, labels, searched, searched_labels, counting, first_only, gallery is None)
+    return by_strips(queries, labels, searched, searched_labels, counting, first_only, gallery is None, depth)
 
 
 def by_strips(
@@ -61,6 +64,7 @@ def by_strips(
     counting: str,
     first_only: bool,
     among_themselves: bool,
+    depth: int | None = None,
 ) -> Scores:
     """Any search: a few queries at a time against everything searched, which holds the queries if among_themselves."""
     members = searched_labels.argsort(stable=True)
@@ -70,6 +74,8 @@ def by_strips(
     number = size - int(among_themselves)
     slots = torch.arange(max(1, int(size.max())), device=labels.device)
     blank = len(searched)  # a column of padding
+    shallow = not first_only and counting == "exact" and depth is not None and depth <= max(len(slots), SHALLOW)
+    kept = max(len(slots), depth) if shallow and depth is not None else len(slots)
     results = []
     for rows, strip, buffer in strips(queries, searched):
         columns = members[(start[rows, None] + slots).clamp(max=blank - 1)]
@@ -79,18 +85,19 @@ def by_strips(
             strip[:, rows].fill_diagonal_(-torch.inf)
         relevant = strip.gather(1, columns)
         strip.scatter_(1, columns, -torch.inf)  # from here on the strip holds irrelevant images only
-        compare = torch.gt if counting == "strict" else torch.ge
-        above = _count(compare, strip, relevant.amax(1, keepdim=True), 1, buffer).long()
+        if not first_only:
+            # Of the R largest irrelevant similarities, how many are at least as large as each relevant one.
+            largest = _largest(strip, min(kept, strip.shape[1]))
+            counts = torch.searchsorted(-largest, -_descending(relevant), right=True)
+        if shallow:
+            above = counts[:, 0]
+        else:
+            compare = torch.gt if counting == "strict" else torch.ge
+            above = _count(compare, strip, relevant.amax(1, keepdim=True), 1, buffer).long()
         first = torch.where(number[rows] > 0, above, NEVER) if dropped_first is None else dropped_first
-        if first_only:
-            results.append((first, first, first))
-            continue
-        # Of the R largest irrelevant similarities, how many are at least as large as each relevant one.
-        largest = _largest(strip, min(len(slots), strip.shape[1]))
-        counts = torch.searchsorted(-largest, -relevant.sort(1, descending=True).values, right=True)
-        results.append((first, *_at_r(counts, number[rows])))
-    first, average_precision, r_precision = (torch.cat(parts) for parts in zip(*results, strict=True))
-    return first, average_precision, r_precision
+        results.append((first, first if first_only else counts))
+    first, counts = (torch.cat(parts) for parts in zip(*results, strict=True))
+    return (first, first, first) if first_only else (first, *_at_r(counts, number))
 
 
 def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -> Scores:
@@ -187,16 +194,23 @@ def _count(compare: Callable[..., Tensor], values: Tensor, limits: Tensor, dim: 
 
 
 def _largest(strip: Tensor, k: int) -> Tensor:
-    """strip.topk(k).values, faster: the k largest of a row lie in the k of its groups of 8 whose maxima are largest.
+    """strip.topk(k).values, faster: the k largest of a row lie in the k of its groups of 16 whose maxima are largest.
     strip (rows, a multiple of 64)."""
-    folded = strip.view(len(strip), 8, -1)
+    folded = strip.view(len(strip), 16, -1)
     if folded.shape[2] > 2 * k:
         groups = folded.amax(1).topk(k, sorted=False).indices
-        strip = folded.gather(2, groups[:, None].expand(-1, 8, -1)).flatten(1)
+        strip = folded.gather(2, groups[:, None].expand(-1, 16, -1)).flatten(1)
     if not strip.is_cpu:
         return strip.topk(k).values
     # numpy's selection is vectorised: a seventh of the time of torch's.
-    return torch.from_numpy(np.partition(strip.numpy(), -k, axis=1)[:, -k:]).sort(1, descending=True).values
+    return _descending(torch.from_numpy(np.partition(strip.numpy(), -k, axis=1)[:, -k:]))
+
+
+def _descending(values: Tensor) -> Tensor:
+    """Each row of values (rows, k) from the largest to the smallest; on a CPU numpy's sort takes a tenth of torch's."""
+    if not values.is_cpu:
+        return values.sort(1, descending=True).values
+    return torch.from_numpy(-np.sort(-values.numpy(), axis=1))
 
 
 def _first_hit_after_drop(strip: Tensor, columns: Tensor) -> Tensor:

@@ -50,9 +50,10 @@ def retrieval(
 
     Raises ValueError for empty input, K < 1, nan or infinite values, shapes or types that do not fit.
     """
-    first, average_precision, r_precision = per_query(embeddings, labels, gallery, gallery_labels, counting)
-    scores = _recalls(first, ks)
-    return scores | {"map@r": average_precision.nanmean().item(), "r_precision": r_precision.nanmean().item()}
+    scores = per_query(embeddings, labels, gallery, gallery_labels, counting, depth=max(ks, default=1))
+    first, average_precision, r_precision = scores
+    recalls = _recalls(first, ks)
+    return recalls | {"map@r": average_precision.nanmean().item(), "r_precision": r_precision.nanmean().item()}
 
 
 @torch.no_grad()

@@ -94,6 +94,11 @@ def test_ranks_equal_the_definition(search: Search) -> None:
     queries, labels, _, _ = search
     truth = expected(*search, "exact")
     assert_same(by_strips(*search, "exact", False, True), truth)
+    for depth in (1, 3, 64):
+        scores = by_strips(*search, "exact", False, True, depth)
+        firsts = [min(first, depth) for first, _, _ in truth]
+        assert scores[0].clamp(max=depth).tolist() == firsts
+        assert_same((torch.tensor([first for first, _, _ in truth]), *scores[1:]), truth)
     if int(labels.bincount().max()) <= 64:  # otherwise a class does not fit a tile
         assert_same(by_halves(queries, labels, False, 64), truth)
         assert by_halves(queries, labels, True, 64)[0].tolist() == [first for first, _, _ in truth]
