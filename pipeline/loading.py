@@ -1,5 +1,6 @@
 """Images from a packed dataset to batches: decoded once, shifted in uint8, normalised on the device."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,25 +105,35 @@ def _keep(batch: Any) -> Any:
 class _Epochs:
     """The batches of all epochs, one after another, each as the keys that `TrainingImages` fetches by."""
 
-    def __init__(self, count: int, batch_size: int, epochs: range, seed: int):
+    def __init__(self, count: int, batch_size: int, epochs: range, first_step: int, seed: int):
         self.count, self.batch_size, self.epochs, self.seed = count, batch_size, epochs, seed
+        self.first_step = first_step
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for epoch in self.epochs:
             rows = sampling.order(self.seed, epoch, self.count)
-            for start in range(0, self.count, self.batch_size):
+            first = self.first_step * self.batch_size if epoch == self.epochs.start else 0
+            for start in range(first, self.count, self.batch_size):
                 positions = np.arange(start, min(start + self.batch_size, self.count))
                 yield epoch, positions, rows[positions]
 
 
-def training_batches(images: TrainingImages, batch_size: int, epochs: range, workers: int, pin: bool) -> DataLoader:
+def _ignore_termination(worker: int) -> None:
+    """SIGTERM often goes to all processes of a job: the training process saves and ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def training_batches(
+    images: TrainingImages, batch_size: int, epochs: range, workers: int, pin: bool, first_step: int = 0
+) -> DataLoader:
     """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs. Each epoch
-    is a shuffle of all images, its last batch as small as it comes."""
+    is a shuffle of all images, its last batch as small as it comes; the first epoch begins at `first_step`."""
     return DataLoader(
         images,
-        batch_sampler=_Epochs(len(images.images), batch_size, epochs, images.seed),  # type: ignore[arg-type]
+        batch_sampler=_Epochs(len(images.images), batch_size, epochs, first_step, images.seed),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_keep,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_ignore_termination,
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline import sampling
+from pipeline import checkpoint, sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
 from pipeline.loading import TrainingImages, decode, normalise, read_retrieved, read_training, training_batches
@@ -56,16 +56,22 @@ def check_finite(losses: list[torch.Tensor], epoch: int, rates: tuple[float, flo
         )
 
 
-def _state_bytes(network: torch.nn.Module) -> bytes:
-    buffer = io.BytesIO()  # torch writes a file's own name into it, so every file is written under the same one
-    torch.save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, buffer)
-    return buffer.getvalue()
+def kept(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a network's weights and buffers on the CPU."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write weights so that equal ones give equal bytes: torch writes a file's own name into it, a buffer has none."""
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def train(
     params_file: Path, dataset: str, loss_name: str, seed: int, out: Path, device_name: str | None, workers: int | None
 ) -> None:
-    """Run the training and write `out`; see the module's docstring."""
+    """Run the training, or go on with it from its checkpoint, and write `out`; see the module's docstring."""
     start = time.monotonic()
     params = read_params(params_file, dataset, loss_name)
     recipe = params.recipes[dataset]
@@ -85,81 +91,107 @@ def train(
     sampling.seed_torch(seed, "proxies")
     classes = int(train_labels.max()) + 1
     criterion = build_loss(loss_name, params.losses[loss_name], classes, recipe.dimension, params_file).to(device)
-
-    packed = PackedImages(packed_folder)
-    channels = network.backbone.channels
-    train_images, test_images = decode(packed, train_numbers, channels), decode(packed, test.numbers, channels)
     optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
         [{"params": network.parameters()}, {"params": criterion.parameters()}],
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    batches = iter(
-        training_batches(
-            TrainingImages(train_images, train_labels, recipe.shift, seed),
-            recipe.batch_size,
-            range(1, recipe.epochs + 1),
-            params.machine.workers if workers is None else workers,
-            pin=device.type == "cuda",
-        )
-    )
+    packed = PackedImages(packed_folder)
+    channels = network.backbone.channels
+    train_images, test_images = decode(packed, train_numbers, channels), decode(packed, test.numbers, channels)
     steps = math.ceil(len(train_images) / recipe.batch_size)
-    history: list[dict[str, Any]] = []
-    epoch_seconds, best, best_weights = [], -1.0, b""
-    for epoch in range(1, recipe.epochs + 1):
-        epoch_start = time.monotonic()
-        rates = learning_rates(recipe, epoch)
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate
-        step_losses = []
-        for _ in tqdm(range(steps), f"{out.name} epoch {epoch}/{recipe.epochs}", leave=False, disable=None):
-            images, labels = next(batches)
-            embeddings = network(normalise(images, recipe.mean, recipe.std, device))
-            loss = criterion(embeddings, labels.to(device, non_blocking=True))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            step_losses.append(loss.detach())
-            if len(step_losses) % CHECKED_EVERY == 0 or len(step_losses) == steps:
-                check_finite(step_losses, epoch, rates)
-        values = torch.stack(step_losses).double().cpu()
-        recall = recall_at_k(**test.search(embed(network, test_images, recipe, device)), ks=recipe.recall_at)
-        history.append(
-            {
-                "epoch": epoch,
-                "loss": values.mean().item(),
-                "network_learning_rate": rates[0],
-                "proxy_learning_rate": rates[1],
-                "test": recall,
-            }
-        )
-        if recall["recall@1"] > best:
-            best, best_weights = recall["recall@1"], _state_bytes(network)
-        epoch_seconds.append(round(time.monotonic() - epoch_start, 3))
-        rate = len(train_images) / epoch_seconds[-1]
-        print(
-            f"{out.name} epoch {epoch}/{recipe.epochs}: loss {history[-1]['loss']:.4f}, test Recall@1 "
-            f"{recall['recall@1']:.2%}, {epoch_seconds[-1]:.1f} s ({rate:,.0f} images/s with the test)",
-            file=sys.stderr,
-        )
 
-    with whole(out) as folder:
-        folder.mkdir()
-        (folder / "best_test_epoch.pt").write_bytes(best_weights)
-        (folder / "last_epoch.pt").write_bytes(_state_bytes(network))
-        write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-        write_json(
-            folder / "run.json",
-            {
-                "dataset": dataset,
-                "loss": loss_name,
-                "seed": seed,
-                "recipe": recipe.model_dump(),
-                "loss_settings": params.losses[loss_name],
-                "provenance": provenance(device, inputs, time.monotonic() - start),
-                "epoch_seconds": epoch_seconds,
-            },
+    run = {
+        "dataset": dataset,
+        "loss": loss_name,
+        "seed": seed,
+        "recipe": recipe.model_dump(),
+        "loss_settings": params.losses[loss_name],
+    }
+    made = provenance(device, inputs, 0)
+    configuration = checkpoint.fingerprint([run, *(made[key] for key in ("code", "inputs", "versions")), str(device)])
+    path = checkpoint.place(out)
+    stateful = {"network": network, "criterion": criterion, "optimiser": optimiser}
+    # All that the run has beside those: the epoch and the step that come next, and what lies behind.
+    state: dict[str, Any] = {
+        "epoch": 1,
+        "step": 0,
+        "step_losses": torch.empty(0),
+        "history": [],
+        "epoch_seconds": [],
+        "best": -1.0,
+        "best_weights": {},
+    }
+
+    def save() -> None:
+        checkpoint.save(path, configuration, state | {name: part.state_dict() for name, part in stateful.items()})
+
+    termination = checkpoint.Termination()
+    with checkpoint.held(path):
+        saved = checkpoint.load(path, configuration)
+        if saved:
+            for name, part in stateful.items():
+                part.load_state_dict(saved.pop(name))
+            state = saved
+            print(f"{out}: goes on from epoch {state['epoch']}, step {state['step'] + 1}", file=sys.stderr)
+        batches = iter(
+            training_batches(
+                TrainingImages(train_images, train_labels, recipe.shift, seed),
+                recipe.batch_size,
+                range(state["epoch"], recipe.epochs + 1),
+                params.machine.workers if workers is None else workers,
+                pin=device.type == "cuda",
+                first_step=state["step"],
+            )
         )
+        for epoch in range(state["epoch"], recipe.epochs + 1):
+            epoch_start = time.monotonic()
+            rates = learning_rates(recipe, epoch)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate
+            step_losses = list(state["step_losses"].to(device))
+            progress = tqdm(total=steps, initial=state["step"], desc=f"{out} epoch {epoch}", leave=False, disable=None)
+            for step in range(state["step"] + 1, steps + 1):
+                images, labels = next(batches)
+                embeddings = network(normalise(images, recipe.mean, recipe.std, device))
+                loss = criterion(embeddings, labels.to(device, non_blocking=True))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                step_losses.append(loss.detach())
+                progress.update()
+                if step % CHECKED_EVERY == 0 or step == steps or termination.came:
+                    check_finite(step_losses, epoch, rates)
+                if termination.came:
+                    state |= {"step": step, "step_losses": torch.stack(step_losses).cpu()}
+                    save()
+                    print(f"{out}: told to stop, saved at epoch {epoch}, step {step}; run it again", file=sys.stderr)
+                    sys.exit(checkpoint.TERMINATED)
+            progress.close()
+            recall = recall_at_k(**test.search(embed(network, test_images, recipe, device)), ks=recipe.recall_at)
+            mean = torch.stack(step_losses).double().mean().item()
+            line = {"network_learning_rate": rates[0], "proxy_learning_rate": rates[1], "test": recall}
+            state["history"].append({"epoch": epoch, "loss": mean, **line})
+            if recall["recall@1"] > state["best"]:
+                state |= {"best": recall["recall@1"], "best_weights": kept(network)}
+            seconds = round(time.monotonic() - epoch_start, 3)
+            state["epoch_seconds"].append(seconds)
+            state |= {"epoch": epoch + 1, "step": 0, "step_losses": torch.empty(0)}
+            save()
+            print(
+                f"{out} epoch {epoch}/{recipe.epochs}: loss {mean:.4f}, test Recall@1 {recall['recall@1']:.2%}, "
+                f"{seconds:.1f} s ({len(train_images) / seconds:,.0f} images/s with the test)",
+                file=sys.stderr,
+            )
+
+        with whole(out) as folder:
+            folder.mkdir()
+            write_weights(folder / "best_test_epoch.pt", state["best_weights"])
+            write_weights(folder / "last_epoch.pt", kept(network))
+            write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in state["history"]))
+            made = provenance(device, inputs, time.monotonic() - start)
+            write_json(folder / "run.json", {**run, "provenance": made, "epoch_seconds": state["epoch_seconds"]})
+        path.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -177,15 +209,24 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, help="in place of the params file's machine.workers")
     arguments = parser.parse_args()
-    train(
-        arguments.params,
-        arguments.dataset,
-        arguments.loss,
-        arguments.seed,
-        arguments.out,
-        arguments.device,
-        arguments.workers,
-    )
+    try:
+        train(
+            arguments.params,
+            arguments.dataset,
+            arguments.loss,
+            arguments.seed,
+            arguments.out,
+            arguments.device,
+            arguments.workers,
+        )
+    except torch.cuda.OutOfMemoryError:
+        recipe = read_params(arguments.params).recipes[arguments.dataset]
+        free, total = torch.cuda.mem_get_info()
+        raise BadInputError(
+            f"{arguments.params}: recipes.{arguments.dataset}.batch_size: {recipe.batch_size} images with the network "
+            f"{recipe.backbone} need more than the GPU has ({free / 2**30:.1f} of {total / 2**30:.1f} GiB are free): "
+            "use a smaller batch or a smaller network, or stop what else runs there"
+        ) from None
 
 
 if __name__ == "__main__":

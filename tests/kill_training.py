@@ -1,0 +1,81 @@
+"""Run in a project's folder: start a training 20 times, kill each (SIGKILL) at a random moment, let the last finish.
+
+    python kill_training.py SEED ARGUMENT...
+
+Moments are counted in steps and in writes, not in seconds, so that a busy machine changes nothing: one kill in two
+comes after a step, the others while a file is written, half of it done, or whole but not renamed yet. Processes are
+forked after the imports. Prints where each kill came.
+"""
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import train
+
+
+def die(where: str) -> None:
+    print("killed", where, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_after_steps(count: int) -> None:
+    step = torch.optim.AdamW.step
+
+    def counted(self, *arguments):
+        nonlocal count
+        count -= 1
+        if count < 0:
+            die("after a step")
+        return step(self, *arguments)
+
+    torch.optim.AdamW.step = counted
+
+
+def kill_half_way_through_a_write(writes: int) -> None:
+    save = torch.save
+
+    def cut(value, target):
+        nonlocal writes
+        writes -= 1
+        save(value, target)
+        if writes < 0 and isinstance(target, Path):
+            os.truncate(target, target.stat().st_size // 2)
+            die("half way through a write")
+
+    torch.save = cut
+
+
+def kill_before_a_rename(writes: int) -> None:
+    replace = Path.replace
+
+    def never(self, target):
+        nonlocal writes
+        writes -= 1
+        if writes < 0:
+            die("before a rename")
+        return replace(self, target)
+
+    Path.replace = never
+
+
+generator = random.Random(int(sys.argv.pop(1)))
+for turn in range(21):
+    steps, writes = generator.randint(0, 130), generator.randint(0, 1)
+    kill_writing = generator.choice([kill_half_way_through_a_write, kill_before_a_rename])
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == (0 if turn == 20 else -signal.SIGKILL), f"turn {turn} ended with {status}"
+        continue
+    if turn < 20:
+        if turn % 2:
+            kill_after_steps(steps)
+        else:
+            kill_writing(writes)
+    train.main()
+    os._exit(0)
