@@ -29,6 +29,13 @@ class Recipe(BaseModel):
 
     backbone: str
     """A file of pipeline/backbones."""
+    pretrained: bool
+    """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
+    pooling: Literal["none", "average", "average_and_maximum"]
+    """Of a spatial backbone's maps over height and width; the last is the sum of both."""
+    head: Literal["linear", "normalised", "orthogonal"]
+    """To the embedding: a linear layer alone; after a LayerNorm and a BatchNorm1d; alone, its weight starting
+    orthogonal and its bias at zero."""
     dimension: Positive
     """Length of an embedding."""
     epochs: Positive
@@ -185,14 +192,21 @@ def _recipe_problems(params: Params, name: str) -> list[str]:
         return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
     recipe = params.recipes[name]
     try:
-        channels = submodule("backbones", recipe.backbone).Backbone.channels
+        backbone = submodule("backbones", recipe.backbone).Backbone
     except BadInputError as error:
         return [f"recipes.{name}.backbone: {error}"]
-    return [
-        f"recipes.{name}.{key}: {recipe.backbone} takes {channels} channels, give as many"
+    problems = [
+        f"recipes.{name}.{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
         for key in ("mean", "std")
-        if len(getattr(recipe, key)) != channels
+        if len(getattr(recipe, key)) != backbone.channels
     ]
+    if backbone.spatial and recipe.pooling == "none":
+        problems.append(f"recipes.{name}.pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
+    if not backbone.spatial and recipe.pooling != "none":
+        problems.append(f"recipes.{name}.pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
+    if recipe.pretrained and not backbone.published:
+        problems.append(f"recipes.{name}.pretrained: {recipe.backbone} has no published weights, use false")
+    return problems
 
 
 def _loss_problems(params: Params, name: str) -> list[str]:

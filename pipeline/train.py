@@ -21,7 +21,7 @@ from pipeline import sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
 from pipeline.loading import TrainingImages, decode, normalise, numbers_and_labels, training_batches
-from pipeline.network import EmbeddingNetwork, embed, prepare
+from pipeline.network import embed, initial_network, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
 from pipeline.retrieval import recall_at_k
@@ -73,6 +73,8 @@ def train(
 
     packed_folder, splits = Path("data/packed") / dataset, Path("data/splits") / dataset
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", splits / "train.csv", splits / "test.csv"]
+    if recipe.pretrained:
+        inputs.append(Path("data/weights") / f"{recipe.backbone}.pth")
     train_numbers, train_labels = numbers_and_labels(splits / "train.csv")
     test_numbers, test_labels = numbers_and_labels(splits / "test.csv")
     if recipe.batch_size > len(train_numbers):
@@ -81,7 +83,7 @@ def train(
             f"images of {splits / 'train.csv'}, use a smaller batch"
         )
     sampling.seed_torch(seed, "network")
-    network = EmbeddingNetwork(recipe).to(device)
+    network = initial_network(recipe).to(device)
     sampling.seed_torch(seed, "proxies")
     classes = int(train_labels.max()) + 1
     criterion = build_loss(loss_name, params.losses[loss_name], classes, recipe.dimension, params_file).to(device)
