@@ -36,6 +36,16 @@ class Recipe(BaseModel):
     head: Literal["linear", "normalised", "orthogonal"]
     """To the embedding: a linear layer alone; after a LayerNorm and a BatchNorm1d; alone, its weight starting
     orthogonal and its bias at zero."""
+    batch_norm: Literal["trained", "fixed_statistics", "fixed"]
+    """What trains of the backbone's batch norms. With fixed statistics they normalise by the running ones, which stay,
+    while scale and shift train: what ProxyGML means, and what Proxy-AN's code does where it means fixed, because its
+    thaw after the head's epochs takes scale and shift along."""
+    head_only_epochs: list[Positive]
+    """The epochs, counted from 1, that train only head and proxies: for Proxy-AN 1 and 2. For ProxyGML 2, where its
+    code means 1: it freezes after the first epoch and thaws after the second."""
+    frozen_gradients: Literal["none", "zero"]
+    """What the optimiser sees of a backbone that has trained and is now frozen: no gradients, and it rests; or zeros,
+    as with PyTorch before 2.0, and momentum and weight decay move it on."""
     dimension: Positive
     """Length of an embedding."""
     epochs: Positive

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline import sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
+from pipeline.freezing import set_trainable
 from pipeline.loading import TrainingImages, decode, normalise, numbers_and_labels, training_batches
 from pipeline.network import embed, initial_network, prepare
 from pipeline.packed import PackedImages
@@ -114,12 +115,13 @@ def train(
         rates = learning_rates(recipe, epoch)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate
+        set_trainable(network, recipe, epoch)
         step_losses = []
         for _ in tqdm(range(steps), f"{out.name} epoch {epoch}/{recipe.epochs}", leave=False, disable=None):
             images, labels = next(batches)
             embeddings = network(normalise(images, recipe.mean, recipe.std, device))
             loss = criterion(embeddings, labels.to(device, non_blocking=True))
-            optimiser.zero_grad()
+            optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")
             loss.backward()
             optimiser.step()
             step_losses.append(loss.detach())
