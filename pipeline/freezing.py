@@ -14,7 +14,7 @@ def set_trainable(network: EmbeddingNetwork, recipe: Recipe, epoch: int) -> None
     """Put `network` in training mode for an epoch, counted from 1; call it as each begins.
 
     It sets which of the backbone's parameters require gradients and which batch norms keep to their running statistics;
-    the head always trains. Batch norms whose statistics are not fixed update them in an epoch of the head alone, too, as
+    the head always trains. Batch norms whose statistics are not fixed update them in an epoch of the head alone too, as
     in the papers' code. Where `frozen_gradients` is zero, the training loop must zero gradients, not set them to None.
     """
     head_only = epoch in recipe.head_only_epochs

@@ -17,6 +17,7 @@ CONVOLUTIONS, NORMS, STATISTICS, HEAD, HEAD_STATISTICS = ALL = (
     "head",
     "head's running statistics",
 )
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def part(name):

@@ -37,13 +37,7 @@ POOLINGS = {
 CLASSIFIERS = {"bn_inception": ["last_linear"], "resnet50": ["fc"], "deit_small_distilled": ["head", "head_dist"]}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine small operations split over threads spend seconds waiting for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(backbone, **changes):
