@@ -29,6 +29,23 @@ class Recipe(BaseModel):
 
     backbone: str
     """A file of pipeline/backbones."""
+    pretrained: bool
+    """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
+    pooling: Literal["none", "average", "average_and_maximum"]
+    """Of a spatial backbone's maps over height and width; the last is the sum of both."""
+    head: Literal["linear", "normalised", "orthogonal"]
+    """To the embedding: a linear layer alone; after a LayerNorm and a BatchNorm1d; alone, its weight starting
+    orthogonal and its bias at zero."""
+    batch_norm: Literal["trained", "fixed_statistics", "fixed"]
+    """What trains of the backbone's batch norms. With fixed statistics they normalise by the running ones, which stay,
+    while scale and shift train: what ProxyGML means, and what Proxy-AN's code does where it means fixed, because its
+    thaw after the head's epochs takes scale and shift along."""
+    head_only_epochs: list[Positive]
+    """The epochs, counted from 1, that train only head and proxies: for Proxy-AN 1 and 2. For ProxyGML 2, where its
+    code means 1: it freezes after the first epoch and thaws after the second."""
+    frozen_gradients: Literal["none", "zero"]
+    """What the optimiser sees of a backbone that has trained and is now frozen: no gradients, and it rests; or zeros,
+    as with PyTorch before 2.0, and momentum and weight decay move it on."""
     dimension: Positive
     """Length of an embedding."""
     epochs: Positive
@@ -187,14 +204,21 @@ def _recipe_problems(params: Params, name: str) -> list[str]:
         return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
     recipe = params.recipes[name]
     try:
-        channels = submodule("backbones", recipe.backbone).Backbone.channels
+        backbone = submodule("backbones", recipe.backbone).Backbone
     except BadInputError as error:
         return [f"recipes.{name}.backbone: {error}"]
-    return [
-        f"recipes.{name}.{key}: {recipe.backbone} takes {channels} channels, give as many"
+    problems = [
+        f"recipes.{name}.{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
         for key in ("mean", "std")
-        if len(getattr(recipe, key)) != channels
+        if len(getattr(recipe, key)) != backbone.channels
     ]
+    if backbone.spatial and recipe.pooling == "none":
+        problems.append(f"recipes.{name}.pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
+    if not backbone.spatial and recipe.pooling != "none":
+        problems.append(f"recipes.{name}.pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
+    if recipe.pretrained and not backbone.published:
+        problems.append(f"recipes.{name}.pretrained: {recipe.backbone} has no published weights, use false")
+    return problems
 
 
 def _loss_problems(params: Params, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The network that is trained and evaluated: a backbone, a linear layer to the embedding, unit length."""
+"""The network that is trained and evaluated: a backbone, pooling, a head to the embedding, unit length."""
 
 import os
 from pathlib import Path
@@ -13,18 +13,57 @@ from pipeline.files import BadInputError, submodule
 from pipeline.loading import normalise
 
 
+def pooled(features: Tensor, pooling: str) -> Tensor:
+    """Features (batch, features) of maps (batch, features, height, width); of vectors as they are if `pooling` is none.
+
+    `mean` and `amax` stand in for PyTorch's adaptive pooling, whose backward passes have no deterministic form on
+    GPUs. They differ where maxima tie: `amax` gives each an equal share of the gradient, the pooling all of it to one.
+    After a ReLU most ties are zeros, which pass no gradient on either way.
+    """
+    if pooling == "none":
+        return features
+    average = features.mean((2, 3))
+    return average + features.amax((2, 3)) if pooling == "average_and_maximum" else average
+
+
 class EmbeddingNetwork(nn.Module):
-    """Normalised images (batch, channels, height, width) to embeddings (batch, dimension) of unit length."""
+    """Normalised images (batch, channels, height, width) to embeddings (batch, dimension) of unit length.
+
+    What is not `backbone` is the head, drawn from torch's generator like the backbone.
+    """
 
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.backbone = submodule("backbones", recipe.backbone).Backbone()
-        self.embedding = nn.Linear(self.backbone.features, recipe.dimension)
+        self.pooling, features = recipe.pooling, self.backbone.features
+        self.norms = (
+            nn.Sequential(nn.LayerNorm(features), nn.BatchNorm1d(features))
+            if recipe.head == "normalised"
+            else nn.Identity()
+        )
+        self.embedding = nn.Linear(features, recipe.dimension)
+        if recipe.head == "orthogonal":
+            nn.init.orthogonal_(self.embedding.weight)
+            nn.init.zeros_(self.embedding.bias)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings, in the dtype of the features."""
-        return normalize(self.embedding(self.backbone(images)))
+        return normalize(self.embedding(self.norms(pooled(self.backbone(images), self.pooling))))
+
+
+def initial_network(recipe: Recipe) -> EmbeddingNetwork:
+    """The network of `recipe` before training: drawn from torch's generator, its backbone pretrained if it is to be.
+
+    Raises `BadInputError` for a weights file that is missing, another one, or does not fit in every name and shape.
+    """
+    network = EmbeddingNetwork(recipe)
+    if recipe.pretrained:
+        # Where it is used: a run from scratch does not read these files, nor import what fetches them.
+        from pipeline.weights import pretrained
+
+        network.backbone.load_state_dict(pretrained(recipe.backbone, network.backbone.state_dict()))
+    return network
 
 
 def load_network(recipe: Recipe, weights: Path, device: torch.device) -> EmbeddingNetwork:
@@ -45,14 +84,16 @@ def embed(network: EmbeddingNetwork, images: Tensor, recipe: Recipe, device: tor
 
     Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.
     """
-    training = network.training
+    # Of each module, for training may keep batch norms in evaluation mode.
+    training = [module for module in network.modules() if module.training]
     network.eval()
     size = 256
     parts = []
     for part in tqdm(images.split(size), "embed", leave=False, disable=None):
         filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
         parts.append(network(normalise(filled, recipe.mean, recipe.std, device)).float()[: len(part)])
-    network.train(training)
+    for module in training:
+        module.training = True
     return torch.cat(parts)
 
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from pipeline import checkpoint, sampling
 from pipeline.config import Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
+from pipeline.freezing import set_trainable
 from pipeline.loading import TrainingImages, decode, normalise, read_retrieved, read_training, training_batches
-from pipeline.network import EmbeddingNetwork, embed, prepare
+from pipeline.network import embed, initial_network, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
 from pipeline.retrieval import recall_at_k
@@ -81,13 +82,15 @@ def train(
     train_numbers, train_labels = read_training(splits / "train.csv")
     test = read_retrieved(splits)
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", splits / "train.csv", *test.manifests]
+    if recipe.pretrained:
+        inputs.append(Path("data/weights") / f"{recipe.backbone}.pth")
     if recipe.batch_size > len(train_numbers):
         raise BadInputError(
             f"{params_file}: recipes.{dataset}.batch_size: {recipe.batch_size} is more than the {len(train_numbers)} "
             f"images of {splits / 'train.csv'}, use a smaller batch"
         )
     sampling.seed_torch(seed, "network")
-    network = EmbeddingNetwork(recipe).to(device)
+    network = initial_network(recipe).to(device)
     sampling.seed_torch(seed, "proxies")
     classes = int(train_labels.max()) + 1
     criterion = build_loss(loss_name, params.losses[loss_name], classes, recipe.dimension, params_file).to(device)
@@ -133,6 +136,10 @@ def train(
             for name, part in stateful.items():
                 part.load_state_dict(saved.pop(name))
             state = saved
+            if recipe.frozen_gradients == "zero":
+                # As they were when the run was broken off: what has been trained has a gradient, be it of zeros.
+                for parameter in optimiser.state:
+                    parameter.grad = torch.zeros_like(parameter)
             print(f"{out}: goes on from epoch {state['epoch']}, step {state['step'] + 1}", file=sys.stderr)
         batches = iter(
             training_batches(
@@ -149,13 +156,14 @@ def train(
             rates = learning_rates(recipe, epoch)
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate
+            set_trainable(network, recipe, epoch)
             step_losses = list(state["step_losses"].to(device))
             progress = tqdm(total=steps, initial=state["step"], desc=f"{out} epoch {epoch}", leave=False, disable=None)
             for step in range(state["step"] + 1, steps + 1):
                 images, labels = next(batches)
                 embeddings = network(normalise(images, recipe.mean, recipe.std, device))
                 loss = criterion(embeddings, labels.to(device, non_blocking=True))
-                optimiser.zero_grad()
+                optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")
                 loss.backward()
                 optimiser.step()
                 step_losses.append(loss.detach())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -80,3 +81,12 @@ def project(tmp_path_factory) -> Project:
     made.first_repro = made.repro()
     made.commit()
     return made
+
+
+@pytest.fixture
+def one_thread():
+    """On a busy machine small operations split over threads spend seconds waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,2 +1,4 @@
 """One file a network: a class `Backbone(nn.Module)` from images (batch, `channels`, height, width), float32 and already
-normalised, to features (batch, `features`); `channels` and `features` are class attributes."""
+normalised, to features: if `spatial`, maps (batch, `features`, height, width), which the recipe pools; if not, vectors
+(batch, `features`). `published` says whether pipeline/weights.py knows pretrained weights, a file of the network's name
+whose entries are the network's own. All four are class attributes."""

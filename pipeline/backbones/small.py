@@ -23,6 +23,8 @@ class Backbone(nn.Module):
 
     channels = 1
     features = 64 * 4 * 4
+    spatial = False
+    published = False
 
     def __init__(self) -> None:
         super().__init__()

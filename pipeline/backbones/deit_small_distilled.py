@@ -1,0 +1,22 @@
+"""DeiT-S/16, distilled (Touvron et al. 2021, arXiv 2012.12877), timm's, whose published weights want RGB images less
+ImageNet's mean over its standard deviation. In Proxy-AN's code, without released settings."""
+
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor
+
+
+class Backbone(VisionTransformerDistilled):
+    """Images (batch, 3, 224, 224), float32, to the class token after the last norm (batch, 384)."""
+
+    channels = 3
+    features = 384
+    spatial = False
+    published = True
+
+    def __init__(self) -> None:
+        # Without classes there are no classifiers, and what is left has the published file's names.
+        super().__init__(patch_size=16, embed_dim=384, depth=12, num_heads=6, num_classes=0)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]  # timm's takes attention masks
+        """The class token; the distillation token takes part in the attention only."""
+        return self.forward_features(images)[:, 0]

@@ -1,0 +1,272 @@
+"""Networks against the values of the papers' own code, their names against the published files, and their switches.
+
+The golden values are of weights made by a rule from each entry's name, so that the wiring is checked without the
+published files.
+"""
+
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, batch_norm, layer_norm
+
+from pipeline import weights
+from pipeline.backbones import bn_inception, deit_small_distilled, resnet50, small
+from pipeline.config import read_params
+from pipeline.files import BadInputError, sha256
+from pipeline.network import EmbeddingNetwork, embed, initial_network, load_network, pooled
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = np.load(ROOT / "tests/golden/networks.npz")
+PUBLISHED_NAMES = json.loads((ROOT / "tests/golden/bn_inception_keys.json").read_text())
+DEFAULT = read_params(ROOT / "params.yaml").recipes["glyphs"]
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+POOLINGS = {
+    "small": "none",
+    "bn_inception": "average_and_maximum",
+    "resnet50": "average_and_maximum",
+    "deit_small_distilled": "none",
+}
+CLASSIFIERS = {"bn_inception": ["last_linear"], "resnet50": ["fc"], "deit_small_distilled": ["head", "head_dist"]}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def recipe(backbone, **changes):
+    return DEFAULT.model_copy(update={"backbone": backbone, "pooling": POOLINGS[backbone], **changes})
+
+
+def generator(name):
+    return np.random.default_rng(zlib.crc32(f"public{name}".encode()))
+
+
+def entry(name, shape):
+    """The value that the rule gives an entry of a state dict."""
+    draw = generator(name)
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith("running_var"):
+        value = draw.uniform(0.5, 1.5, shape)
+    elif name.endswith("running_mean"):
+        value = draw.normal(0, 0.1, shape)
+    elif len(shape) == 1:
+        value = draw.uniform(0.8, 1.2, shape) if name.endswith("weight") else draw.normal(0, 0.05, shape)
+    else:
+        value = draw.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+    return torch.from_numpy(value.astype(np.float32))
+
+
+def by_rule(module):
+    return {name: entry(name, value.shape) for name, value in module.state_dict().items()}
+
+
+IMAGES = torch.from_numpy(generator("input").normal(0, 1, (2, 3, 224, 224)).astype(np.float32))
+
+
+def assert_golden(found, name):
+    expected = GOLDEN[name]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def publish(network, state, monkeypatch, folder):
+    """Put `state` in the place of a network's published weights."""
+    monkeypatch.chdir(folder)
+    weights.FOLDER.mkdir(parents=True, exist_ok=True)
+    path = weights.FOLDER / weights.FILES[network].name
+    torch.save(state, path)
+    monkeypatch.setitem(weights.FILES, network, weights.FILES[network]._replace(sha256=sha256(path)))
+    return path
+
+
+def test_bn_inception_loads_the_published_names_and_is_the_papers(tmp_path, monkeypatch):
+    file = {name: entry(name, shape) for name, shape in PUBLISHED_NAMES.items() if "num_batches" not in name}
+    old = {name: value[None] if "_bn." in name else value for name, value in file.items()}
+    publish("bn_inception", old, monkeypatch, tmp_path)
+    network = initial_network(recipe("bn_inception", pooling="average", pretrained=True, dimension=512)).eval()
+    named = {name: list(value.shape) for name, value in network.backbone.state_dict().items()}
+    assert named == {name: shape for name, shape in PUBLISHED_NAMES.items() if not name.startswith("last_linear")}
+    network.embedding.load_state_dict(
+        {name: entry(f"embedding.{name}", value.shape) for name, value in network.embedding.state_dict().items()}
+    )
+    with torch.inference_mode():
+        maps = network.backbone(IMAGES)
+        assert_golden(pooled(maps, "average"), "proxygml_features_mean")
+        assert_golden(pooled(maps, "average_and_maximum"), "proxyan_pooled")
+        assert_golden(network(IMAGES), "proxygml_output")
+
+
+def test_resnet50_is_the_papers():
+    backbone = resnet50.Backbone().eval()
+    backbone.load_state_dict(by_rule(backbone))
+    with torch.inference_mode():
+        assert_golden(pooled(backbone(IMAGES), "average_and_maximum"), "resnet50_pooled")
+
+
+def test_deit_gives_the_class_token_of_timms_network():
+    backbone, published = deit_small_distilled.Backbone().eval(), timm.create_model("deit_small_distilled_patch16_224")
+    backbone.load_state_dict(by_rule(backbone))
+    published.load_state_dict(by_rule(published))
+    with torch.inference_mode():
+        features = backbone(IMAGES[:1])
+        assert features.shape == (1, deit_small_distilled.Backbone.features)
+        # timm's distilled training returns the classifiers' outputs apart; `train` changes nothing else here.
+        published.set_distilled_training()
+        class_logits, distilled_logits = published.train()(IMAGES[:1])
+        assert torch.allclose(published.head(features), class_logits, atol=1e-4)
+        assert not torch.allclose(published.head(features), distilled_logits, atol=1e-1)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_pretrained_weights_are_loaded_whole_or_not_at_all(tmp_path, monkeypatch, name):
+    torch.manual_seed(0)
+    state = {
+        key: torch.rand(value.shape) for key, value in EmbeddingNetwork(recipe(name)).backbone.state_dict().items()
+    }
+    classifiers = {f"{classifier}.weight": torch.zeros(1000, 3) for classifier in CLASSIFIERS[name]}
+    pretrained = recipe(name, pretrained=True)
+    publish(name, state | classifiers, monkeypatch, tmp_path)
+    torch.manual_seed(1)
+    network = initial_network(pretrained)
+    torch.manual_seed(1)
+    other = EmbeddingNetwork(pretrained)
+    assert torch.equal(network.embedding.weight, other.embedding.weight), "the head is drawn all the same"
+    for key, value in network.backbone.state_dict().items():
+        assert torch.equal(value, state[key].to(value.dtype)), key
+
+    missing = next(iter(state))
+    extra = {"extra.weight": torch.zeros(1)}
+    wrong = {key: value for key, value in state.items() if key != missing} | classifiers | extra
+    path = publish(name, wrong, monkeypatch, tmp_path)
+    with pytest.raises(BadInputError) as error:
+        initial_network(pretrained)
+    assert str(error.value).splitlines() == [
+        f"{path} does not fit the network:",
+        *sorted([f"  {missing} is missing", "  extra.weight is not in the network"]),
+    ]
+    path.unlink()
+    with pytest.raises(BadInputError, match=f"is missing: run `python -m pipeline.download {name}`"):
+        initial_network(pretrained)
+
+
+def test_networks_say_whether_weights_are_published():
+    backbones = {module.__name__.split(".")[-1]: module.Backbone for module in (bn_inception, resnet50, small)}
+    backbones["deit_small_distilled"] = deit_small_distilled.Backbone
+    assert {name for name, backbone in backbones.items() if backbone.published} == weights.FILES.keys()
+    assert backbones.keys() == {path.stem for path in (ROOT / "pipeline/backbones").glob("[!_]*.py")}
+
+
+def test_the_default_network_draws_and_names_as_ever():
+    torch.manual_seed(7)
+    network = initial_network(DEFAULT)
+    torch.manual_seed(7)
+    backbone, embedding = small.Backbone(), nn.Linear(1024, 64)
+    expected = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    expected |= {f"embedding.{name}": value for name, value in embedding.state_dict().items()}
+    assert list(network.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+def test_a_run_from_scratch_imports_no_other_networks_library_and_no_weights():
+    code = (
+        "import sys; from pathlib import Path; import pipeline.train; from pipeline.config import read_params; "
+        "from pipeline.network import initial_network; "
+        "initial_network(read_params(Path('params.yaml'), 'glyphs').recipes['glyphs']); "
+        "print([name for name in ('timm', 'torchvision', 'requests', 'pipeline.weights') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_pooling_is_adaptive_pooling_but_for_ties():
+    maps = torch.randn(2, 5, 4, 3, dtype=torch.float64, generator=torch.manual_seed(0), requires_grad=True)
+
+    def with_gradient(value):
+        (gradient,) = torch.autograd.grad(value.square().sum(), maps)
+        return value, gradient
+
+    average = adaptive_avg_pool2d(maps, 1).flatten(1)
+    for pooling, expected in (
+        ("average", average),
+        ("average_and_maximum", average + adaptive_max_pool2d(maps, 1).flatten(1)),
+    ):
+        torch.testing.assert_close(with_gradient(pooled(maps, pooling)), with_gradient(expected))
+    tied = torch.tensor([[[[2.0, 1.0], [2.0, 0.0]]]], requires_grad=True)
+    pooled(tied, "average_and_maximum").sum().backward()
+    assert tied.grad.flatten().tolist() == [0.75, 0.25, 0.75, 0.25]
+
+
+def test_heads():
+    torch.manual_seed(0)
+    features = torch.randn(6, 1024)
+    networks = {head: EmbeddingNetwork(recipe("small", head=head)) for head in ("linear", "normalised", "orthogonal")}
+    for network in networks.values():
+        network.backbone = nn.Identity()
+    linear, normalised, orthogonal = networks.values()
+    weight, bias = linear.embedding.weight, linear.embedding.bias
+    torch.testing.assert_close(linear(features), nn.functional.normalize(features @ weight.T + bias))
+
+    assert list(normalised.state_dict()) == [
+        *(f"norms.0.{name}" for name in ("weight", "bias")),
+        *(f"norms.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+        *(f"embedding.{name}" for name in ("weight", "bias")),
+    ]
+    each = layer_norm(features, (1024,))
+    across = batch_norm(each, None, None, training=True)
+    torch.testing.assert_close(normalised(features), nn.functional.normalize(normalised.embedding(across)))
+
+    weight = orthogonal.embedding.weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(64), atol=1e-5, rtol=0)
+    assert not orthogonal.embedding.bias.any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", POOLINGS)
+def test_backward_has_deterministic_operations_only(name, device, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(0)
+    network = EmbeddingNetwork(recipe(name, head="normalised")).to(device)
+    channels, size = network.backbone.channels, {"small": 32, "deit_small_distilled": 224}.get(name, 64)
+    images = torch.randn(3, channels, size, size, device=device)
+
+    def gradients():
+        network.zero_grad()
+        network(images)[:, 0].sum().backward()
+        return {key: value.grad.clone() for key, value in network.named_parameters()}
+
+    torch.set_deterministic_debug_mode("error")
+    try:
+        first, second = gradients(), gradients()
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    for key, value in first.items():
+        assert value.isfinite().all() and torch.equal(value, second[key]), key
+    assert first["embedding.weight"].any() and next(iter(first.values())).any()
+
+
+def test_kept_weights_load_without_the_published_ones(tmp_path):
+    torch.manual_seed(0)
+    kept = recipe("small", head="normalised", pretrained=True)
+    network = EmbeddingNetwork(kept)
+    torch.save(network.state_dict(), tmp_path / "kept.pt")
+    loaded = load_network(kept, tmp_path / "kept.pt", torch.device("cpu"))
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
+    with pytest.raises(BadInputError, match=r"kept\.pt does not fit the recipe.*(?s:.*)norms\.0\.weight"):
+        load_network(recipe("small"), tmp_path / "kept.pt", torch.device("cpu"))
+
+
+def test_embedding_leaves_every_module_in_its_mode():
+    network = EmbeddingNetwork(DEFAULT)
+    network.backbone.blocks[1].eval()
+    before = {name: module.training for name, module in network.named_modules()}
+    images = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
+    assert embed(network, images, DEFAULT, torch.device("cpu")).shape == (3, 64)
+    assert {name: module.training for name, module in network.named_modules()} == before
+    assert set(before.values()) == {True, False}
