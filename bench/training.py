@@ -5,7 +5,7 @@
 losses: each loss's forward and backward on a batch of its paper's size, at CUB's and SOP's numbers of classes, 512
 dimensions, float32, proxies as drawn. The floor is the product that each of them needs, in PyTorch's plain words:
 proxies scaled to unit length, their cosines with the batch, and both backward to batch and proxies from a given
-gradient. Loss and floor take turns; medians. Expect at most 3 floors at CUB's size, 1.5 at SOP's.
+gradient. Loss and floor take turns; medians. Expect at most 3 floors at CUB's size, 1.5 at SOP's (docs/losses.md).
 
 resnet50: images a second of training steps (forward, cross-entropy, backward, AdamW) of torchvision's ResNet-50 with
 512 outputs on 32 images of 224 x 224, on the CPU: float32 as it comes, in channels_last, and that in bfloat16 autocast
