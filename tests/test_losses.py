@@ -181,3 +181,17 @@ def test_proxy_gml_refuses_a_ratio_that_keeps_no_other_proxy():
     with pytest.raises(ValueError, match=r"ceil\(r\*C\*N\) = 12"):
         build("proxy_gml", 20, 8, proxies_per_class=12, ratio=0.05, regulariser_weight=0.3)
     assert build("proxy_gml", 21, 8, proxies_per_class=12, ratio=0.05, regulariser_weight=0.3).kept == 13
+
+
+def test_unit_length_and_its_gradient():
+    torch.manual_seed(0)
+    vectors = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, vectors)
+    given, incoming = torch.randn(4, 6), torch.randn(4, 6)
+    given[1] = 0
+    ours, theirs = given.clone().requires_grad_(), given.clone().requires_grad_()
+    found, expected = unit(ours), torch.nn.functional.normalize(theirs, dim=-1)
+    assert torch.equal(found, expected)
+    found.backward(incoming)
+    expected.backward(incoming)
+    torch.testing.assert_close(ours.grad, theirs.grad)

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from pipeline.losses import EXCLUDED, exact, unit
 
@@ -39,11 +39,9 @@ def classification(embeddings: Tensor, proxies: Tensor, labels: Tensor, kept: in
         mask = torch.zeros_like(similarities, dtype=torch.bool).scatter_(1, selected, True)
     logits = torch.where(mask, similarities, 0).view_as(by_class).sum(2)
     logits = torch.where(logits != 0, logits, EXCLUDED)
-    own = logits.gather(1, labels[:, None])[:, 0]
-    denominator = torch.logsumexp(logits, 1)
-    denominator = torch.logaddexp(denominator, torch.full_like(denominator, LOG_DENOMINATOR_FLOOR))
-    log_probability = own - denominator
-    return -torch.logaddexp(log_probability, torch.full_like(own, LOG_PROBABILITY_FLOOR)).mean()
+    # The 1e-8 of the denominator is one more class, to which no sample belongs.
+    log_probability = -cross_entropy(pad(logits, (0, 1), value=LOG_DENOMINATOR_FLOOR), labels, reduction="none")
+    return -torch.logaddexp(log_probability, torch.full_like(log_probability, LOG_PROBABILITY_FLOOR)).mean()
 
 
 def regulariser(proxies: Tensor) -> Tensor:
