@@ -7,12 +7,13 @@ mistyped or impossible value is a `BadInputError` that names the file, the key a
 import difflib
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, create_model
 
 from pipeline.files import BadInputError, submodule
 
@@ -20,6 +21,17 @@ STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=Fals
 
 Positive = Annotated[int, Ge(1)]
 Rate = Annotated[float, Gt(0)]
+
+
+def _epochs(value: Any) -> Any:
+    for number in value if isinstance(value, list) else [value]:
+        if type(number) is not int or number < 1:
+            raise ValueError("give a number n from 1, for every n epochs, or a list of epochs, counted from 1")
+    return value
+
+
+Epochs = Annotated[int | list[int], PlainValidator(_epochs)]
+"""Every so many epochs, or these epochs; epochs are counted from 1."""
 
 
 class Recipe(BaseModel):
@@ -49,19 +61,48 @@ class Recipe(BaseModel):
     dimension: Positive
     """Length of an embedding."""
     epochs: Positive
+    evaluated_epochs: Epochs
+    """The epochs after which the test set is looked at; the best test epoch is one of them."""
     batch_size: Annotated[int, Ge(2)]
+    samples_per_class: Positive | None
+    """Of which batches are made: so many images of each of batch_size / samples_per_class classes; null shuffles all
+    images and takes them in turn."""
     optimiser: Literal["adam", "adamw"]
+    epsilon: Rate
+    """Of the optimiser: added to the root of the second moment."""
     network_learning_rate: Rate
     proxy_learning_rate: Rate
     weight_decay: Annotated[float, Ge(0)]
-    decay_epochs: list[Positive]
-    """The epochs, counted from 1, at whose start both learning rates are multiplied by `decay_factor`."""
+    decay_epochs: Epochs
+    """The epochs at whose start both learning rates are multiplied by `decay_factor`; every n epochs means n + 1,
+    2n + 1 and so on."""
     decay_factor: Annotated[float, Gt(0), Le(1)]
+    clip_value: Rate | None
+    """Every entry of a gradient, of network and proxies, is clipped to plus or minus this; null clips none."""
+    input_size: Positive
+    """Height and width, in pixels, of what the network takes."""
+    test_resize: Positive
+    """Test images are resized to this length of their shorter side, then cropped to `input_size` in the middle."""
+    smallest_crop: Annotated[float, Gt(0), Le(1)] | None
+    """Training images are cropped at random to at least this share of their area and resized to `input_size`; null
+    takes images that are of that size already."""
+    flip: bool
+    """Whether every other training image, at random, is mirrored."""
     shift: Annotated[int, Ge(0)]
     """Training images are shifted by up to so many pixels each way, the space filled with 0."""
+    channel_order: Literal["rgb", "bgr"]
+    """Of the network's input, of `mean` and of `std`; bgr is what Caffe's networks take."""
+    pixel_maximum: Rate
+    """Pixel values are scaled from 0..255 to 0..this before `mean` is subtracted."""
     mean: Annotated[list[float], Len(1)]
-    """Of pixel values in 0..1, one a channel; subtracted before division by `std`."""
+    """One a channel, or one for all."""
     std: Annotated[list[Rate], Len(1)]
+    """What the difference to `mean` is divided by, one a channel, or one for all."""
+    precision: Literal["float32", "tf32", "bfloat16"]
+    """Of the network's products: whole, or rounded to TF32's 10 bits on GPUs that have it, or in bfloat16 autocast. The
+    last two are faster and give other numbers; losses and metrics are always computed in float32."""
+    memory_format: Literal["contiguous", "channels_last"]
+    """Of the network and its input. Channels last is the faster one on a CPU and for bfloat16."""
     recall_at: Annotated[list[Positive], Len(1)]
     """The K of Recall@K, 1 among them: the best test epoch is the one of highest Recall@1."""
     counting: Literal["exact", "strict", "drop_first"]
@@ -71,14 +112,26 @@ class Recipe(BaseModel):
     cpu_threads: Positive
     """Threads of a run on the CPU, part of the recipe because sums split over threads round differently."""
 
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the test set is looked at after an epoch, counted from 1."""
+        every = self.evaluated_epochs
+        return epoch in every if isinstance(every, list) else epoch % every == 0
+
+    def decays(self, epoch: int) -> int:
+        """How often the learning rates have been multiplied by `decay_factor` in an epoch, counted from 1."""
+        every = self.decay_epochs
+        return sum(epoch >= decay for decay in every) if isinstance(every, list) else (epoch - 1) // every
+
 
 class Table(BaseModel):
-    """The grid of runs behind one table."""
+    """The grid of runs behind one table: every dataset with every combination of the rows' values and every seed."""
 
     model_config = STRICT
 
-    dataset: str
-    losses: Annotated[list[str], Len(1)]
+    datasets: Annotated[list[str], Len(1)]
+    rows: Annotated[dict[str, Annotated[list[str | int | float], Len(1)]], Len(1)]
+    """What the rows differ in, outermost first, such as {loss: [proxy_an, proxy_nca], rate: [0.1, 0.2]}. The runs of a
+    combination lie in folders named <dataset>/<value>-<value>/<seed>."""
     seeds: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
 
 
@@ -97,10 +150,16 @@ class Params(BaseModel):
 
     model_config = STRICT
 
-    table: Table
+    tables: dict[str, Table]
     machine: Machine
     recipes: dict[str, Recipe]
     losses: dict[str, dict[str, Any]]
+    """Name -> settings. The loss is the file of pipeline/losses of that name, or the one that the key `loss` names."""
+
+    def loss(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The file of pipeline/losses that the entry `name` means, and the keyword arguments of its class."""
+        settings = dict(self.losses[name])
+        return settings.pop("loss", name), settings
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,42 +223,66 @@ def read_yaml(path: Path) -> Any:
         raise BadInputError(f"{path} is not YAML: {error}") from None
 
 
-def read_params(path: Path, dataset: str | None = None, loss: str | None = None) -> Params:
-    """Read and check a params.yaml, and for a run what its dataset's backbone and its loss say of their keys.
+def read_params(path: Path, recipe: str | None = None, loss: str | None = None, changes: Sequence[str] = ()) -> Params:
+    """Read and check a params.yaml, and for a run what its recipe's backbone and its loss say of their keys.
 
-    A run imports no other loss and no other backbone, so that their files are no inputs of it.
+    `changes` are texts such as "recipe.dimension=64" or "loss.alpha=12.0", made to the run's own recipe and loss before
+    the check. A run imports no other loss and no other backbone, so that their files are no inputs of it.
     """
     content = read_yaml(path)
     problems: list[str] = []
+    for change in changes:
+        place, equals, value = change.partition("=")
+        part, dot, key = place.partition(".")
+        entry = {"recipe": ("recipes", recipe), "loss": ("losses", loss)}.get(part)
+        if not (entry and dot and equals):
+            raise BadInputError(f"--set {change}: write recipe.KEY=VALUE or loss.KEY=VALUE")
+        try:
+            content[entry[0]][entry[1]][key] = yaml.load(value, _Loader)
+        except (KeyError, TypeError):
+            raise BadInputError(f"{path}: {entry[0]}.{entry[1]}: there is no such entry to set {key} of") from None
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
         problems += _problems(error, "", Params)
     if not problems:
-        problems += _grid_problems(params)
-        problems += _recipe_problems(params, dataset) if dataset else []
+        problems += [
+            f"tables.{name}.rows.loss: {loss_name} has no settings, add losses.{loss_name}"
+            for name, table in params.tables.items()
+            for loss_name in table.rows.get("loss", [])
+            if loss_name not in params.losses
+        ]
+        problems += [problem for name, of in params.recipes.items() for problem in _contradictions(name, of)]
+        problems += _backbone_problems(params, recipe) if recipe else []
         problems += _loss_problems(params, loss) if loss else []
     if problems:
         raise BadInputError("\n  ".join([f"{path}:", *problems]))
     return params
 
 
-def _grid_problems(params: Params) -> list[str]:
-    """What the table asks for that has no settings."""
+def _contradictions(name: str, recipe: Recipe) -> list[str]:
+    """What is impossible together in one recipe."""
     problems = []
-    for name in params.table.losses:
-        if name not in params.losses:
-            problems.append(f"table.losses: {name} has no settings, add losses.{name}")
-    if params.table.dataset not in params.recipes:
-        problems.append(f"table.dataset: {params.table.dataset} has no recipe, add recipes.{params.table.dataset}")
-    for name, recipe in params.recipes.items():
-        if 1 not in recipe.recall_at:
-            problems.append(f"recipes.{name}.recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
-    return problems
+    if 1 not in recipe.recall_at:
+        problems.append("recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
+    for key in ("head_only_epochs", "decay_epochs", "evaluated_epochs"):
+        epochs = getattr(recipe, key)
+        late = [epoch for epoch in epochs if epoch > recipe.epochs] if isinstance(epochs, list) else []
+        if late:
+            problems.append(f"{key}: there is no epoch {late[0]}, the recipe has {recipe.epochs}")
+    if not any(recipe.evaluates(epoch) for epoch in range(1, recipe.epochs + 1)):
+        problems.append(f"evaluated_epochs: none of the {recipe.epochs} epochs is evaluated")
+    if recipe.samples_per_class and recipe.batch_size % recipe.samples_per_class:
+        problems.append(f"samples_per_class: {recipe.samples_per_class} does not divide the batch_size")
+    if recipe.smallest_crop is not None and recipe.shift:
+        problems.append("shift: images that are cropped at random are not shifted besides, use 0")
+    if recipe.test_resize < recipe.input_size:
+        problems.append("test_resize: it is less than input_size, which is cropped out of the middle")
+    return [f"recipes.{name}.{problem}" for problem in problems]
 
 
-def _recipe_problems(params: Params, name: str) -> list[str]:
-    """What is wrong between the recipe of one dataset and its backbone."""
+def _backbone_problems(params: Params, name: str) -> list[str]:
+    """What is wrong between one recipe and its backbone."""
     if name not in params.recipes:
         return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
     recipe = params.recipes[name]
@@ -208,26 +291,33 @@ def _recipe_problems(params: Params, name: str) -> list[str]:
     except BadInputError as error:
         return [f"recipes.{name}.backbone: {error}"]
     problems = [
-        f"recipes.{name}.{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
+        f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
         for key in ("mean", "std")
         if len(getattr(recipe, key)) != backbone.channels
     ]
+    if backbone.channels == 1 and recipe.channel_order != "rgb":
+        problems.append(f"channel_order: {recipe.backbone} takes one channel, use rgb")
+    if backbone.input_size not in (None, recipe.input_size):
+        problems.append(f"input_size: {recipe.backbone} takes {backbone.input_size} pixels, no other size")
     if backbone.spatial and recipe.pooling == "none":
-        problems.append(f"recipes.{name}.pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
+        problems.append(f"pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
     if not backbone.spatial and recipe.pooling != "none":
-        problems.append(f"recipes.{name}.pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
+        problems.append(f"pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
+    if not backbone.batch_norms and recipe.batch_norm != "trained":
+        problems.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
     if recipe.pretrained and not backbone.published:
-        problems.append(f"recipes.{name}.pretrained: {recipe.backbone} has no published weights, use false")
-    return problems
+        problems.append(f"pretrained: {recipe.backbone} has no published weights, use false")
+    return [f"recipes.{name}.{problem}" for problem in problems]
 
 
 def _loss_problems(params: Params, name: str) -> list[str]:
     """What is wrong with the settings of one loss."""
     if name not in params.losses:
         return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
+    file, settings = params.loss(name)
     try:
-        model = _loss_settings(submodule("losses", name).Loss)
-        model.model_validate(params.losses[name])
+        model = _loss_settings(submodule("losses", file).Loss)
+        model.model_validate(settings)
     except BadInputError as error:
         return [f"losses.{name}: {error}"]
     except ValidationError as error:

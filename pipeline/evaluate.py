@@ -1,13 +1,13 @@
 """Stage: retrieval and clustering metrics of runs' kept weights on the test set, two JSON files a run.
 
-Takes several runs at once because starting Python costs more than evaluating a small one. `<seed>.json` holds the
-metrics, as fractions, of the weights at the best test epoch and at the last, and the provenance of both training and
-evaluation; `<seed>_retrievals.json` the nearest neighbours of some queries at the last epoch. --raw-pixels evaluates
-the images themselves, scaled to unit length.
+Takes several runs at once because starting Python costs more than evaluating a small one. A run is a folder that the
+train stage wrote. Its `<name>.json` holds the metrics, as fractions, of the weights at the best test epoch and at the
+last (of a held-out run: at its only one), and the provenance of both training and evaluation; `<name>_retrievals.json`
+the nearest neighbours of some queries at the last epoch. --raw-pixels evaluates the images themselves, scaled to unit
+length.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from torch.nn.functional import normalize
 from pipeline import sampling
 from pipeline.clustering import clustering
 from pipeline.config import Recipe, read_params
-from pipeline.files import BadInputError, exit_with, read_json, submodule, whole, write_json
-from pipeline.loading import RetrievedImages, decode, read_retrieved
+from pipeline.files import BadInputError, exit_with, read_json, submodule, write_json
+from pipeline.loading import RetrievedImages, read_retrieved, test_images
 from pipeline.network import embed, load_network, prepare
 from pipeline.packed import Entry, PackedImages
 from pipeline.provenance import provenance
 from pipeline.retrieval import nearest, retrieval
+from pipeline.runs import best_epoch, read_history
 
 QUERIES_SHOWN, NEIGHBOURS_SHOWN = 32, 8
 
@@ -68,13 +69,33 @@ def retrievals(embeddings: Tensor, test: RetrievedImages, entries: list[Entry]) 
     ]
 
 
-def best_epoch(history: Path) -> int:
-    """The first epoch of highest Recall@1 on the test set, counted from 1."""
-    try:
-        lines = [json.loads(line) for line in history.read_text().splitlines()]
-    except FileNotFoundError:
-        raise BadInputError(f"{history} is missing: run the train stage (`dvc repro`)") from None
-    return max(lines, key=lambda line: line["test"]["recall@1"])["epoch"]
+def find_runs(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+    """The run.json of every run among `folders`, each a run's folder or one that holds some."""
+    found: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        runs = (
+            [folder] if (folder / "run.json").is_file() else sorted(file.parent for file in folder.glob("*/run.json"))
+        )
+        if not runs:
+            raise BadInputError(f"{folder} holds no run: run the train stage (`dvc repro`)")
+        found |= {run: read_json(run / "run.json") for run in runs}
+    told = {run: [trained["dataset"], trained["recipe"]] for run, trained in found.items()}
+    first = next(iter(told))
+    for run in told:
+        if told[run] != told[first]:
+            raise BadInputError(f"{run} and {first} differ in dataset or recipe: evaluate them apart")
+    return found
+
+
+def kept_weights(run: Path, trained: dict[str, Any]) -> dict[str, int]:
+    """The names of the weights that a run kept, less `.pt`, and their epochs."""
+    if trained["protocol"] == "held_out":
+        return {"held_out": trained["epochs"]}
+    if trained["protocol"] != "test":
+        raise BadInputError(
+            f"{run} chose an epoch on held-out classes and kept no weights: evaluate the run --until it"
+        )
+    return {"best_test_epoch": best_epoch(read_history(run / "history.jsonl")), "last_epoch": trained["epochs"]}
 
 
 def main() -> None:
@@ -82,36 +103,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of recipes")
-    parser.add_argument("--dataset", required=True, help="its recipe in the params file, its data under data/")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--runs", type=Path, help="folder of one loss's runs: those of table.seeds are evaluated")
-    what.add_argument("--raw-pixels", action="store_true", help="evaluate the images themselves")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of runs of one dataset and recipe, or of one run")
+    parser.add_argument("--raw-pixels", metavar="DATASET", help="evaluate this dataset's images themselves")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file with machine and recipes")
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     arguments = parser.parse_args()
+    if bool(arguments.runs) == bool(arguments.raw_pixels):
+        parser.error("give the folders of runs, or --raw-pixels and a dataset")
 
     start = time.monotonic()
-    params = read_params(arguments.params, arguments.dataset)
-    recipe = params.recipes[arguments.dataset]
+    params = read_params(arguments.params, arguments.raw_pixels)
+    runs = find_runs(arguments.runs) if arguments.runs else {}
+    if runs:
+        first = next(iter(runs.values()))
+        dataset, recipe = first["dataset"], Recipe.model_validate(first["recipe"])
+    else:
+        dataset, recipe = arguments.raw_pixels, params.recipes[arguments.raw_pixels]
     device = prepare(recipe, params.machine.device)
-    packed_folder = Path("data/packed") / arguments.dataset
-    test = read_retrieved(Path("data/splits") / arguments.dataset)
+    packed_folder = Path("data/packed") / dataset
+    test = read_retrieved(Path("data/splits") / dataset)
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", *test.manifests]
     packed = PackedImages(packed_folder)
-    images = decode(packed, test.numbers, submodule("backbones", recipe.backbone).Backbone.channels)
+    channels = submodule("backbones", recipe.backbone).Backbone.channels
+    images = test_images(packed, test.numbers, channels, recipe, params.machine.workers)
 
     results: dict[str, dict[str, Any]] = {}
     shown: dict[str, list[dict[str, Any]]] = {}
-    if arguments.raw_pixels:
-        pixels = normalize(images.flatten(1).float().to(device))
+    if not runs:
+        pixels = normalize(torch.cat([part.flatten(1).float() for part in images.split(256)]).to(device))
         results["0"] = {"metrics": {"no_training": metrics(pixels, test, recipe, seed=0)}}
         shown["0"] = retrievals(pixels, test, packed.entries)
-    for seed in () if arguments.raw_pixels else params.table.seeds:
-        run = arguments.runs / str(seed)
-        trained = read_json(run / "run.json")
-        kept = {"best_test_epoch": best_epoch(run / "history.jsonl"), "last_epoch": recipe.epochs}
+    for run, trained in runs.items():
         found: dict[str, dict[str, float]] = {}
-        for selection, epoch in kept.items():
+        for selection, epoch in kept_weights(run, trained).items():
             if epoch in [other["epoch"] for other in found.values()]:
                 found[selection] = found["best_test_epoch"]
                 continue
@@ -119,15 +143,13 @@ def main() -> None:
             network = load_network(recipe, weights, device)
             inputs.append(weights)
             embeddings = embed(network, images, recipe, device)
-            found[selection] = {"epoch": epoch} | metrics(embeddings, test, recipe, seed)
-        results[str(seed)] = {"run": trained, "metrics": found}
-        shown[str(seed)] = retrievals(embeddings, test, packed.entries)
-    with whole(arguments.out) as folder:
-        folder.mkdir()
-        made = provenance(device, inputs, time.monotonic() - start)
-        for name, result in results.items():
-            write_json(folder / f"{name}.json", {"dataset": arguments.dataset, **result, "provenance": made})
-            write_json(folder / f"{name}_retrievals.json", shown[name])
+            found[selection] = {"epoch": epoch} | metrics(embeddings, test, recipe, trained["seed"])
+        results[run.name] = {"run": trained, "metrics": found}
+        shown[run.name] = retrievals(embeddings, test, packed.entries)
+    made = provenance(device, inputs, time.monotonic() - start)
+    for name, result in results.items():
+        write_json(arguments.out / f"{name}_retrievals.json", shown[name])
+        write_json(arguments.out / f"{name}.json", {"dataset": dataset, **result, "provenance": made})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Images from a packed dataset to batches: decoded once, shifted in uint8, normalised on the device."""
+"""Images of a run, from its manifests to batches: decoded once where memory allows, cropped or shifted in uint8."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from pipeline import sampling
+from pipeline.batches import ClassBalanced, Shuffled
+from pipeline.config import Recipe
 from pipeline.files import BadInputError
+from pipeline.images import CROP_DRAWS, boxes, centred, cropped
 from pipeline.manifests import Row, read_manifest
-from pipeline.packed import PackedImages
+from pipeline.packed import DecodedImages, PackedImages, available_memory
+
+MEMORY_SHARE = 0.4
+"""Of the memory at hand, what decoded training images, and resized test images, may each take."""
 
 
 def read_training(manifest: Path) -> tuple[list[int], Tensor]:
@@ -46,14 +54,21 @@ class RetrievedImages(NamedTuple):
         }
 
 
-def read_retrieved(splits: Path) -> RetrievedImages:
-    """The test manifest of a dataset's splits, or its query and gallery manifests where it has those (In-Shop)."""
-    apart = (splits / "query.csv").is_file()
-    manifests = [splits / f"{part}.csv" for part in (("query", "gallery") if apart else ("test",))]
+def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
+    """The test manifest of a dataset's splits, or its query and gallery manifests where it has those (In-Shop); or the
+    held-out half of the training classes."""
+    apart = not held_out and (splits / "query.csv").is_file()
+    manifests = [splits / f"{part}.csv" for part in _parts(held_out, apart)]
     parts = [_rows(manifest) for manifest in manifests]
     rows = [row for part in parts for row in part]
     labels = torch.tensor([row.label for row in rows])
     return RetrievedImages(manifests, [row.image for row in rows], labels, len(parts[0]) if apart else None)
+
+
+def _parts(held_out: bool, apart: bool) -> tuple[str, ...]:
+    if held_out:
+        return ("held_out_test",)
+    return ("query", "gallery") if apart else ("test",)
 
 
 def _rows(manifest: Path) -> list[Row]:
@@ -63,38 +78,123 @@ def _rows(manifest: Path) -> list[Row]:
     return rows
 
 
-def decode(packed: PackedImages, numbers: list[int], channels: int) -> Tensor:
-    """The images of the given numbers, all of one size, as uint8 (images, channels, height, width)."""
+def as_stored(packed: PackedImages, numbers: Sequence[int], channels: int, size: int) -> Tensor:
+    """Images that are `size` pixels wide and high already, as uint8 (images, channels, size, size)."""
+    for number in numbers:
+        entry = packed.entries[number]
+        if (entry.height, entry.width) != (size, size):
+            raise BadInputError(
+                f"{packed.folder}: {entry.name} has {entry.width} x {entry.height} pixels, not {size} x {size} as the "
+                "recipe's input_size: set the recipe's smallest_crop, so that images are cropped and resized"
+            )
     decoded = np.stack([packed.decoded(number, channels) for number in numbers])
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous()
 
 
-def normalise(images: Tensor, mean: list[float], std: list[float], device: torch.device) -> Tensor:
-    """uint8 (batch, channels, height, width) to float32 on `device`, scaled to 0..1, less the mean, over the std."""
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last).float() / 255
-    return (images - torch.tensor(mean, device=device)[:, None, None]) / torch.tensor(std, device=device)[:, None, None]
+class ShiftedImages(Dataset):
+    """Training images of the network's size, uint8 (images, channels, height, width), each moved by up to `shift`
+    pixels. Fetched a batch at a time by (epoch, positions in the epoch, rows)."""
 
-
-class TrainingImages(Dataset):
-    """Shifted training images, fetched a batch at a time by (epoch, positions, image rows)."""
-
-    def __init__(self, images: Tensor, labels: Tensor, shift: int, seed: int):
-        self.images, self.labels, self.shift, self.seed = images, labels, shift, seed
-        self._epoch, self._offsets = 0, torch.empty(0)
+    def __init__(self, images: Tensor, labels: Tensor, shift: int, flip: bool, seed: int):
+        self.images, self.labels, self.shift, self.flip, self.seed = images, labels, shift, flip, seed
 
     def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
         """Images, uint8 (batch, channels, height, width), and labels, int64 (batch,)."""
         epoch, positions, rows = batch
-        if epoch != self._epoch:
-            draws = sampling.uniform(self.seed, "shift", epoch, (len(self.images), 2))
-            self._epoch, self._offsets = epoch, torch.from_numpy((draws * (2 * self.shift + 1)).astype(np.int64))
+        draws = _draws(self.seed, "shift", epoch, positions, 2)
+        offsets = torch.from_numpy((draws * (2 * self.shift + 1)).astype(np.int64))
         images = pad(self.images[rows], (self.shift,) * 4)
         height, width = self.images.shape[2:]
-        offsets = self._offsets[positions]
         y = offsets[:, :1] + torch.arange(height)
         x = offsets[:, 1:] + torch.arange(width)
-        shifted = images[torch.arange(len(rows))[:, None, None], :, y[:, :, None], x[:, None, :]]
-        return shifted.permute(0, 3, 1, 2), self.labels[rows]
+        shifted = images[torch.arange(len(rows))[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+        if self.flip:
+            mirrored = torch.from_numpy(_draws(self.seed, "flip", epoch, positions, 1)[:, 0] < 0.5)
+            shifted = torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
+        return shifted, self.labels[rows]
+
+
+class CroppedImages(Dataset):
+    """Training images of any size, each cropped at random, resized to the network's size and mirrored or not; decoded
+    once where they fit into the memory, otherwise as they are read. Fetched as `ShiftedImages` are."""
+
+    def __init__(
+        self, packed: PackedImages, numbers: Sequence[int], labels: Tensor, channels: int, recipe: Recipe, seed: int
+    ):
+        assert recipe.smallest_crop is not None
+        self.numbers, self.labels, self.channels, self.seed = numbers, labels, channels, seed
+        self.size, self.smallest, self.flip = recipe.input_size, recipe.smallest_crop, recipe.flip
+        self.sizes = np.array([[packed.entries[number].height, packed.entries[number].width] for number in numbers])
+        fits = int(self.sizes.prod(1).sum()) * channels < MEMORY_SHARE * available_memory()
+        self.source = DecodedImages(packed, numbers, channels) if fits else packed
+
+    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Images, uint8 (batch, channels, size, size), and labels, int64 (batch,)."""
+        epoch, positions, rows = batch
+        found = boxes(self.sizes[rows], _draws(self.seed, "crop", epoch, positions, CROP_DRAWS), self.smallest)
+        flips = _draws(self.seed, "flip", epoch, positions, 1)[:, 0] < (0.5 if self.flip else 0)
+        images = [
+            cropped(self.source.decoded(self.numbers[row], self.channels), box, self.size, flip)
+            for row, box, flip in zip(rows, found, flips, strict=True)
+        ]
+        return torch.stack(images), self.labels[rows]
+
+
+@lru_cache(maxsize=8)
+def _epoch_draws(seed: int, purpose: str, epoch: int, count: int, columns: int) -> np.ndarray:
+    return sampling.uniform(seed, purpose, epoch, (count, columns))
+
+
+def _draws(seed: int, purpose: str, epoch: int, positions: np.ndarray, columns: int) -> np.ndarray:
+    """The uniform draws of some positions of an epoch, float64 (positions, columns)."""
+    # Drawn for a power of two of positions, so that few calls draw; those of a position are the same for any count.
+    return _epoch_draws(seed, purpose, epoch, 1 << int(positions.max()).bit_length(), columns)[positions]
+
+
+def training_images(
+    packed: PackedImages, numbers: Sequence[int], labels: Tensor, channels: int, recipe: Recipe, seed: int
+) -> ShiftedImages | CroppedImages:
+    """The training images of the given numbers as the recipe wants them: shifted, or cropped at random."""
+    if recipe.smallest_crop is None:
+        images = as_stored(packed, numbers, channels, recipe.input_size)
+        return ShiftedImages(images, labels, recipe.shift, recipe.flip, seed)
+    return CroppedImages(packed, numbers, labels, channels, recipe, seed)
+
+
+class CentredImages(Dataset):
+    """Images of any size resized and cropped from the middle, as the recipe tests them: uint8 tensors."""
+
+    def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int):
+        self.packed, self.numbers, self.channels, self.workers = packed, numbers, channels, workers
+        self.resize, self.size = recipe.test_resize, recipe.input_size
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> Tensor:
+        """Image at `place` in the list of numbers, uint8 (channels, size, size)."""
+        return centred(self.packed.decoded(self.numbers[place], self.channels), self.resize, self.size)
+
+    def split(self, size: int) -> DataLoader:
+        """All images in batches of `size`, as torch.Tensor.split gives them."""
+        return DataLoader(self, size, num_workers=self.workers, worker_init_fn=_ignore_termination)
+
+
+def test_images(
+    packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int
+) -> Tensor | CentredImages:
+    """Test images as the network takes them: uint8 (images, channels, size, size) where that fits into the memory, else
+    something that makes them anew each time; either way with `split`."""
+    if recipe.smallest_crop is None:
+        return as_stored(packed, numbers, channels, recipe.input_size)
+    images = CentredImages(packed, numbers, channels, recipe, workers)
+    if len(numbers) * channels * recipe.input_size**2 > MEMORY_SHARE * available_memory():
+        return images
+    kept = torch.empty(len(numbers), channels, recipe.input_size, recipe.input_size, dtype=torch.uint8)
+    parts = kept.split(256)
+    for part, batch in zip(parts, tqdm(images.split(256), "test images", leave=False, disable=None), strict=True):
+        part.copy_(batch)
+    return kept
 
 
 def _keep(batch: Any) -> Any:
@@ -103,19 +203,18 @@ def _keep(batch: Any) -> Any:
 
 
 class _Epochs:
-    """The batches of all epochs, one after another, each as the keys that `TrainingImages` fetches by."""
+    """The batches of all epochs, one after another, each as the keys that training images are fetched by."""
 
-    def __init__(self, count: int, batch_size: int, epochs: range, first_step: int, seed: int):
-        self.count, self.batch_size, self.epochs, self.seed = count, batch_size, epochs, seed
-        self.first_step = first_step
+    def __init__(self, batches: Shuffled | ClassBalanced, epochs: range, first_step: int):
+        self.batches, self.epochs, self.first_step = batches, epochs, first_step
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for epoch in self.epochs:
-            rows = sampling.order(self.seed, epoch, self.count)
-            first = self.first_step * self.batch_size if epoch == self.epochs.start else 0
-            for start in range(first, self.count, self.batch_size):
-                positions = np.arange(start, min(start + self.batch_size, self.count))
-                yield epoch, positions, rows[positions]
+            start = 0
+            for step, rows in enumerate(self.batches.epoch(epoch)):
+                if epoch > self.epochs.start or step >= self.first_step:
+                    yield epoch, np.arange(start, start + len(rows)), rows
+                start += len(rows)
 
 
 def _ignore_termination(worker: int) -> None:
@@ -124,13 +223,18 @@ def _ignore_termination(worker: int) -> None:
 
 
 def training_batches(
-    images: TrainingImages, batch_size: int, epochs: range, workers: int, pin: bool, first_step: int = 0
+    images: ShiftedImages | CroppedImages,
+    batches: Shuffled | ClassBalanced,
+    epochs: range,
+    workers: int,
+    pin: bool,
+    first_step: int = 0,
 ) -> DataLoader:
-    """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs. Each epoch
-    is a shuffle of all images, its last batch as small as it comes; the first epoch begins at `first_step`."""
+    """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs. The first
+    epoch begins at `first_step`."""
     return DataLoader(
         images,
-        batch_sampler=_Epochs(len(images.images), batch_size, epochs, first_step, images.seed),  # type: ignore[arg-type]
+        batch_sampler=_Epochs(batches, epochs, first_step),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_keep,
         pin_memory=pin,

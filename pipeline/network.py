@@ -1,6 +1,8 @@
 """The network that is trained and evaluated: a backbone, pooling, a head to the embedding, unit length."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +12,8 @@ from tqdm import tqdm
 
 from pipeline.config import Recipe
 from pipeline.files import BadInputError, submodule
-from pipeline.loading import normalise
+from pipeline.images import MEMORY_FORMATS, normalise
+from pipeline.loading import CentredImages
 
 
 def pooled(features: Tensor, pooling: str) -> Tensor:
@@ -45,11 +48,13 @@ class EmbeddingNetwork(nn.Module):
         if recipe.head == "orthogonal":
             nn.init.orthogonal_(self.embedding.weight)
             nn.init.zeros_(self.embedding.bias)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=MEMORY_FORMATS[recipe.memory_format])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings, in the dtype of the features."""
-        return normalize(self.embedding(self.norms(pooled(self.backbone(images), self.pooling))))
+        """Embeddings, in the dtype of the images."""
+        embeddings = self.embedding(self.norms(pooled(self.backbone(images), self.pooling)))
+        # Out of autocast, before their length is divided by: in bfloat16 that is 1 to three digits only.
+        return normalize(embeddings.to(images.dtype))
 
 
 def initial_network(recipe: Recipe) -> EmbeddingNetwork:
@@ -78,8 +83,23 @@ def load_network(recipe: Recipe, weights: Path, device: torch.device) -> Embeddi
     return network.to(device)
 
 
+@contextmanager
+def computing(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Compute the network in the recipe's precision while the block runs; all else is whole float32."""
+    _allow_tf32(recipe.precision == "tf32")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            yield
+    finally:
+        _allow_tf32(False)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 @torch.inference_mode()
-def embed(network: EmbeddingNetwork, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+def embed(network: EmbeddingNetwork, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
     """Embeddings, float32 (images, dimension) on `device`, of uint8 images, in evaluation mode.
 
     Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.
@@ -89,9 +109,10 @@ def embed(network: EmbeddingNetwork, images: Tensor, recipe: Recipe, device: tor
     network.eval()
     size = 256
     parts = []
-    for part in tqdm(images.split(size), "embed", leave=False, disable=None):
-        filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
-        parts.append(network(normalise(filled, recipe.mean, recipe.std, device)).float()[: len(part)])
+    with computing(recipe, device):
+        for part in tqdm(images.split(size), "embed", leave=False, disable=None):
+            filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+            parts.append(network(normalise(filled, recipe, device))[: len(part)])
     for module in training:
         module.training = True
     return torch.cat(parts)
@@ -102,8 +123,7 @@ def prepare(recipe: Recipe, device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInputError("machine.device is cuda but torch sees no GPU: pass --gpus all to docker, or use auto")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order next time
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    _allow_tf32(False)
     # As use_deterministic_algorithms(True), which imports torch's compiler besides: 2 s at the start of every stage.
     torch.set_deterministic_debug_mode("error")
     # Filling every new tensor costs a tenth of a small network's step; it only makes reads of unset memory repeat.

@@ -125,9 +125,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     params = read_params(arguments.params)
-    grid, out = params.table, arguments.out
-    columns = column_names(params.recipes[grid.dataset].recall_at)
-    seeds = {RAW_PIXELS: [0], **dict.fromkeys(grid.losses, grid.seeds)}
+    grid, out = params.tables["glyphs"], arguments.out
+    columns = column_names(params.recipes[grid.datasets[0]].recall_at)
+    seeds = {RAW_PIXELS: [0], **dict.fromkeys(map(str, grid.rows["loss"]), grid.seeds)}
     table = {
         selection: {
             row: collect(arguments.runs, row, NO_TRAINING if row == RAW_PIXELS else selection, wanted, list(columns))
@@ -144,7 +144,9 @@ def main() -> None:
             for selection, rows in table.items()
         }
 
-    page = markdown(f"{grid.dataset}: retrieval among unseen classes, in percent", list(columns.values()), blocks("±"))
+    page = markdown(
+        f"{grid.datasets[0]}: retrieval among unseen classes, in percent", list(columns.values()), blocks("±")
+    )
     page += f"\nMean ± half-width of the 95 % t-interval over {len(grid.seeds)} seeds; {RAW_PIXELS}: one measurement.\n"
     files = {row: {seed: arguments.runs / row / f"{seed}.json" for seed in wanted} for row, wanted in seeds.items()}
     not_run = [f"{row}/{seed}" for row, of in files.items() for seed, file in of.items() if not file.is_file()]

@@ -1,8 +1,12 @@
 """Stage: train one network with one loss and one seed, and keep its weights at the best test epoch and the last.
 
 Writes into --out: `best_test_epoch.pt` and `last_epoch.pt` (state dicts), `history.jsonl` (one line an epoch: mean
-loss, learning rates, Recall@K on the test set; the same bytes again on a rerun), `run.json` (what was run, on what
-machine, how long).
+loss, learning rates, Recall@K where the recipe evaluates; the same bytes again on a rerun), `run.json` (what was run,
+on what machine, how long).
+
+The held-out protocol is two runs. With --held-out it trains on one half of the training classes and looks at the other
+half in place of the test set; only history and run.json are kept. With --until HISTORY, a run on all training classes
+ends after the epoch that was best there and keeps `held_out.pt`; it never looks at the test set.
 """
 
 import argparse
@@ -18,14 +22,16 @@ import torch
 from tqdm import tqdm
 
 from pipeline import checkpoint, sampling
-from pipeline.config import Recipe, read_params
+from pipeline.config import Params, Recipe, read_params
 from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
 from pipeline.freezing import set_trainable
-from pipeline.loading import TrainingImages, decode, normalise, read_retrieved, read_training, training_batches
-from pipeline.network import embed, initial_network, prepare
+from pipeline.images import normalise
+from pipeline.loading import read_retrieved, read_training, test_images, training_batches, training_images
+from pipeline.network import computing, embed, initial_network, prepare
 from pipeline.packed import PackedImages
 from pipeline.provenance import provenance
 from pipeline.retrieval import recall_at_k
+from pipeline.runs import Run, last_epoch, plan_batches
 
 CHECKED_EVERY = 50
 """Steps between looks at the losses: each look waits for the GPU."""
@@ -33,16 +39,17 @@ CHECKED_EVERY = 50
 
 def learning_rates(recipe: Recipe, epoch: int) -> tuple[float, float]:
     """The network's and the proxies' learning rate in an epoch, counted from 1."""
-    factor = recipe.decay_factor ** sum(epoch >= decay for decay in recipe.decay_epochs)
+    factor = recipe.decay_factor ** recipe.decays(epoch)
     return recipe.network_learning_rate * factor, recipe.proxy_learning_rate * factor
 
 
-def build_loss(name: str, settings: dict[str, Any], classes: int, dimension: int, params: Path) -> torch.nn.Module:
-    """The loss with its settings; a combination that it refuses is bad input."""
+def build_loss(params: Params, name: str, classes: int, dimension: int, file: Path) -> torch.nn.Module:
+    """The loss of an entry of `losses`; a combination of settings that it refuses is bad input."""
+    module, settings = params.loss(name)
     try:
-        return submodule("losses", name).Loss(classes, dimension, **settings)
+        return submodule("losses", module).Loss(classes, dimension, **settings)
     except ValueError as error:
-        raise BadInputError(f"{params}: losses.{name}: {error}") from None
+        raise BadInputError(f"{file}: losses.{name}: {error}") from None
 
 
 def check_finite(losses: list[torch.Tensor], epoch: int, rates: tuple[float, float]) -> None:
@@ -69,51 +76,58 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def train(
-    params_file: Path, dataset: str, loss_name: str, seed: int, out: Path, device_name: str | None, workers: int | None
-) -> None:
-    """Run the training, or go on with it from its checkpoint, and write `out`; see the module's docstring."""
+def train(run: Run) -> None:
+    """Run the training, or go on with it from its checkpoint, and write `run.out`; see the module's docstring."""
     start = time.monotonic()
-    params = read_params(params_file, dataset, loss_name)
-    recipe = params.recipes[dataset]
-    device = prepare(recipe, device_name or params.machine.device)
+    out, seed, recipe_name = run.out, run.seed, run.recipe or run.dataset
+    params = read_params(run.params, recipe_name, run.loss, run.set)
+    recipe = params.recipes[recipe_name]
+    device = prepare(recipe, run.device or params.machine.device)
+    workers = params.machine.workers if run.workers is None else run.workers
+    epochs = last_epoch(run, recipe)
 
-    packed_folder, splits = Path("data/packed") / dataset, Path("data/splits") / dataset
-    train_numbers, train_labels = read_training(splits / "train.csv")
-    test = read_retrieved(splits)
-    inputs = [packed_folder / "images.bin", packed_folder / "index.csv", splits / "train.csv", *test.manifests]
+    packed_folder, splits = Path("data/packed") / run.dataset, Path("data/splits") / run.dataset
+    train_numbers, train_labels = read_training(run.manifest)
+    inputs = [packed_folder / "images.bin", packed_folder / "index.csv", run.manifest]
+    test = None if run.until else read_retrieved(splits, run.held_out)
+    inputs += [run.until] if run.until else []
+    inputs += test.manifests if test else []
     if recipe.pretrained:
         inputs.append(Path("data/weights") / f"{recipe.backbone}.pth")
-    if recipe.batch_size > len(train_numbers):
-        raise BadInputError(
-            f"{params_file}: recipes.{dataset}.batch_size: {recipe.batch_size} is more than the {len(train_numbers)} "
-            f"images of {splits / 'train.csv'}, use a smaller batch"
-        )
+    batches = plan_batches(run, recipe, train_labels)
     sampling.seed_torch(seed, "network")
     network = initial_network(recipe).to(device)
     sampling.seed_torch(seed, "proxies")
     classes = int(train_labels.max()) + 1
-    criterion = build_loss(loss_name, params.losses[loss_name], classes, recipe.dimension, params_file).to(device)
+    criterion = build_loss(params, run.loss, classes, recipe.dimension, run.params).to(device)
     optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
         [{"params": network.parameters()}, {"params": criterion.parameters()}],
+        eps=recipe.epsilon,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
     packed = PackedImages(packed_folder)
     channels = network.backbone.channels
-    train_images, test_images = decode(packed, train_numbers, channels), decode(packed, test.numbers, channels)
-    steps = math.ceil(len(train_images) / recipe.batch_size)
+    images = training_images(packed, train_numbers, train_labels, channels, recipe, seed)
+    searched = test_images(packed, test.numbers, channels, recipe, workers) if test else None
 
-    run = {
-        "dataset": dataset,
-        "loss": loss_name,
+    protocol = "held_out_choice" if run.held_out else "held_out" if run.until else "test"
+    told = {
+        "dataset": run.dataset,
+        "loss": run.loss,
         "seed": seed,
+        "setting": {key: value for key in ("partial", "imbalanced") if (value := getattr(run, key)) is not None},
+        "protocol": protocol,
+        "epochs": epochs,
+        "images": len(train_numbers),
+        "classes": classes,
         "recipe": recipe.model_dump(),
-        "loss_settings": params.losses[loss_name],
+        "loss_settings": params.losses[run.loss],
     }
     made = provenance(device, inputs, 0)
-    configuration = checkpoint.fingerprint([run, *(made[key] for key in ("code", "inputs", "versions")), str(device)])
+    configuration = checkpoint.fingerprint([told, *(made[key] for key in ("code", "inputs", "versions")), str(device)])
     path = checkpoint.place(out)
+    trained = [*network.parameters(), *criterion.parameters()]
     stateful = {"network": network, "criterion": criterion, "optimiser": optimiser}
     # All that the run has beside those: the epoch and the step that come next, and what lies behind.
     state: dict[str, Any] = {
@@ -122,6 +136,7 @@ def train(
         "step_losses": torch.empty(0),
         "history": [],
         "epoch_seconds": [],
+        "images_per_second": [],
         "best": -1.0,
         "best_weights": {},
     }
@@ -141,34 +156,41 @@ def train(
                 for parameter in optimiser.state:
                     parameter.grad = torch.zeros_like(parameter)
             print(f"{out}: goes on from epoch {state['epoch']}, step {state['step'] + 1}", file=sys.stderr)
-        batches = iter(
+        loader = iter(
             training_batches(
-                TrainingImages(train_images, train_labels, recipe.shift, seed),
-                recipe.batch_size,
-                range(state["epoch"], recipe.epochs + 1),
-                params.machine.workers if workers is None else workers,
+                images,
+                batches,
+                range(state["epoch"], epochs + 1),
+                workers,
                 pin=device.type == "cuda",
                 first_step=state["step"],
             )
         )
-        for epoch in range(state["epoch"], recipe.epochs + 1):
-            epoch_start = time.monotonic()
+        for epoch in range(state["epoch"], epochs + 1):
+            epoch_start, seen = time.monotonic(), 0
             rates = learning_rates(recipe, epoch)
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate
             set_trainable(network, recipe, epoch)
             step_losses = list(state["step_losses"].to(device))
-            progress = tqdm(total=steps, initial=state["step"], desc=f"{out} epoch {epoch}", leave=False, disable=None)
-            for step in range(state["step"] + 1, steps + 1):
-                images, labels = next(batches)
-                embeddings = network(normalise(images, recipe.mean, recipe.std, device))
+            progress = tqdm(
+                total=batches.steps, initial=state["step"], desc=f"{out} epoch {epoch}", leave=False, disable=None
+            )
+            for step in range(state["step"] + 1, batches.steps + 1):
+                pixels, labels = next(loader)
+                with computing(recipe, device):
+                    embeddings = network(normalise(pixels, recipe, device))
                 loss = criterion(embeddings, labels.to(device, non_blocking=True))
                 optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")
-                loss.backward()
+                with computing(recipe, device):
+                    loss.backward()
+                if recipe.clip_value:
+                    torch.nn.utils.clip_grad_value_(trained, recipe.clip_value)
                 optimiser.step()
+                seen += len(labels)
                 step_losses.append(loss.detach())
                 progress.update()
-                if step % CHECKED_EVERY == 0 or step == steps or termination.came:
+                if step % CHECKED_EVERY == 0 or step == batches.steps or termination.came:
                     check_finite(step_losses, epoch, rates)
                 if termination.came:
                     state |= {"step": step, "step_losses": torch.stack(step_losses).cpu()}
@@ -176,29 +198,42 @@ def train(
                     print(f"{out}: told to stop, saved at epoch {epoch}, step {step}; run it again", file=sys.stderr)
                     sys.exit(checkpoint.TERMINATED)
             progress.close()
-            recall = recall_at_k(**test.search(embed(network, test_images, recipe, device)), ks=recipe.recall_at)
+            train_seconds = time.monotonic() - epoch_start
             mean = torch.stack(step_losses).double().mean().item()
-            line = {"network_learning_rate": rates[0], "proxy_learning_rate": rates[1], "test": recall}
-            state["history"].append({"epoch": epoch, "loss": mean, **line})
-            if recall["recall@1"] > state["best"]:
-                state |= {"best": recall["recall@1"], "best_weights": kept(network)}
-            seconds = round(time.monotonic() - epoch_start, 3)
-            state["epoch_seconds"].append(seconds)
+            rates_told = {"network_learning_rate": rates[0], "proxy_learning_rate": rates[1]}
+            line: dict[str, Any] = {"epoch": epoch, "loss": mean} | rates_told
+            result = ""
+            if test and searched is not None and (recipe.evaluates(epoch) or epoch == epochs):
+                recall = recall_at_k(**test.search(embed(network, searched, recipe, device)), ks=recipe.recall_at)
+                line["recall"] = recall
+                result = f", {'held-out' if run.held_out else 'test'} Recall@1 {recall['recall@1']:.2%}"
+                if recall["recall@1"] > state["best"]:
+                    state |= {"best": recall["recall@1"], "best_weights": kept(network)}
+            state["history"].append(line)
+            seconds = time.monotonic() - epoch_start
+            speed = seen / train_seconds if seen else math.nan
+            state["epoch_seconds"].append(round(seconds, 3))
+            state["images_per_second"].append(round(speed, 1))
             state |= {"epoch": epoch + 1, "step": 0, "step_losses": torch.empty(0)}
             save()
+            left = seconds * (epochs - epoch)
             print(
-                f"{out} epoch {epoch}/{recipe.epochs}: loss {mean:.4f}, test Recall@1 {recall['recall@1']:.2%}, "
-                f"{seconds:.1f} s ({len(train_images) / seconds:,.0f} images/s with the test)",
+                f"{out} epoch {epoch}/{epochs}: loss {mean:.4f}{result}, {seconds:.1f} s ({speed:,.0f} images/s), "
+                f"{tqdm.format_interval(left)} left",
                 file=sys.stderr,
             )
 
+        weights = {"best_test_epoch": state["best_weights"], "last_epoch": kept(network)}
+        if protocol != "test":
+            weights = {"held_out": kept(network)} if run.until else {}
         with whole(out) as folder:
             folder.mkdir()
-            write_weights(folder / "best_test_epoch.pt", state["best_weights"])
-            write_weights(folder / "last_epoch.pt", kept(network))
+            for name, values in weights.items():
+                write_weights(folder / f"{name}.pt", values)
             write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in state["history"]))
+            speeds = {key: state[key] for key in ("epoch_seconds", "images_per_second")}
             made = provenance(device, inputs, time.monotonic() - start)
-            write_json(folder / "run.json", {**run, "provenance": made, "epoch_seconds": state["epoch_seconds"]})
+            write_json(folder / "run.json", {**told, "provenance": made, **speeds})
         path.unlink(missing_ok=True)
 
 
@@ -208,30 +243,34 @@ def main() -> None:
         prog="python -m pipeline.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of recipes and losses")
-    parser.add_argument("--dataset", required=True, help="its recipe in the params file, its data under data/")
-    parser.add_argument("--loss", required=True, help="a file of pipeline/losses with settings in the params file")
+    parser.add_argument("--dataset", required=True, help="its data lies under data/")
+    parser.add_argument("--recipe", help="an entry of recipes; the one named like the dataset if not given")
+    parser.add_argument("--loss", required=True, help="an entry of losses")
     parser.add_argument("--seed", type=int, required=True, help="decides everything random in the run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the history")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="recipe.KEY=VALUE", help="or loss.KEY=VALUE, for once"
+    )
+    subset = parser.add_mutually_exclusive_group()
+    subset.add_argument("--partial", type=float, metavar="RATE", help="train on this share of each class's images")
+    subset.add_argument("--imbalanced", type=int, metavar="GAMMA", help="train on classes of long-tailed sizes")
+    subset.add_argument("--held-out", action="store_true", help="choose the epoch on held-out training classes")
+    parser.add_argument("--until", type=Path, metavar="HISTORY", help="end after the best epoch of this history.jsonl")
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], help="in place of the params file's machine.device"
     )
     parser.add_argument("--workers", type=int, help="in place of the params file's machine.workers")
-    arguments = parser.parse_args()
+    run = Run(**vars(parser.parse_args()))
+    if run.held_out and run.until:
+        parser.error("--held-out chooses the epoch that --until ends with: give one of them")
     try:
-        train(
-            arguments.params,
-            arguments.dataset,
-            arguments.loss,
-            arguments.seed,
-            arguments.out,
-            arguments.device,
-            arguments.workers,
-        )
+        train(run)
     except torch.cuda.OutOfMemoryError:
-        recipe = read_params(arguments.params).recipes[arguments.dataset]
+        name = run.recipe or run.dataset
+        recipe = read_params(run.params).recipes[name]
         free, total = torch.cuda.mem_get_info()
         raise BadInputError(
-            f"{arguments.params}: recipes.{arguments.dataset}.batch_size: {recipe.batch_size} images with the network "
+            f"{run.params}: recipes.{name}.batch_size: {recipe.batch_size} images with the network "
             f"{recipe.backbone} need more than the GPU has ({free / 2**30:.1f} of {total / 2**30:.1f} GiB are free): "
             "use a smaller batch or a smaller network, or stop what else runs there"
         ) from None

@@ -41,7 +41,7 @@ class Project:
         (folder / "dvc.lock").unlink(missing_ok=True)
         self.edit_params(
             lambda params: (
-                params["table"].update(losses=["proxy_an", "proxy_nca"], seeds=[0, 1]),
+                params["tables"]["glyphs"].update(rows={"loss": ["proxy_an", "proxy_nca"]}, seeds=[0, 1]),
                 params["recipes"]["glyphs"].update(epochs=2, decay_epochs=[2]),
             )
         )

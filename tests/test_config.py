@@ -44,9 +44,23 @@ WRONG = [
     (("losses", "proxy_an"), {"alfa": 1.0}, r"losses\.proxy_an\.alfa: unknown key, did you mean alpha\?"),
     (("losses", "proxy_gml"), {"ratio": 1.5}, r"losses\.proxy_gml\.ratio: .* less than or equal to 1, found 1\.5"),
     (("losses", "proxy_gml"), {"proxies_per_class": 0}, r"losses\.proxy_gml\.proxies_per_class: .* found 0"),
-    (("table",), {"losses": ["proxy_ann"]}, r"table\.losses: proxy_ann has no settings"),
-    (("table",), {"seeds": []}, r"table\.seeds: .* at least 1 item"),
-    (("table",), {"dataset": "cub"}, r"table\.dataset: cub has no recipe"),
+    (
+        RECIPE,
+        {"decay_epochs": [0]},
+        r"recipes\.glyphs\.decay_epochs: .* number n from 1, for every n epochs",
+    ),
+    (RECIPE, {"decay_epochs": [6]}, r"recipes\.glyphs\.decay_epochs: there is no epoch 6, the recipe has 5"),
+    (RECIPE, {"head_only_epochs": [7]}, r"recipes\.glyphs\.head_only_epochs: there is no epoch 7"),
+    (RECIPE, {"evaluated_epochs": 6}, r"recipes\.glyphs\.evaluated_epochs: none of the 5 epochs is evaluated"),
+    (RECIPE, {"samples_per_class": 3}, r"recipes\.glyphs\.samples_per_class: 3 does not divide the batch_size"),
+    (RECIPE, {"smallest_crop": 0.08}, r"recipes\.glyphs\.shift: images that are cropped .* use 0"),
+    (RECIPE, {"test_resize": 16}, r"recipes\.glyphs\.test_resize: it is less than input_size"),
+    (RECIPE, {"input_size": 28}, r"recipes\.glyphs\.input_size: small takes 32 pixels"),
+    (RECIPE, {"channel_order": "bgr"}, r"recipes\.glyphs\.channel_order: small takes one channel, use rgb"),
+    (RECIPE, {"epsilon": 0.0}, r"recipes\.glyphs\.epsilon: .* greater than 0"),
+    (("losses", "proxy_an"), {"loss": "proxy_am"}, r"losses\.proxy_an: there is no file proxy_am\.py"),
+    (("tables", "glyphs", "rows"), {"loss": ["proxy_ann"]}, r"tables\.glyphs\.rows\.loss: proxy_ann has no settings"),
+    (("tables", "glyphs"), {"seeds": []}, r"tables\.glyphs\.seeds: .* at least 1 item"),
     (("machine",), {"device": "gpu"}, r"machine\.device: .* found 'gpu'"),
 ]
 
@@ -78,6 +92,30 @@ def test_another_losses_mistake_is_not_this_runs(tmp_path):
     assert read_params(path, loss="proxy_an").losses["proxy_an"]["alpha"] == 32
     with pytest.raises(BadInputError, match="ratio"):
         read_params(path, loss="proxy_gml")
+
+
+def test_a_run_changes_its_own_recipe_and_loss(tmp_path):
+    changes = ["recipe.dimension=16", "recipe.epsilon=1e-2", "loss.alpha=12.0"]
+    params = read_params(PARAMS, "glyphs", "proxy_an", changes)
+    assert (params.recipes["glyphs"].dimension, params.recipes["glyphs"].epsilon) == (16, 0.01)
+    assert params.losses["proxy_an"]["alpha"] == 12 and params.losses["proxy_anchor"]["alpha"] == 32
+    with pytest.raises(BadInputError, match=r"dimensoin: unknown key, did you mean dimension\?"):
+        read_params(PARAMS, "glyphs", "proxy_an", ["recipe.dimensoin=16"])
+    for wrong in ("dimension=16", "recipe.dimension", "losses.alpha=1"):
+        with pytest.raises(BadInputError, match=r"write recipe\.KEY=VALUE or loss\.KEY=VALUE"):
+            read_params(PARAMS, "glyphs", "proxy_an", [wrong])
+    with pytest.raises(BadInputError, match=r"recipes\.cub: there is no such entry to set epochs of"):
+        read_params(PARAMS, "cub", "proxy_an", ["recipe.epochs=1"])
+
+
+def test_an_entry_of_losses_may_name_its_file(tmp_path):
+    path = changed(tmp_path, lambda content: content["losses"].update(small={"loss": "proxy_an", "alpha": 12.0}))
+    with pytest.raises(BadInputError, match=r"losses\.small\.margin: this key is missing"):
+        read_params(path, loss="small")
+    params = changed(
+        tmp_path, lambda content: content["losses"].update(small={"loss": "proxy_an", "alpha": 12.0, "margin": 0.1})
+    )
+    assert read_params(params, loss="small").loss("small") == ("proxy_an", {"alpha": 12.0, "margin": 0.1})
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path):

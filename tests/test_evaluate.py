@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from pipeline.config import read_params
-from pipeline.evaluate import best_epoch, metrics, retrievals
+from pipeline.evaluate import metrics, retrievals
 from pipeline.files import BadInputError
-from pipeline.loading import decode, read_retrieved
+from pipeline.loading import as_stored, read_retrieved
 from pipeline.manifests import Row, read_manifest, write_manifest
 from pipeline.network import embed, load_network, prepare
 from pipeline.packed import PackedImages
+from pipeline.runs import best_epoch, read_history
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def trained(project):
     network = load_network(recipe, project.folder / "data/runs/glyphs/proxy_an/0/last_epoch.pt", CPU)
     packed = PackedImages(project.folder / "data/packed/glyphs")
     test = read_retrieved(project.folder / "data/splits/glyphs")
-    return recipe, network, packed, test, decode(packed, test.numbers, 1)
+    return recipe, network, packed, test, as_stored(packed, test.numbers, 1, 32)
 
 
 def test_an_embedding_does_not_depend_on_the_other_images(trained):
@@ -43,17 +44,18 @@ def test_metrics_are_those_of_the_kept_weights(project, trained):
     found = metrics(embed(network, images, recipe, CPU), test, recipe, seed=0)
     assert {"epoch": 2} | found == written["last_epoch"]
     history = project.folder / "data/runs/glyphs/proxy_an/0/history.jsonl"
-    assert best_epoch(history) == written["best_test_epoch"]["epoch"]
-    tested = json.loads(history.read_text().splitlines()[1])["test"]
+    assert best_epoch(read_history(history)) == written["best_test_epoch"]["epoch"]
+    tested = read_history(history)[1]["recall"]
     assert {name: found[name] for name in tested} == tested, "training and evaluation disagree"
 
 
 def test_the_best_epoch_is_the_first_of_the_highest(tmp_path):
-    lines = [{"epoch": epoch, "test": {"recall@1": value}} for epoch, value in ((1, 0.1), (2, 0.3), (3, 0.3), (4, 0.2))]
+    values = ((1, 0.1), (2, None), (3, 0.3), (4, 0.3), (5, 0.2))
+    lines = [{"epoch": epoch} | ({"recall": {"recall@1": value}} if value else {}) for epoch, value in values]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert best_epoch(tmp_path / "history.jsonl") == 2
-    with pytest.raises(BadInputError, match="run the train stage"):
-        best_epoch(tmp_path / "none.jsonl")
+    assert best_epoch(read_history(tmp_path / "history.jsonl")) == 3
+    with pytest.raises(BadInputError, match="train the run that writes it"):
+        read_history(tmp_path / "none.jsonl")
 
 
 def test_retrievals_show_hits_and_misses(project):
@@ -79,7 +81,7 @@ def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
     write_manifest(tmp_path / "gallery.csv", gallery)
     test = read_retrieved(tmp_path)
     assert test.queries == len(query) and [path.name for path in test.manifests] == ["query.csv", "gallery.csv"]
-    embeddings = embed(network, decode(packed, test.numbers, 1), recipe, CPU)
+    embeddings = embed(network, as_stored(packed, test.numbers, 1, 32), recipe, CPU)
     similarities = embeddings[: len(query)] @ embeddings[len(query) :].T
     labels = torch.tensor([row.label for row in gallery])
     right = labels[similarities.argmax(1)] == torch.tensor([row.label for row in query])

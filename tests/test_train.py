@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline import sampling
+from pipeline.batches import Shuffled
 from pipeline.config import read_params
-from pipeline.loading import TrainingImages, training_batches
+from pipeline.loading import ShiftedImages, training_batches
 from pipeline.train import learning_rates
 
 
@@ -37,7 +38,7 @@ def test_losses_of_one_seed_start_from_the_same_network(project):
     assert [len(lines) for lines in histories] == [2, 2]
     line = json.loads(histories[0][1])
     assert line["epoch"] == 2 and line["network_learning_rate"] == pytest.approx(0.001)
-    assert set(line["test"]) == {"recall@1", "recall@2", "recall@4", "recall@8"}
+    assert set(line["recall"]) == {"recall@1", "recall@2", "recall@4", "recall@8"}
 
 
 def test_weights_load_without_pickled_code_and_keep_their_names(project):
@@ -51,7 +52,8 @@ def test_every_position_of_every_epoch_has_its_own_draw():
     labels = torch.arange(20)
 
     def batches(batch_size, workers):
-        loader = training_batches(TrainingImages(images, labels, 2, 7), batch_size, range(1, 4), workers, pin=False)
+        shifted = ShiftedImages(images, labels, 2, False, 7)
+        loader = training_batches(shifted, Shuffled(20, batch_size, 7), range(1, 4), workers, pin=False)
         return [torch.cat(parts) for parts in zip(*loader, strict=True)]
 
     pixels, seen = batches(8, 0)

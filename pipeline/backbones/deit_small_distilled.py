@@ -11,6 +11,8 @@ class Backbone(VisionTransformerDistilled):
     channels = 3
     features = 384
     spatial = False
+    batch_norms = False
+    input_size = 224
     published = True
 
     def __init__(self) -> None:

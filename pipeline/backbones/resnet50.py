@@ -11,6 +11,8 @@ class Backbone(ResNet):
     channels = 3
     features = 2048
     spatial = True
+    batch_norms = True
+    input_size = None
     published = True
 
     def __init__(self) -> None:

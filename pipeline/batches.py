@@ -1,0 +1,78 @@
+"""Which images make up each batch of each epoch: functions of (seed, epoch, place in the epoch), so that a resumed run
+goes on with the very next batch. Both kinds have `steps`, the batches of an epoch, and `epoch`, which gives them."""
+
+import numpy as np
+
+from pipeline import sampling
+
+
+class Shuffled:
+    """All images in random order, taken in turn; the last batch is as small as it comes."""
+
+    def __init__(self, images: int, batch_size: int, seed: int):
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.steps = -(-images // batch_size)
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each batch, int64 (batch_size,)."""
+        order = sampling.order(self.seed, epoch, self.images)
+        return [order[start : start + self.batch_size] for start in range(0, self.images, self.batch_size)]
+
+
+class ClassBalanced:
+    """Proxy-AN's batches (facts: batch sampler): some classes drawn without replacement, a few images of each.
+
+    The images of a class are taken in a shuffled order, over the ends of epochs; when too few are left for another
+    batch it is shuffled anew. A class with fewer images than a batch wants gives random ones, with repeats. `labels`
+    are int64 (images,) from 0 up; every class counts the same, or as much as it has images if `by_class_size`.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        samples_per_class: int,
+        seed: int,
+        steps: int,
+        by_class_size: bool = False,
+    ):
+        self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        self.classes, self.samples = batch_size // samples_per_class, samples_per_class
+        self.seed, self.steps, self.by_class_size = seed, steps, by_class_size
+        self._next, self._taken = 1, np.zeros(len(self.members), np.int64)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each batch, int64 (batch_size,), class by class."""
+        if epoch < self._next:
+            self._next, self._taken = 1, np.zeros_like(self._taken)
+        while self._next < epoch:
+            # Epochs that lie behind: only how often each class was drawn matters.
+            self._taken += np.bincount(self._drawn(self._next).ravel(), minlength=len(self._taken))
+            self._next += 1
+        self._next += 1
+        return [np.concatenate([self._take(label) for label in labels]) for labels in self._drawn(epoch)]
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The classes of each batch, int64 (steps, classes): the smallest of exponential draws, which take classes
+        without replacement with probabilities in proportion to the draws' rates."""
+        drawn = -np.log1p(-sampling.uniform(self.seed, "classes", epoch, (self.steps, len(self.members))))
+        if self.by_class_size:
+            drawn /= [len(members) for members in self.members]
+        smallest = np.argpartition(drawn, self.classes - 1, 1)[:, : self.classes]
+        return np.take_along_axis(smallest, np.take_along_axis(drawn, smallest, 1).argsort(1), 1)
+
+    def _take(self, label: int) -> np.ndarray:
+        """The next images of a class."""
+        members, taken = self.members[label], int(self._taken[label])
+        self._taken[label] += 1
+        if len(members) < self.samples:
+            draws = sampling.uniform(self.seed, f"repeats of class {label}", taken, (self.samples,))
+            return members[(draws * len(members)).astype(np.int64)]
+        turn, place = divmod(taken, len(members) // self.samples)
+        shuffled, order = self._orders.get(label, (-1, members))
+        if shuffled != turn:
+            draws = sampling.uniform(self.seed, f"images of class {label}", turn, (len(members),))
+            order = members[np.argsort(draws, kind="stable")]
+            self._orders[label] = turn, order
+        return order[place * self.samples : (place + 1) * self.samples]

@@ -1,0 +1,74 @@
+"""Pixels: random and central crops of uint8 images, and what the network takes of them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pipeline.config import Recipe
+
+ATTEMPTS = 10
+ASPECTS = (3 / 4, 4 / 3)
+CROP_DRAWS = 2 * ATTEMPTS + 2
+"""Uniform draws behind one box: areas, aspects, and its place from the top and from the left."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def boxes(sizes: np.ndarray, draws: np.ndarray, smallest: float) -> np.ndarray:
+    """Boxes of random crops, int64 (images, 4): top, left, height, width; torchvision's RandomResizedCrop.
+
+    `sizes` are int64 (images, 2), height and width; `draws` float64 (images, CROP_DRAWS) in [0, 1). Of ten boxes with a
+    uniform share of the area from `smallest` to 1 and a log-uniform aspect from 3/4 to 4/3 the first that fits is
+    taken; if none does, the largest central one of an aspect within those bounds.
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]
+    area = height * width * (smallest + (1 - smallest) * draws[:, :ATTEMPTS])
+    low, high = np.log(ASPECTS)
+    aspect = np.exp(low + (high - low) * draws[:, ATTEMPTS : 2 * ATTEMPTS])
+    wide, tall = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    rows, first, found = np.arange(len(sizes)), fits.argmax(1), fits.any(1)
+    wide = np.where(found, wide[rows, first], np.minimum(width, np.rint(height * ASPECTS[1]))[:, 0]).astype(np.int64)
+    tall = np.where(found, tall[rows, first], np.minimum(height, np.rint(width / ASPECTS[0]))[:, 0]).astype(np.int64)
+    room = sizes - np.stack([tall, wide], 1)
+    places = np.where(found[:, None], draws[:, -2:] * (room + 1), room // 2).astype(np.int64)
+    return np.column_stack([places, tall, wide])
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> Tensor:
+    """uint8 (height, width, channels) to another size, bilinear with antialiasing: uint8 (channels, height, width)."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    return interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def cropped(pixels: np.ndarray, box: np.ndarray, size: int, flip: bool) -> Tensor:
+    """A box of uint8 (height, width, channels) as uint8 (channels, size, size), mirrored if `flip`."""
+    top, left, height, width = box
+    image = resized(pixels[top : top + height, left : left + width], size, size)
+    return image.flip(-1) if flip else image
+
+
+def centred(pixels: np.ndarray, resize: int, size: int) -> Tensor:
+    """uint8 (height, width, channels), its shorter side resized to `resize` and `size` pixels cropped from the middle,
+    rounding as torchvision does: uint8 (channels, size, size)."""
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    if shorter != resize:
+        height, width = int(resize * height / shorter), int(resize * width / shorter)
+        image = resized(pixels, height, width)
+    else:
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[:, top : top + size, left : left + size]
+
+
+def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+    """uint8 (batch, channels, height, width), RGB or grey, to float32 on `device`: in the recipe's channel order,
+    scaled to 0..pixel_maximum, less the mean, over the standard deviation."""
+    pixels = images.to(device, non_blocking=True)
+    pixels = pixels.to(torch.float32, memory_format=MEMORY_FORMATS[recipe.memory_format])
+    if recipe.channel_order == "bgr":
+        pixels = pixels.flip(1)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (recipe.mean, recipe.std))
+    return (pixels / (255 / recipe.pixel_maximum) - mean) / std

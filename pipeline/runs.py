@@ -1,0 +1,91 @@
+"""What a run is: its command line, the images it trains on, the epoch it ends with, its batches."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.batches import ClassBalanced, Shuffled
+from pipeline.config import Recipe
+from pipeline.files import BadInputError
+from pipeline.loading import read_training
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the command line says: see `main`."""
+
+    params: Path
+    dataset: str
+    recipe: str | None
+    loss: str
+    set: list[str]
+    seed: int
+    partial: float | None
+    imbalanced: int | None
+    held_out: bool
+    until: Path | None
+    out: Path
+    device: str | None
+    workers: int | None
+
+    @property
+    def manifest(self) -> Path:
+        """The list of the training images."""
+        if self.partial is not None:
+            return Path("data/subsets") / self.dataset / f"partial_{self.partial}.csv"
+        if self.imbalanced is not None:
+            return Path("data/subsets") / self.dataset / f"imbalanced_{self.imbalanced}_{self.seed}.csv"
+        return Path("data/splits") / self.dataset / ("held_out_train.csv" if self.held_out else "train.csv")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history.jsonl, one an epoch."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        raise BadInputError(f"{path} is missing: train the run that writes it (`dvc repro`)") from None
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The first epoch of highest Recall@1, counted from 1."""
+    evaluated = [line for line in history if "recall" in line]
+    return max(evaluated, key=lambda line: line["recall"]["recall@1"])["epoch"]
+
+
+def last_epoch(run: Run, recipe: Recipe) -> int:
+    """The epoch that the run ends with: the recipe's last, or the best of the history that --until names."""
+    return recipe.epochs if run.until is None else best_epoch(read_history(run.until))
+
+
+def plan_batches(run: Run, recipe: Recipe, labels: torch.Tensor) -> Shuffled | ClassBalanced:
+    """The batches of every epoch. Raises `BadInputError` where there are too few images or classes for one."""
+    key = f"{run.params}: recipes.{run.recipe or run.dataset}.batch_size: {recipe.batch_size}"
+    images, classes = len(labels), int(labels.max()) + 1
+    if recipe.batch_size > images:
+        raise BadInputError(f"{key} is more than the {images} images of {run.manifest}, use a smaller batch")
+    if recipe.samples_per_class is None:
+        if recipe.head == "normalised" and images % recipe.batch_size == 1:
+            raise BadInputError(
+                f"{key} leaves one of the {images} images of {run.manifest} for the last batch, which the head's batch "
+                "norm cannot normalise: use another batch size"
+            )
+        return Shuffled(images, recipe.batch_size, run.seed)
+    if recipe.batch_size // recipe.samples_per_class > classes:
+        raise BadInputError(
+            f"{key} with {recipe.samples_per_class} images a class needs more classes than the {classes} of "
+            f"{run.manifest}, use a smaller batch"
+        )
+    if run.partial is None:
+        steps = (images - 1) // recipe.batch_size
+    else:
+        whole_set = len(read_training(Path("data/splits") / run.dataset / "train.csv")[0])
+        steps = int(whole_set * run.partial) // recipe.batch_size
+    by_class_size = run.imbalanced is not None
+    if not steps:
+        raise BadInputError(
+            f"{key} leaves no whole batch of the {images} images of {run.manifest}, use a smaller batch"
+        )
+    return ClassBalanced(labels.numpy(), recipe.batch_size, recipe.samples_per_class, run.seed, steps, by_class_size)
