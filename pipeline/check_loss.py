@@ -109,7 +109,7 @@ def check_bfloat16(build: Build, device: torch.device) -> tuple[bool, str]:
     found = Tried(build, torch.bfloat16).gradients(embeddings, labels)
     exact = Tried(build).gradients(embeddings, labels)["value"].item()
     off = abs(found["value"].item() - exact) / (abs(exact) or 1)
-    return _finite(found), f"the loss is off by {off:.1%}"
+    return _finite(found), f"the loss is off by {off:.2%}"
 
 
 def check_extremes(build: Build, device: torch.device) -> tuple[bool, str]:
