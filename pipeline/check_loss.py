@@ -32,8 +32,8 @@ SIZES = {"CUB": (100, 27, 3), "SOP": (11318, 40, 2)}
 """Classes, and of a batch its classes and the samples of each: Proxy-AN's. Embeddings have 512 dimensions."""
 COST_LIMIT = 10
 """A step of the loss may take so many times Proxy-Anchor's time and memory; ResNet-50's takes hundreds of times."""
-TURNS = 8
-"""Steps that are timed, less a first one."""
+TURNS, PATIENCE = 8, 10
+"""Steps that are timed, less a first one, and the seconds after which two have to do."""
 ENTRIES, STEP, TOLERANCE = 200, 1e-6, 1e-5
 """Of each tensor so many entries are moved by plus and minus the step; the error is a share of the largest gradient."""
 DRAWS, STANDARD_ERRORS = 400, 5
@@ -202,7 +202,10 @@ def check_cost(build_for: Callable[[int, int], nn.Module], size: str, device: to
     embeddings, labels = batch(classes, samples, of, 512, device)
     given = embeddings.float(), labels
     pair = [build_for(of, 512).to(device), proxy_anchor.Loss(of, 512, alpha=32.0, margin=0.1).to(device)]
-    turns = [[step(criterion, *given) for criterion in pair] for _ in range(TURNS)]
+    turns: list[list[float]] = []
+    start = time.monotonic()
+    while len(turns) < 2 or (len(turns) < TURNS and time.monotonic() - start < PATIENCE):
+        turns.append([step(criterion, *given) for criterion in pair])
     seconds, anchors = (statistics.median(times) for times in zip(*turns[1:], strict=True))
     held, anchors_held = (memory(criterion, *given) for criterion in pair)
     times, sizes = seconds / anchors, held / anchors_held
