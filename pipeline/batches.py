@@ -63,7 +63,8 @@ class ClassBalanced:
         while any(len(found) < self.classes for found in drawn):
             draws = sampling.uniform(self.seed, f"classes, turn {turn}", epoch, (self.steps, self.classes))
             for found, labels in zip(drawn, np.searchsorted(self.bounds, draws, "right").tolist(), strict=True):
-                found.update(dict.fromkeys(labels))
+                if len(found) < self.classes:
+                    found.update(dict.fromkeys(labels))
             turn += 1
         return np.array([list(found)[: self.classes] for found in drawn])
 
