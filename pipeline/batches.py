@@ -36,7 +36,7 @@ class ClassBalanced:
         steps: int,
         by_class_size: bool = False,
     ):
-        self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        self.members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
         self.classes, self.samples = batch_size // samples_per_class, samples_per_class
         self.seed, self.steps = seed, steps
         weights = np.cumsum([len(members) if by_class_size else 1 for members in self.members])
