@@ -15,6 +15,9 @@ from pipeline.files import BadInputError, submodule
 from pipeline.images import MEMORY_FORMATS, normalise
 from pipeline.loading import CentredImages
 
+EMBEDDING_BATCH = 256
+"""Images that are embedded at a time."""
+
 
 def pooled(features: Tensor, pooling: str) -> Tensor:
     """Features (batch, features) of maps (batch, features, height, width); of vectors as they are if `pooling` is none.
@@ -110,11 +113,10 @@ def embed(network: EmbeddingNetwork, images: Tensor | CentredImages, recipe: Rec
     # Of each module, for training may keep batch norms in evaluation mode.
     training = [module for module in network.modules() if module.training]
     network.eval()
-    size = 256
     parts = []
     with computing(recipe):
-        for part in tqdm(images.split(size), "embed", leave=False, disable=None):
-            filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+        for part in tqdm(images.split(EMBEDDING_BATCH), "embed", leave=False, disable=None):
+            filled = torch.cat([part, part.new_zeros(EMBEDDING_BATCH - len(part), *part.shape[1:])])
             parts.append(network(normalise(filled, recipe, device))[: len(part)])
     for module in training:
         module.training = True
