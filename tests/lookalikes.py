@@ -86,16 +86,27 @@ def project(
     checksums: dict[str, str] | None = None,
     weights: bool = False,
 ) -> Path:
-    """Copy the pipeline into `folder` and tell its datasets what the look-alikes hold in place of what was published.
-
-    `counts` gives images and classes of each manifest by dataset; half of the classes train. Of the published files'
-    sizes and checksums none is kept; `checksums` gives SHA-256 by file name. `weights`: forget the weights' too.
-    """
+    """Copy the pipeline into `folder` and tell it about the look-alikes: see `tell`."""
     shutil.copytree(REPOSITORY / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data").mkdir()
     for name in (".gitignore", "checksums", "dvc.yaml"):
         if (REPOSITORY / "data" / name).exists():
             shutil.copy(REPOSITORY / "data" / name, folder / "data" / name)
+    tell(folder, counts, checksums, weights)
+    return folder
+
+
+def tell(
+    folder: Path,
+    counts: dict[str, dict[str, tuple[int, int]]],
+    checksums: dict[str, str] | None = None,
+    weights: bool = False,
+) -> None:
+    """Tell the pipeline's copy in `folder` what the look-alikes hold in place of what was published.
+
+    `counts` gives images and classes of each manifest by dataset; half of the classes train. Of the published files'
+    sizes and checksums none is kept; `checksums` gives SHA-256 by file name. `weights`: forget the weights' too.
+    """
     for dataset, manifests in counts.items():
         with (folder / "pipeline" / "datasets" / f"{dataset}.py").open("a") as module:
             expected = {part: f"Expected({images}, {classes}, None)" for part, (images, classes) in manifests.items()}
@@ -108,7 +119,6 @@ def project(
     if weights:
         with (folder / "pipeline" / "weights.py").open("a") as module:
             module.write("\nFILES = {name: file._replace(size=None, sha256=None) for name, file in FILES.items()}\n")
-    return folder
 
 
 def stage(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -119,6 +129,7 @@ def stage(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 CAR_NAMES = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012", "smart fortwo 2012"]
+CAR_NAMES += [f"Car {label} 2012" for label in range(5, 9)]
 
 
 def annotations(names: list[str], classes: list[int], field: str, tests: list[int] | None = None) -> np.ndarray:
@@ -138,18 +149,18 @@ def mat(**variables: object) -> bytes:
     return buffer.getvalue()
 
 
-def cars_images() -> list[tuple[int, int, bytes]]:
+def cars_images(more: int = 0) -> list[tuple[int, int, bytes]]:
     """Class, official part (1 is test) and bytes of each image, in the order of car_ims; one class comes back later,
-    one image is CMYK, and one is in its class twice."""
-    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1]
+    one image is CMYK, and one is in its class twice. With `more`, so many images more of each of eight classes."""
+    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1, *sorted([*range(1, 9)] * more)]
     encoded = [picture(100 + place, "CMYK" if place == 5 else "RGB") for place in range(len(classes))]
     encoded[11] = encoded[0]
     return [(label, place % 2, content) for place, (label, content) in enumerate(zip(classes, encoded, strict=True))]
 
 
-def cars_combined(raw: Path) -> None:
+def cars_combined(raw: Path, more: int = 0) -> None:
     """Write car_ims.tgz and cars_annos.mat."""
-    images = cars_images()
+    images = cars_images(more)
     names = [f"car_ims/{place:06}.jpg" for place in range(1, len(images) + 1)]
     tgz(raw / "car_ims.tgz", {name: content for name, (_, _, content) in zip(names, images, strict=True)})
     rows = annotations(names, [label for label, _, _ in images], "relative_im_path", [test for _, test, _ in images])
@@ -183,12 +194,12 @@ def cars_official(raw: Path, kaggle: bool = False) -> None:
 CARS_COUNTS = {"train": (7, 2), "test": (5, 2), "held_out_train": (4, 1), "held_out_test": (3, 1)}
 
 
-def sop_files() -> dict[str, bytes]:
-    """Stanford Online Products of six classes, three for training; one file named .JPG is a palette PNG."""
+def sop_files(classes: int = 6) -> dict[str, bytes]:
+    """Stanford Online Products, half of its classes for training; one file named .JPG is a palette PNG."""
     root, lists = "Stanford_Online_Products", {"train": "", "test": ""}
     files = {}
-    for label in range(1, 7):
-        part, group = ("train", "bicycle_final") if label <= 3 else ("test", "chair_final")
+    for label in range(1, classes + 1):
+        part, group = ("train", "bicycle_final") if label <= classes // 2 else ("test", "chair_final")
         for number in range(2):
             image = 2 * label - 1 + number
             name = f"{group}/{111085122870 + label}_{number}.JPG"
@@ -201,17 +212,19 @@ def sop_files() -> dict[str, bytes]:
     return files
 
 
-def sop(raw: Path) -> None:
+def sop(raw: Path, classes: int = 6) -> None:
     """Write the archive of `sop_files` into the folder `raw`."""
-    zipped(raw / "Stanford_Online_Products.zip", sop_files())
+    zipped(raw / "Stanford_Online_Products.zip", sop_files(classes))
 
 
 SOP_COUNTS = {"train": (6, 3), "test": (6, 3), "held_out_train": (2, 1), "held_out_test": (4, 2)}
 
 
-def inshop(raw: Path) -> None:
-    """In-Shop of five items, three for training, listed women first: two queries and three gallery images."""
+def inshop(raw: Path, more: int = 0) -> None:
+    """In-Shop of five items, three for training, listed women first: two queries and three gallery images. `more`
+    training items follow."""
     parts = {2: "train train", 7: "train train", 5: "query gallery gallery", 10: "query gallery", 3: "train train"}
+    parts |= dict.fromkeys(range(11, 11 + more), "train train")
     files, lines = {}, []
     for item, statuses in parts.items():
         for number, status in enumerate(statuses.split()):
