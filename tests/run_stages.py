@@ -62,8 +62,18 @@ def run(words: list[str], kill: int | None, log: Path) -> int:
 chains = json.loads(Path(sys.argv[1]).read_text())
 results = Path(sys.argv[2])
 results.mkdir()
-for stage in {words[0] for commands in chains.values() for words, _, _ in commands}:
+stages = {words[0] for commands in chains.values() for words, _, _ in commands}
+later = {"train": ["pipeline.backbones", "pipeline.losses"], "evaluate": ["pipeline.backbones"]}
+for stage in stages:
     importlib.import_module(f"pipeline.{stage}")
+# What a stage imports when it is needed, imported once here instead of in every process.
+for package in {package for stage in stages for package in later.get(stage, [])}:
+    folder = Path(package.replace(".", "/"))
+    for module in sorted(path.stem for path in folder.glob("[!_]*.py")):
+        importlib.import_module(f"{package}.{module}")
+if "evaluate" in stages:
+    importlib.import_module("faiss")
+    importlib.import_module("sklearn.cluster")
 running = 0
 for name, commands in chains.items():
     if running == 2:
