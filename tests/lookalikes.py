@@ -53,12 +53,13 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def cub_files(numbers: Iterable[int] = (46, 9, 2)) -> dict[str, bytes]:
-    """CUB-200-2011 of four classes, two of them for training: a grey image, a `._` file, images before their lists.
+def cub_files(numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> dict[str, bytes]:
+    """CUB-200-2011 of four classes, half of them for training: a grey image, a `._` file, images before their lists.
 
-    `numbers` are those of each class's images.
+    `numbers` are those of each class's images; `more` classes follow.
     """
     classes = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani"]
+    classes += [f"{place:03}.Bird" for place in range(5, 5 + more)]
     names = [f"{folder}/{folder[4:]}_{number:04}_{number + 7}.jpg" for folder in classes for number in numbers]
     images = {name: picture(seed, "L" if seed == 4 else "RGB") for seed, name in enumerate(names)}
     root = "CUB_200_2011"
@@ -72,9 +73,9 @@ def cub_files(numbers: Iterable[int] = (46, 9, 2)) -> dict[str, bytes]:
     return files
 
 
-def cub(raw: Path) -> None:
+def cub(raw: Path, numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> None:
     """Write the archive of `cub_files` into the folder `raw`."""
-    tgz(raw / "CUB_200_2011.tgz", cub_files())
+    tgz(raw / "CUB_200_2011.tgz", cub_files(numbers, more))
 
 
 CUB_COUNTS = {"train": (6, 2), "test": (6, 2), "held_out_train": (3, 1), "held_out_test": (3, 1)}
