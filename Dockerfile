@@ -38,8 +38,7 @@ RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
  && pip install --no-cache-dir --quiet --require-hashes --no-build-isolation --use-pep517 -r /tmp/requirements.lock \
  && pip uninstall --quiet --yes pip \
  && rm -rf /tmp/setuptools.lock /root/.cache \
- && { dpkg-query --show; find /opt/venv -maxdepth 4 -name '*.dist-info' -printf '%f\n' | sort; } \
-    | sha256sum | cut -c1-64 > /etc/pipeline-packages
+ && { dpkg-query --show; ls /opt/venv/lib/python3*/site-packages; } > /etc/pipeline-packages
 
 # What is written beside the clone: to keep it, mount a folder or volume on /cache. For any user, known or not.
 ENV HOME=/cache/home TORCH_HOME=/cache/torch MPLCONFIGDIR=/cache/matplotlib DVC_SITE_CACHE_DIR=/cache/dvc \

@@ -21,7 +21,7 @@ if [ "${shared:-0}" -lt 1024 ]; then
 fi
 
 if [ -z "${PIPELINE_IMAGE:-}" ]; then
-    PIPELINE_IMAGE="packages sha256:$(cat /etc/pipeline-packages)"
+    PIPELINE_IMAGE="packages sha256:$(sha256sum /etc/pipeline-packages | cut -c1-64)"
     export PIPELINE_IMAGE
 fi
 exec "$@"
