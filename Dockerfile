@@ -44,9 +44,9 @@ RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
 ENV HOME=/cache/home TORCH_HOME=/cache/torch MPLCONFIGDIR=/cache/matplotlib DVC_SITE_CACHE_DIR=/cache/dvc \
     USER=pipeline LOGNAME=pipeline LANG=C.UTF-8 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-RUN mkdir --mode 1777 /cache /cache/home /cache/torch /cache/matplotlib /cache/dvc
+RUN mkdir --mode 1777 /cache /cache/home /cache/torch /cache/matplotlib /cache/dvc && mkdir --mode 0777 /workspace
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint
-COPY --from=code --chown=1000:1000 /workspace /workspace
+COPY --from=code /workspace /workspace
 WORKDIR /workspace
 
 ARG VERSION=unknown
