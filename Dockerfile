@@ -30,9 +30,10 @@ RUN git clone --quiet --depth 1 file:///clone /workspace \
 FROM system
 ENV PATH=/opt/venv/bin:$PATH
 # One package has no wheel. It is built with the locked setuptools, not with what pip would fetch for it unchecked.
-# A private package index: --secret id=pip,src=pip.conf; it is there for this line and in no layer.
+# A package index of one's own: --secret id=pip,src=pip.conf, and where it has a certificate authority of its own
+# --secret id=ca,src=ca.pem and "cert = /run/secrets/ca" in pip.conf. Both are there for this line and in no layer.
 RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
-    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     awk '/^[^ ]/ { wanted = /^setuptools==/ } wanted' /tmp/requirements.lock > /tmp/setuptools.lock \
  && pip install --no-cache-dir --quiet --require-hashes -r /tmp/setuptools.lock \
  && pip install --no-cache-dir --quiet --require-hashes --no-build-isolation --use-pep517 -r /tmp/requirements.lock \

@@ -12,7 +12,7 @@ export CONTAINERS_STORAGE_CONF=$work/storage.conf
 canary=canary-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 
 finish() {
-    podman image unmount --all >/dev/null 2>&1 || true
+    { podman image unmount --all && buildah unmount --all; } >/dev/null 2>&1 || true
     umount "$work"/storage/overlay 2>/dev/null || true
     rm -rf "$work"
 }
@@ -43,16 +43,18 @@ mkdir -p "$work/clone/data/raw"
 echo "$canary" | tee "$work/clone/.env" >> "$work/clone/data/raw/photograph.jpg"
 revision=$(git rev-parse HEAD)
 
-# The settings by which this machine reaches a package index, if it needs any; files of this machine are not there.
+# The settings by which this machine reaches a package index, if it needs any; folders of this machine are left out.
+cp "${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}" "$work/ca"
 {
-    echo "[global]"
+    printf '[global]\ncert = /run/secrets/ca\n'
     { python3 -m pip config list || true; } | { grep -v file: || true; } | sort -u -t = -k 1,1 |
         sed -nE "s/^(global|:env:)\.(index-url|extra-index-url|trusted-host|proxy)='(.*)'$/\2 = \3/p"
     echo "# $canary"
 } > "$work/pip.conf"
 
 build() {
-    local options="--isolation chroot --layers --build-arg BASE=localhost/base --secret id=pip,src=$work/pip.conf"
+    local options="--isolation chroot --layers --build-arg BASE=localhost/base"
+    options+=" --secret id=pip,src=$work/pip.conf --secret id=ca,src=$work/ca"
     make --silent -C "$work/clone" image ENGINE=buildah BUILD_OPTIONS="$options" > "$work/build.log" 2>&1 ||
         { tail -n 50 "$work/build.log"; die "the build failed"; }
 }
@@ -77,7 +79,7 @@ container() {
 image=localhost/proxy-losses
 
 say "what is in it"
-[ "$(podman inspect --format '{{index .Labels "org.opencontainers.image.revision"}}' $image)" = "$revision" ] ||
+[ "$(podman inspect --type image --format '{{index .Labels "org.opencontainers.image.revision"}}' $image)" = "$revision" ] ||
     die "the label with the revision is wrong"
 container $image sh -c 'for tool in cc gcc g++ make pip; do ! command -v $tool || exit 1; done
     test "$(id -u)" = 1000 && test -z "$(ls /var/lib/apt/lists)" && test -z "$(git status --porcelain)"' ||
@@ -99,7 +101,7 @@ END
 say "nothing of this machine in any layer"
 {
     echo "$canary"
-    sed -nE 's/^[a-z-]+ = //p' "$work/pip.conf"
+    sed -nE 's/^[a-z-]+ = //p' "$work/pip.conf" | grep -v /run/secrets || true
     printf '%s\n' "${https_proxy:-}" "${HTTPS_PROXY:-}" "${PIP_INDEX_URL:-}" "${UV_INDEX_URL:-}" "${UV_DEFAULT_INDEX:-}"
 } | grep . > "$work/secrets"
 podman save --quiet --format docker-archive $image > "$work/saved.tar"

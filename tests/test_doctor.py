@@ -12,19 +12,19 @@ from pipeline.files import submodule
 
 
 @pytest.fixture
-def copy(project, tmp_path):
-    """A copy of the small project that a test may break."""
+def copy(project, tmp_path, monkeypatch):
+    """A copy of the small project that a test may break, as the working directory."""
     folder = tmp_path / "copy"
     shutil.copytree(project.folder, folder, symlinks=True)
     broken = object.__new__(type(project))
     broken.folder = folder
+    monkeypatch.chdir(folder)
     return broken
 
 
-def examine(project, *options, fails=0, **environment):
+def examine(project, fails=0):
     """The lines of the page by their names."""
-    command = ["env", *(f"{name}={value}" for name, value in environment.items())]
-    output = project.run(*command, "python", "-m", "pipeline.doctor", "--json", fails=fails)
+    output = project.run("python", "-m", "pipeline.doctor", "--json", fails=fails)
     return {line["name"]: line for line in json.loads(output)}
 
 
@@ -52,49 +52,52 @@ def test_the_page_has_each_line_with_its_mend(project):
     )
 
 
-def test_other_packages_than_locked_fail(copy):
-    lock = copy.folder / "requirements.lock"
-    text = lock.read_text().replace("\nnumpy==2.", "\nnumpy==1.")
-    lock.write_text(text + "no-such-package==1.0 \\\n    --hash=sha256:00\nno-windows==1 ; sys_platform == 'win32'\n")
-    found = examine(copy, fails=1)["Packages"]["found"]
-    assert "no-such-package missing" in found and "numpy 2." in found and "win" not in found
-
-
-def test_anothers_clone_that_git_refuses_fails(copy):
-    lines = examine(copy, fails=1, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
-    assert lines["git"]["state"] == "fail" and "safe.directory" in lines["git"]["mend"]
-
-
-def test_a_folder_that_is_no_clone_fails(copy):
-    shutil.rmtree(copy.folder / ".git")
-    lines = examine(copy, fails=1)
-    assert lines["git"]["state"] == lines["DVC"]["state"] == "fail"
-    assert "mount a clone" in lines["git"]["mend"]
-
-
-def test_a_changed_manifest_fails(copy):
-    manifest = copy.folder / "data/splits/glyphs/test.csv"
-    rows = manifest.read_text().splitlines(keepends=True)
-    manifest.unlink()
-    manifest.write_text("".join(rows[:-1]))
-    line = examine(copy, fails=1)["glyphs"]
-    assert line["state"] == "fail" and "test.csv" in line["found"] and "dvc repro split" in line["mend"]
-
-
-def test_packed_images_of_another_length_fail(copy):
-    packed = copy.folder / "data/packed/glyphs/images.bin"
-    content = packed.read_bytes()
-    packed.unlink()
-    packed.write_bytes(content[:-1])
-    line = examine(copy, fails=1)["glyphs"]
-    assert line["state"] == "fail" and "images.bin" in line["found"]
-
-
-def test_weights_that_are_not_the_published_ones_fail(copy):
+def test_a_fault_makes_the_exit_code_1(copy):
     (copy.folder / "data/weights").mkdir()
     (copy.folder / "data/weights/resnet50.pth").write_bytes(b"weights")
     line = examine(copy, fails=1)["resnet50"]
     assert line["state"] == "fail" and line["mend"].startswith("remove it")
+
+
+def test_other_packages_than_locked_fail(copy):
+    lock = Path("requirements.lock")
+    text = lock.read_text().replace("\nnumpy==2.", "\nnumpy==1.")
+    lock.write_text(text + "no-such-package==1.0 \\\n    --hash=sha256:00\nno-windows==1 ; sys_platform == 'win32'\n")
+    _, line = doctor._python()
+    assert line.state == "fail"
+    assert "no-such-package missing" in line.found and "numpy 2." in line.found and "win" not in line.found
+
+
+def test_anothers_clone_that_git_refuses_fails(copy, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    (line,) = doctor._git()
+    assert line.state == "fail" and "safe.directory" in line.mend
+
+
+def test_a_folder_that_is_no_clone_fails(copy):
+    shutil.rmtree(".git")
+    (git,), (dvc,) = doctor._git(), doctor._dvc()
+    assert git.state == dvc.state == "fail" and "mount a clone" in git.mend
+
+
+def test_a_changed_manifest_fails(copy):
+    manifest = Path("data/splits/glyphs/test.csv")
+    rows = manifest.read_text().splitlines(keepends=True)
+    manifest.unlink()
+    manifest.write_text("".join(rows[:-1]))
+    line = doctor.dataset_line("glyphs", 0)
+    assert line.state == "fail" and "test.csv" in line.found and "dvc repro split" in line.mend
+
+
+def test_packed_images_of_another_length_fail(copy):
+    packed = Path("data/packed/glyphs/images.bin")
+    content = packed.read_bytes()
+    packed.unlink()
+    packed.write_bytes(content[:-1])
+    line = doctor.dataset_line("glyphs", 0)
+    assert line.state == "fail" and "images.bin" in line.found
 
 
 def test_a_cache_on_another_file_system_is_copied_from(copy):
@@ -108,7 +111,6 @@ def test_a_cache_on_another_file_system_is_copied_from(copy):
 
 
 def test_folders_that_cannot_be_written_fail(copy, monkeypatch):
-    monkeypatch.chdir(copy.folder)
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name not in ("metrics", "elsewhere"))
     monkeypatch.setenv("TORCH_HOME", str(copy.folder / "data/elsewhere"))
     (copy.folder / "data/elsewhere").mkdir()
@@ -138,8 +140,7 @@ def test_small_shared_memory_warns_with_the_flag(tmp_path):
     assert doctor.shared_memory_line(tmp_path).state == "ok"
 
 
-def test_a_dataset_that_does_not_fit_says_so(copy, monkeypatch):
-    monkeypatch.chdir(copy.folder)
+def test_a_dataset_that_does_not_fit_says_so(copy):
     line = doctor.dataset_line("sop", 9 * 10**9)
     assert line.state == "warn" and "needs 9.3 GB of disk, 9.0 are free" in line.found and "free some disk" in line.mend
     assert "free some disk" not in doctor.dataset_line("sop", 10 * 10**9).mend
