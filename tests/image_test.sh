@@ -113,7 +113,7 @@ rm "$work/saved.tar"
 
 say "without a clone, as it comes"
 container $image dvc repro split | tail -n 2
-container $image python -m pipeline.train --help | head -n 1
+container $image python -m pipeline.train --help | sed -n 1p
 container $image true 2>&1 | grep -q -- --shm-size || die "small shared memory went unnoticed"
 [ -z "$(container --shm-size 2g $image true 2>&1)" ] || die "the entry point complains about nothing"
 container --read-only --user 4321 $image sh -c 'touch "$HOME/x" "$DVC_SITE_CACHE_DIR/x"' 2>&1 | grep -q 'mount\|Mount' ||
