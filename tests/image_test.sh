@@ -107,7 +107,7 @@ say "nothing of this machine in any layer"
 podman save --quiet --format docker-archive $image > "$work/saved.tar"
 LC_ALL=C grep -aqF "$revision" "$work/saved.tar" || die "the saved image cannot be searched"
 ! LC_ALL=C grep -aqF -f "$work/secrets" "$work/saved.tar" || die "the image holds a secret or an address of this machine"
-! LC_ALL=C grep -aoE 'gh[pousr]_[A-Za-z0-9]{36}|glpat-[A-Za-z0-9_-]{20}|pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50}' "$work/saved.tar" ||
+! LC_ALL=C grep -aowE 'gh[pousr]_[A-Za-z0-9]{36}|glpat-[A-Za-z0-9_-]{20}|pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}' "$work/saved.tar" ||
     die "the image holds a token"
 rm "$work/saved.tar"
 
