@@ -20,9 +20,10 @@ trap finish EXIT
 say() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 die() { echo "image_test: $1" >&2; exit 1; }
 
-if ! command -v buildah podman runc mmdebstrap >/dev/null; then
+tools=(buildah podman runc mmdebstrap)
+if ! type "${tools[@]}" >/dev/null 2>&1; then
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends buildah podman runc mmdebstrap >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${tools[@]}" >/dev/null
 fi
 cat > "$work/storage.conf" <<END
 [storage]
