@@ -75,7 +75,7 @@ build
 
 # As Docker does: no entry for an unknown user in /etc/passwd. Lower limits, for some machines cannot raise them.
 container() {
-    podman --log-level error --runtime runc run --rm --network none --passwd=false --ulimit nofile=1024:4096 --ulimit nproc=4096:4096 "$@"
+    podman --log-level error --runtime runc run --rm --network none --shm-size 2g --passwd=false --ulimit nofile=1024:4096 --ulimit nproc=4096:4096 "$@"
 }
 image=localhost/proxy-losses
 
@@ -115,8 +115,8 @@ rm "$work/saved.tar"
 say "without a clone, as it comes"
 container $image dvc repro split | tail -n 2
 container $image python -m pipeline.train --help | sed -n 1p
-container $image true 2>&1 | grep -q -- --shm-size || die "small shared memory went unnoticed"
-[ -z "$(container --shm-size 2g $image true 2>&1)" ] || die "the entry point complains about nothing"
+container --shm-size 64m $image true 2>&1 | grep -q -- --shm-size || die "small shared memory went unnoticed"
+[ -z "$(container $image true 2>&1)" ] || die "the entry point complains about nothing"
 container --read-only --user 4321 $image sh -c 'touch "$HOME/x" "$DVC_SITE_CACHE_DIR/x"' 2>&1 | grep -q 'mount\|Mount' ||
     die "caches that cannot be written went unnoticed"
 
@@ -127,11 +127,11 @@ by() { # who, user, what others may do
     chown -R 1000:1000 "$clone"
     chmod -R "$3" "$clone"
     say "the embedded default as $1"
-    container --shm-size 2g --user "$2" --volume "$clone:/workspace" $image > "$work/$1.log" 2>&1 ||
+    container --user "$2" --volume "$clone:/workspace" $image > "$work/$1.log" 2>&1 ||
         { tail -n 50 "$work/$1.log"; die "dvc repro failed as $1"; }
     tail -n 24 "$work/$1.log"
     container --user "$2" --volume "$clone:/workspace" $image dvc repro | tail -n 1
-    container --shm-size 2g --user "$2" --volume "$clone:/workspace" $image python -m pipeline.doctor
+    container --user "$2" --volume "$clone:/workspace" $image python -m pipeline.doctor
     grep -q '"image": "packages sha256:' "$clone/metrics/runs/glyphs/proxy_an/0.json" || die "no image in the provenance"
     diff -r --exclude run.json "$work/root/data/runs" "$clone/data/runs" || die "$1 gets other bytes than root"
 }
