@@ -75,12 +75,14 @@ build
 
 # As Docker does: no entry for an unknown user in /etc/passwd. Lower limits, for some machines cannot raise them.
 container() {
-    podman --log-level error --runtime runc run --rm --network none --shm-size 2g --passwd=false --ulimit nofile=1024:4096 --ulimit nproc=4096:4096 "$@"
+    podman --log-level error --runtime runc run --rm --network none --shm-size 2g --passwd=false \
+        --ulimit nofile=1024:4096 --ulimit nproc=4096:4096 "$@"
 }
 image=localhost/proxy-losses
 
 say "what is in it"
-[ "$(podman inspect --type image --format '{{index .Labels "org.opencontainers.image.revision"}}' $image)" = "$revision" ] ||
+label='{{index .Labels "org.opencontainers.image.revision"}}'
+[ "$(podman inspect --type image --format "$label" $image)" = "$revision" ] ||
     die "the label with the revision is wrong"
 container $image sh -c 'for tool in cc gcc g++ make pip; do ! command -v $tool || exit 1; done
     test "$(id -u)" = 1000 && test -z "$(ls /var/lib/apt/lists)" && test -z "$(git status --porcelain)"' ||
@@ -92,7 +94,8 @@ syft scan "dir:$image_folder" --base-path "$image_folder" --override-default-cat
 podman image unmount $image >/dev/null
 python3 - <<'END'
 import json, re
-listed = {(part["name"].lower().replace("_", "-"), part.get("version")) for part in json.load(open("image.cdx.json"))["components"]}
+parts = json.load(open("image.cdx.json"))["components"]
+listed = {(part["name"].lower().replace("_", "-"), part.get("version")) for part in parts}
 locked = re.findall(r"^([\w.-]+)==(\S+) (;?)(.*)", open("requirements.lock").read(), re.M)
 absent = [f"{name} {version}" for name, version, marked, _ in locked if not marked and (name, version) not in listed]
 assert locked and not absent, f"locked, but not in the bill of materials: {absent}"
@@ -108,8 +111,8 @@ say "nothing of this machine in any layer"
 podman save --quiet --format docker-archive $image > "$work/saved.tar"
 LC_ALL=C grep -aqF "$revision" "$work/saved.tar" || die "the saved image cannot be searched"
 ! LC_ALL=C grep -aqF -f "$work/secrets" "$work/saved.tar" || die "the image holds a secret or an address of this machine"
-! LC_ALL=C grep -aowE 'gh[pousr]_[A-Za-z0-9]{36}|glpat-[A-Za-z0-9_-]{20}|pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}' "$work/saved.tar" ||
-    die "the image holds a token"
+tokens='gh[pousr]_[A-Za-z0-9]{36}|glpat-[A-Za-z0-9_-]{20}|pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}'
+! LC_ALL=C grep -aowE "$tokens" "$work/saved.tar" || die "the image holds a token"
 rm "$work/saved.tar"
 
 say "without a clone, as it comes"
