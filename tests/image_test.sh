@@ -73,10 +73,11 @@ echo "built in $((SECONDS - started)) s"
 git -C "$work/clone" reset --quiet --hard "$revision"
 build
 
-# As Docker does: no entry for an unknown user in /etc/passwd. Lower limits, for some machines cannot raise them.
+# As Docker does: no entry for an unknown user in /etc/passwd. Lower limits, for some machines cannot raise them. Threads
+# that wait for one another sleep, so that a busy machine does not take ten times as long.
 container() {
     podman --log-level error --runtime runc run --rm --network none --shm-size 2g --passwd=false \
-        --ulimit nofile=1024:4096 --ulimit nproc=4096:4096 "$@"
+        --ulimit nofile=1024:4096 --ulimit nproc=4096:4096 --env OMP_WAIT_POLICY=passive "$@"
 }
 image=localhost/proxy-losses
 
