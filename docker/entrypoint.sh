@@ -3,6 +3,10 @@
 # then the command, which is `dvc repro` where none is given.
 set -eu
 
+# Of DVC's index of file hashes each user has one, for nobody else can write to it.
+DVC_SITE_CACHE_DIR="$DVC_SITE_CACHE_DIR/$(id -u)"
+export DVC_SITE_CACHE_DIR
+
 caches() { mkdir -p "$HOME" "$TORCH_HOME" "$MPLCONFIGDIR" "$DVC_SITE_CACHE_DIR" 2>/dev/null; }
 writable() { [ -w "$HOME" ] && [ -w "$TORCH_HOME" ] && [ -w "$MPLCONFIGDIR" ] && [ -w "$DVC_SITE_CACHE_DIR" ]; }
 if ! { caches && writable; }; then

@@ -124,17 +124,18 @@ container --shm-size 64m $image true 2>&1 | grep -q -- --shm-size || die "small 
 container --read-only --user 4321 $image sh -c 'touch "$HOME/x" "$DVC_SITE_CACHE_DIR/x"' 2>&1 | grep -q 'mount\|Mount' ||
     die "caches that cannot be written went unnoticed"
 
-# The embedded default and doctor on a clone of user 1000's that is mounted.
+# The embedded default and doctor on a clone of user 1000's that is mounted, and one volume of caches for all users.
 by() { # who, user, what others may do
     local clone=$work/$1
     git clone --quiet "file://$project" "$clone"
     chown -R 1000:1000 "$clone"
     chmod -R "$3" "$clone"
     say "the embedded default as $1"
-    container --user "$2" --volume "$clone:/workspace" $image > "$work/$1.log" 2>&1 ||
+    container --user "$2" --volume cache:/cache --volume "$clone:/workspace" $image > "$work/$1.log" 2>&1 ||
         { tail -n 50 "$work/$1.log"; die "dvc repro failed as $1"; }
     tail -n 24 "$work/$1.log"
-    container --user "$2" --volume "$clone:/workspace" $image dvc repro | tail -n 1
+    container --user "$2" --volume cache:/cache --volume "$clone:/workspace" $image dvc repro | tail -n 1 |
+        grep "up to date" || die "$1 has something to do the second time"
     container --user "$2" --volume "$clone:/workspace" $image python -m pipeline.doctor
     grep -q '"image": "packages sha256:' "$clone/metrics/runs/glyphs/proxy_an/0.json" || die "no image in the provenance"
     diff -r --exclude run.json "$work/root/data/runs" "$clone/data/runs" || die "$1 gets other bytes than root"
