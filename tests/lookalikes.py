@@ -53,12 +53,13 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def cub_files(numbers: Iterable[int] = (46, 9, 2)) -> dict[str, bytes]:
+def cub_files(numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> dict[str, bytes]:
     """CUB-200-2011 of four classes, two of them for training: a grey image, a `._` file, images before their lists.
 
-    `numbers` are those of each class's images.
+    `numbers` are those of each class's images, `more` is a number of further classes.
     """
     classes = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani"]
+    classes += [f"{number:03}.Bird" for number in range(5, 5 + more)]
     names = [f"{folder}/{folder[4:]}_{number:04}_{number + 7}.jpg" for folder in classes for number in numbers]
     images = {name: picture(seed, "L" if seed == 4 else "RGB") for seed, name in enumerate(names)}
     root = "CUB_200_2011"
@@ -138,10 +139,10 @@ def mat(**variables: object) -> bytes:
     return buffer.getvalue()
 
 
-def cars_images() -> list[tuple[int, int, bytes]]:
+def cars_images(more: int = 0) -> list[tuple[int, int, bytes]]:
     """Class, official part (1 is test) and bytes of each image, in the order of car_ims; one class comes back later,
-    one image is CMYK, and one is in its class twice."""
-    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1]
+    one image is CMYK, and one is in its class twice. `more` is a number of further images of each class."""
+    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1, *[1, 2, 3, 4] * more]
     encoded = [picture(100 + place, "CMYK" if place == 5 else "RGB") for place in range(len(classes))]
     encoded[11] = encoded[0]
     return [(label, place % 2, content) for place, (label, content) in enumerate(zip(classes, encoded, strict=True))]
@@ -156,9 +157,9 @@ def cars_combined(raw: Path) -> None:
     (raw / "cars_annos.mat").write_bytes(mat(annotations=rows, class_names=np.array(CAR_NAMES, object)))
 
 
-def cars_official(raw: Path, kaggle: bool = False) -> None:
+def cars_official(raw: Path, kaggle: bool = False, more: int = 0) -> None:
     """Write the official split's archives, or Kaggle's zip of them, and the devkit; images in another order."""
-    images = cars_images()[::-1]
+    images = cars_images(more)[::-1]
     devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(CAR_NAMES, object))}
     folders: dict[str, bytes] = {}
     for part, wanted in (("train", 0), ("test", 1)):
