@@ -1,8 +1,9 @@
 """The grids of tables at a glance: how many runs each has, done and failed, and how long the rest would take.
 
-The time is estimated from the runs of the same recipe that are done, main and held-out protocol alike: training images an
-epoch over their median images/s, and the median of what an epoch took besides, for each of the recipe's epochs. It says
-unknown where no run of a recipe is done, or the list of its training images is not made yet.
+The time is estimated from the runs of the same dataset and network that are done: training images an epoch over their
+median images/s, and the median of what an epoch took besides, for each of the recipe's epochs. It says unknown where
+none is done, or the list of a run's training images is not made yet. Held-out runs and evaluation come on top.
+
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pipeline.tables import collect, grid
 
 
 def recipe_name(table: Table, dataset: str, values: tuple[Any, ...]) -> str:
-    """The recipe of a row: <recipe>_<dataset> where the rows differ in recipe, otherwise that named like the dataset."""
+    """The recipe of a row: <recipe>_<dataset> where rows differ in recipe, otherwise that named like the dataset."""
     chosen = dict(zip(table.rows, values, strict=True)).get("recipe")
     return f"{chosen}_{dataset}" if chosen else dataset
 

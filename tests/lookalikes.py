@@ -168,9 +168,9 @@ def cars_combined(raw: Path, more: int = 0) -> None:
     (raw / "cars_annos.mat").write_bytes(mat(annotations=rows, class_names=np.array(CAR_NAMES, object)))
 
 
-def cars_official(raw: Path, kaggle: bool = False) -> None:
+def cars_official(raw: Path, kaggle: bool = False, more: int = 0) -> None:
     """Write the official split's archives, or Kaggle's zip of them, and the devkit; images in another order."""
-    images = cars_images()[::-1]
+    images = cars_images(more)[::-1]
     devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(CAR_NAMES, object))}
     folders: dict[str, bytes] = {}
     for part, wanted in (("train", 0), ("test", 1)):
