@@ -3,9 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test lint lock doctor image image-test clean
+.PHONY: setup repro compare test lint lock doctor image image-test clean
 repro: .venv/requirements
 	dvc repro
+
+# All losses on the embedded dataset; prints the table also when there is nothing to run.
+compare: .venv/requirements
+	dvc repro papers/comparison/glyphs/dvc.yaml:compare
+	cat metrics/tables/comparison/glyphs.md
 
 setup: .venv/requirements
 
