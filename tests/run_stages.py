@@ -22,16 +22,16 @@ def kill_at_step(last: int) -> None:
     import torch
 
     count = 0
-    for optimiser in (torch.optim.Adam, torch.optim.AdamW):
+    step = torch.optim.Adam.step  # AdamW's, too
 
-        def counted(self, *arguments, step=optimiser.step):
-            nonlocal count
-            count += 1
-            if count == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, *arguments)
+    def counted(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments)
 
-        optimiser.step = counted
+    torch.optim.Adam.step = counted
 
 
 def run(words: list[str], kill: int | None, log: Path) -> int:
