@@ -73,9 +73,9 @@ def cub_files(numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> dict[str, b
     return files
 
 
-def cub(raw: Path) -> None:
+def cub(raw: Path, numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> None:
     """Write the archive of `cub_files` into the folder `raw`."""
-    tgz(raw / "CUB_200_2011.tgz", cub_files())
+    tgz(raw / "CUB_200_2011.tgz", cub_files(numbers, more))
 
 
 CUB_COUNTS = {"train": (6, 2), "test": (6, 2), "held_out_train": (3, 1), "held_out_test": (3, 1)}
@@ -141,8 +141,8 @@ def mat(**variables: object) -> bytes:
 
 def cars_images(more: int = 0) -> list[tuple[int, int, bytes]]:
     """Class, official part (1 is test) and bytes of each image, in the order of car_ims; one class comes back later,
-    one image is CMYK, and one is in its class twice. `more` is a number of further images of each class."""
-    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1, *[1, 2, 3, 4] * more]
+    one image is CMYK, and one is in its class twice. `more` is a number of images of each of eight classes besides."""
+    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1, *[*range(1, 9)] * more]
     encoded = [picture(100 + place, "CMYK" if place == 5 else "RGB") for place in range(len(classes))]
     encoded[11] = encoded[0]
     return [(label, place % 2, content) for place, (label, content) in enumerate(zip(classes, encoded, strict=True))]
@@ -160,7 +160,8 @@ def cars_combined(raw: Path) -> None:
 def cars_official(raw: Path, kaggle: bool = False, more: int = 0) -> None:
     """Write the official split's archives, or Kaggle's zip of them, and the devkit; images in another order."""
     images = cars_images(more)[::-1]
-    devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(CAR_NAMES, object))}
+    names = CAR_NAMES + [f"Car {number} 2012" for number in range(5, 9)] * bool(more)
+    devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(names, object))}
     folders: dict[str, bytes] = {}
     for part, wanted in (("train", 0), ("test", 1)):
         chosen = [(label, content) for label, test, content in images if test == wanted]
@@ -184,14 +185,14 @@ def cars_official(raw: Path, kaggle: bool = False, more: int = 0) -> None:
 CARS_COUNTS = {"train": (7, 2), "test": (5, 2), "held_out_train": (4, 1), "held_out_test": (3, 1)}
 
 
-def sop_files() -> dict[str, bytes]:
-    """Stanford Online Products of six classes, three for training; one file named .JPG is a palette PNG."""
+def sop_files(classes: int = 6, images: int = 2) -> dict[str, bytes]:
+    """Stanford Online Products of six classes, half of them for training; one file named .JPG is a palette PNG."""
     root, lists = "Stanford_Online_Products", {"train": "", "test": ""}
     files = {}
-    for label in range(1, 7):
-        part, group = ("train", "bicycle_final") if label <= 3 else ("test", "chair_final")
-        for number in range(2):
-            image = 2 * label - 1 + number
+    for label in range(1, classes + 1):
+        part, group = ("train", "bicycle_final") if label <= classes // 2 else ("test", "chair_final")
+        for number in range(images):
+            image = images * (label - 1) + 1 + number
             name = f"{group}/{111085122870 + label}_{number}.JPG"
             files[f"{root}/{name}"] = picture(200 + image, *(("P", "PNG") if image == 4 else ("RGB", "JPEG")))
             lists[part] += f"{image} {label} {1 if part == 'train' else 3} {name}\n"
@@ -202,17 +203,19 @@ def sop_files() -> dict[str, bytes]:
     return files
 
 
-def sop(raw: Path) -> None:
+def sop(raw: Path, classes: int = 6, images: int = 2) -> None:
     """Write the archive of `sop_files` into the folder `raw`."""
-    zipped(raw / "Stanford_Online_Products.zip", sop_files())
+    zipped(raw / "Stanford_Online_Products.zip", sop_files(classes, images))
 
 
 SOP_COUNTS = {"train": (6, 3), "test": (6, 3), "held_out_train": (2, 1), "held_out_test": (4, 2)}
 
 
-def inshop(raw: Path) -> None:
+INSHOP_PARTS = {2: "train train", 7: "train train", 5: "query gallery gallery", 10: "query gallery", 3: "train train"}
+
+
+def inshop(raw: Path, parts: dict[int, str] = INSHOP_PARTS) -> None:
     """In-Shop of five items, three for training, listed women first: two queries and three gallery images."""
-    parts = {2: "train train", 7: "train train", 5: "query gallery gallery", 10: "query gallery", 3: "train train"}
     files, lines = {}, []
     for item, statuses in parts.items():
         for number, status in enumerate(statuses.split()):
