@@ -3,7 +3,6 @@
 The time is estimated from the runs of the same dataset and network that are done: training images an epoch over their
 median images/s, and the median of what an epoch took besides, for each of the recipe's epochs. It says unknown where
 none is done, or the list of a run's training images is not made yet. Held-out runs and evaluation come on top.
-
 """
 
 import argparse
