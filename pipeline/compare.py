@@ -15,7 +15,8 @@ from scipy.stats import ttest_rel
 
 from pipeline.config import read_params
 from pipeline.files import BadInputError, exit_with, read_json, write_json, write_text
-from pipeline.tabulate import Cell, markdown
+from pipeline.tables import Cell
+from pipeline.tabulate import padded
 
 SELECTION, RANKED_BY = "last_epoch", "recall@1"
 COLUMNS = {RANKED_BY: "Recall@1", "map@r": "MAP@R", "nmi_arithmetic": "NMI"}
@@ -105,7 +106,8 @@ def main() -> None:
         for name, row in found.items()
     }
     headings = [*COLUMNS.values(), "Recall@1 less the best's", "p", "p, Holm"]
-    page = markdown(f"{arguments.dataset}: losses compared", headings, {"Last epoch, in percent": lines})
+    table = padded([["", *headings], *([name, *line] for name, line in lines.items())])
+    page = f"# {arguments.dataset}: losses compared, in percent\n\n**At the last epoch.**\n\n" + "\n".join(table)
     page += (
         f"\nMean ± half-width of the 95 % t-interval over {len(seeds)} seeds. p: paired t-test against the best row by "
         f"seed; p, Holm: corrected for {len(found) - 1} comparisons.\n"

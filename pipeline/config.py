@@ -173,7 +173,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _problems(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
+def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
     """One line a problem: the key's path, what is wrong, and for an unknown key the nearest right one."""
     lines = []
     for problem in error.errors(include_url=False):
@@ -244,7 +244,7 @@ def read_params(path: Path, recipe: str | None = None, loss: str | None = None, 
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        problems += _problems(error, "", Params)
+        problems += problem_lines(error, "", Params)
     if not problems:
         problems += [
             f"tables.{name}.rows.loss: {loss_name} has no settings, add losses.{loss_name}"
@@ -321,5 +321,5 @@ def _loss_problems(params: Params, name: str) -> list[str]:
     except BadInputError as error:
         return [f"losses.{name}: {error}"]
     except ValidationError as error:
-        return _problems(error, f"losses.{name}", model)
+        return problem_lines(error, f"losses.{name}", model)
     return []

@@ -146,10 +146,12 @@ def main() -> None:
             found[selection] = {"epoch": epoch} | metrics(embeddings, test, recipe, trained["seed"])
         results[run.name] = {"run": trained, "metrics": found}
         shown[run.name] = retrievals(embeddings, test, packed.entries)
+    retrieved = {"images": len(test.numbers), "classes": len(test.labels.unique())}
     made = provenance(device, inputs, time.monotonic() - start)
     for name, result in results.items():
         write_json(arguments.out / f"{name}_retrievals.json", shown[name])
-        write_json(arguments.out / f"{name}.json", {"dataset": dataset, **result, "provenance": made})
+        told = {"dataset": dataset, "retrieved": retrieved, **result, "provenance": made}
+        write_json(arguments.out / f"{name}.json", told)
 
 
 if __name__ == "__main__":

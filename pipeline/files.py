@@ -11,13 +11,17 @@ import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a size limit is full."""
+
+
+FAILURES = Path("data/failures")
+"""One JSON file for each command line of a stage that failed the last time it ran: its arguments and the error."""
 
 
 class BadInputError(Exception):
@@ -35,20 +39,36 @@ def submodule(package: str, name: str) -> ModuleType:
 
 def exit_with(main: Callable[[], None]) -> None:
     """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk one line and exit code 1;
-    any other failure keeps its traceback and exits with code 1."""
+    any other failure keeps its traceback and exits with code 1. A failure is noted in `FAILURES` for tables to tell."""
     try:
         main()
+        note_failure(None)
     except BadInputError as error:
+        note_failure(error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:
+        note_failure(error)
+        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
             raise
         print(f"error: no room to write ({error}): free some space and run the stage again", file=sys.stderr)
         sys.exit(1)
     finally:
         # The interpreter's last garbage collections walk all that torch imported: most of a second for every stage.
         gc.freeze()
+
+
+def note_failure(error: Exception | None) -> None:
+    """Keep what this process's stage failed with, or forget, when `error` is None, what it failed with before. Without
+    the folder `data` there is no place for it."""
+    arguments = sys.argv[1:]
+    note = FAILURES / f"{hashlib.sha256(json.dumps([sys.argv[0], *arguments]).encode()).hexdigest()[:16]}.json"
+    if error is None:
+        note.unlink(missing_ok=True)
+    elif FAILURES.parent.is_dir():
+        told = str(error) if isinstance(error, BadInputError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # on a full disk the error itself matters more
+            write_json(note, {"arguments": arguments, "error": told})
 
 
 def _remove(path: Path) -> None:

@@ -53,12 +53,13 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def cub_files(numbers: Iterable[int] = (46, 9, 2)) -> dict[str, bytes]:
+def cub_files(numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> dict[str, bytes]:
     """CUB-200-2011 of four classes, two of them for training: a grey image, a `._` file, images before their lists.
 
-    `numbers` are those of each class's images.
+    `numbers` are those of each class's images, `more` is a number of further classes.
     """
     classes = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani"]
+    classes += [f"{number:03}.Bird" for number in range(5, 5 + more)]
     names = [f"{folder}/{folder[4:]}_{number:04}_{number + 7}.jpg" for folder in classes for number in numbers]
     images = {name: picture(seed, "L" if seed == 4 else "RGB") for seed, name in enumerate(names)}
     root = "CUB_200_2011"
@@ -72,9 +73,9 @@ def cub_files(numbers: Iterable[int] = (46, 9, 2)) -> dict[str, bytes]:
     return files
 
 
-def cub(raw: Path) -> None:
+def cub(raw: Path, numbers: Iterable[int] = (46, 9, 2), more: int = 0) -> None:
     """Write the archive of `cub_files` into the folder `raw`."""
-    tgz(raw / "CUB_200_2011.tgz", cub_files())
+    tgz(raw / "CUB_200_2011.tgz", cub_files(numbers, more))
 
 
 CUB_COUNTS = {"train": (6, 2), "test": (6, 2), "held_out_train": (3, 1), "held_out_test": (3, 1)}
@@ -86,27 +87,16 @@ def project(
     checksums: dict[str, str] | None = None,
     weights: bool = False,
 ) -> Path:
-    """Copy the pipeline into `folder` and tell it about the look-alikes: see `tell`."""
+    """Copy the pipeline into `folder` and tell its datasets what the look-alikes hold in place of what was published.
+
+    `counts` gives images and classes of each manifest by dataset; half of the classes train. Of the published files'
+    sizes and checksums none is kept; `checksums` gives SHA-256 by file name. `weights`: forget the weights' too.
+    """
     shutil.copytree(REPOSITORY / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data").mkdir()
     for name in (".gitignore", "checksums", "dvc.yaml"):
         if (REPOSITORY / "data" / name).exists():
             shutil.copy(REPOSITORY / "data" / name, folder / "data" / name)
-    tell(folder, counts, checksums, weights)
-    return folder
-
-
-def tell(
-    folder: Path,
-    counts: dict[str, dict[str, tuple[int, int]]],
-    checksums: dict[str, str] | None = None,
-    weights: bool = False,
-) -> None:
-    """Tell the pipeline's copy in `folder` what the look-alikes hold in place of what was published.
-
-    `counts` gives images and classes of each manifest by dataset; half of the classes train. Of the published files'
-    sizes and checksums none is kept; `checksums` gives SHA-256 by file name. `weights`: forget the weights' too.
-    """
     for dataset, manifests in counts.items():
         with (folder / "pipeline" / "datasets" / f"{dataset}.py").open("a") as module:
             expected = {part: f"Expected({images}, {classes}, None)" for part, (images, classes) in manifests.items()}
@@ -119,6 +109,7 @@ def tell(
     if weights:
         with (folder / "pipeline" / "weights.py").open("a") as module:
             module.write("\nFILES = {name: file._replace(size=None, sha256=None) for name, file in FILES.items()}\n")
+    return folder
 
 
 def stage(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -129,7 +120,6 @@ def stage(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 CAR_NAMES = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012", "smart fortwo 2012"]
-CAR_NAMES += [f"Car {label} 2012" for label in range(5, 9)]
 
 
 def annotations(names: list[str], classes: list[int], field: str, tests: list[int] | None = None) -> np.ndarray:
@@ -151,26 +141,27 @@ def mat(**variables: object) -> bytes:
 
 def cars_images(more: int = 0) -> list[tuple[int, int, bytes]]:
     """Class, official part (1 is test) and bytes of each image, in the order of car_ims; one class comes back later,
-    one image is CMYK, and one is in its class twice. With `more`, so many images more of each of eight classes."""
-    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1, *sorted([*range(1, 9)] * more)]
+    one image is CMYK, and one is in its class twice. `more` is a number of images of each of eight classes besides."""
+    classes = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 1, *[*range(1, 9)] * more]
     encoded = [picture(100 + place, "CMYK" if place == 5 else "RGB") for place in range(len(classes))]
     encoded[11] = encoded[0]
     return [(label, place % 2, content) for place, (label, content) in enumerate(zip(classes, encoded, strict=True))]
 
 
-def cars_combined(raw: Path, more: int = 0) -> None:
+def cars_combined(raw: Path) -> None:
     """Write car_ims.tgz and cars_annos.mat."""
-    images = cars_images(more)
+    images = cars_images()
     names = [f"car_ims/{place:06}.jpg" for place in range(1, len(images) + 1)]
     tgz(raw / "car_ims.tgz", {name: content for name, (_, _, content) in zip(names, images, strict=True)})
     rows = annotations(names, [label for label, _, _ in images], "relative_im_path", [test for _, test, _ in images])
     (raw / "cars_annos.mat").write_bytes(mat(annotations=rows, class_names=np.array(CAR_NAMES, object)))
 
 
-def cars_official(raw: Path, kaggle: bool = False) -> None:
+def cars_official(raw: Path, kaggle: bool = False, more: int = 0) -> None:
     """Write the official split's archives, or Kaggle's zip of them, and the devkit; images in another order."""
-    images = cars_images()[::-1]
-    devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(CAR_NAMES, object))}
+    images = cars_images(more)[::-1]
+    names = CAR_NAMES + [f"Car {number} 2012" for number in range(5, 9)] * bool(more)
+    devkit = {"devkit/cars_meta.mat": mat(class_names=np.array(names, object))}
     folders: dict[str, bytes] = {}
     for part, wanted in (("train", 0), ("test", 1)):
         chosen = [(label, content) for label, test, content in images if test == wanted]
@@ -194,14 +185,14 @@ def cars_official(raw: Path, kaggle: bool = False) -> None:
 CARS_COUNTS = {"train": (7, 2), "test": (5, 2), "held_out_train": (4, 1), "held_out_test": (3, 1)}
 
 
-def sop_files(classes: int = 6) -> dict[str, bytes]:
-    """Stanford Online Products, half of its classes for training; one file named .JPG is a palette PNG."""
+def sop_files(classes: int = 6, images: int = 2) -> dict[str, bytes]:
+    """Stanford Online Products of six classes, half of them for training; one file named .JPG is a palette PNG."""
     root, lists = "Stanford_Online_Products", {"train": "", "test": ""}
     files = {}
     for label in range(1, classes + 1):
         part, group = ("train", "bicycle_final") if label <= classes // 2 else ("test", "chair_final")
-        for number in range(2):
-            image = 2 * label - 1 + number
+        for number in range(images):
+            image = images * (label - 1) + 1 + number
             name = f"{group}/{111085122870 + label}_{number}.JPG"
             files[f"{root}/{name}"] = picture(200 + image, *(("P", "PNG") if image == 4 else ("RGB", "JPEG")))
             lists[part] += f"{image} {label} {1 if part == 'train' else 3} {name}\n"
@@ -212,19 +203,19 @@ def sop_files(classes: int = 6) -> dict[str, bytes]:
     return files
 
 
-def sop(raw: Path, classes: int = 6) -> None:
+def sop(raw: Path, classes: int = 6, images: int = 2) -> None:
     """Write the archive of `sop_files` into the folder `raw`."""
-    zipped(raw / "Stanford_Online_Products.zip", sop_files(classes))
+    zipped(raw / "Stanford_Online_Products.zip", sop_files(classes, images))
 
 
 SOP_COUNTS = {"train": (6, 3), "test": (6, 3), "held_out_train": (2, 1), "held_out_test": (4, 2)}
 
 
-def inshop(raw: Path, more: int = 0) -> None:
-    """In-Shop of five items, three for training, listed women first: two queries and three gallery images. `more`
-    training items follow."""
-    parts = {2: "train train", 7: "train train", 5: "query gallery gallery", 10: "query gallery", 3: "train train"}
-    parts |= dict.fromkeys(range(11, 11 + more), "train train")
+INSHOP_PARTS = {2: "train train", 7: "train train", 5: "query gallery gallery", 10: "query gallery", 3: "train train"}
+
+
+def inshop(raw: Path, parts: dict[int, str] = INSHOP_PARTS) -> None:
+    """In-Shop of five items, three for training, listed women first: two queries and three gallery images."""
     files, lines = {}, []
     for item, statuses in parts.items():
         for number, status in enumerate(statuses.split()):

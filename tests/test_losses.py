@@ -70,10 +70,13 @@ def slow(name, embeddings, proxies, labels, settings):
         total = 0
         for i in samples:
             similarity = {(c, n): x[i] @ p[c][n] for c in classes for n in range(per_class)}
-            by_score = sorted(similarity, key=lambda key: similarity[key] + 1000 * (key[0] == labels[i]), reverse=True)
-            logits = {c: sum(similarity[key] for key in by_score[:kept] if key[0] == c) for c in classes}
-            shown = {c: logit for c, logit in logits.items() if logit != 0}
-            probability = shown[labels[i]].exp() / (1e-8 + sum(logit.exp() for logit in shown.values()))
+            bonus = 1000 if settings.get("own_class_bonus", True) else 0
+            by_score = sorted(similarity, key=lambda key: similarity[key] + bonus * (key[0] == labels[i]), reverse=True)
+            nothing = torch.zeros((), dtype=torch.float64)
+            logits = {c: sum((similarity[key] for key in by_score[:kept] if key[0] == c), nothing) for c in classes}
+            shown = {c: logit for c, logit in logits.items() if logit != 0 or not settings.get("masked_softmax", True)}
+            own = shown[labels[i]].exp() if labels[i] in shown else nothing
+            probability = own / (1e-8 + sum(logit.exp() for logit in shown.values()))
             total = total - (probability + 1e-20).log()
         loss = total / len(x)
         regulariser = 0
@@ -114,19 +117,25 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+ABLATIONS = [
+    ("proxy_gml", SETTINGS["proxy_gml"] | {"own_class_bonus": bonus, "masked_softmax": masked})
+    for bonus, masked in ((False, True), (True, False), (False, False))
+]
+
+
+@pytest.mark.parametrize(("name", "chosen"), [*SETTINGS.items(), *ABLATIONS])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 9), classes=st.integers(3, 7))
-def test_equal_to_a_slow_reference_in_float64(name, seed, batch, classes):
+def test_equal_to_a_slow_reference_in_float64(name, chosen, seed, batch, classes):
     torch.manual_seed(seed)
-    criterion = build(name, classes, 5, **SETTINGS[name]).double()
+    criterion = build(name, classes, 5, **chosen).double()
     embeddings = unit(torch.randn(batch, 5, dtype=torch.float64))
     labels = torch.randint(classes, (batch,))
     value, embedding_gradient, proxy_gradient = with_gradients(criterion, embeddings, labels)
 
     embeddings = embeddings.detach().requires_grad_()
     proxies = criterion.proxies.detach().requires_grad_()
-    reference = slow(name, embeddings, proxies, labels.tolist(), SETTINGS[name])
+    reference = slow(name, embeddings, proxies, labels.tolist(), chosen)
     reference.backward()
     torch.testing.assert_close(value, reference.detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(proxy_gradient, proxies.grad, rtol=1e-10, atol=1e-10)
@@ -181,6 +190,10 @@ def test_proxy_gml_refuses_a_ratio_that_keeps_no_other_proxy():
     with pytest.raises(ValueError, match=r"ceil\(r\*C\*N\) = 12"):
         build("proxy_gml", 20, 8, proxies_per_class=12, ratio=0.05, regulariser_weight=0.3)
     assert build("proxy_gml", 21, 8, proxies_per_class=12, ratio=0.05, regulariser_weight=0.3).kept == 13
+    # Without the bonus other classes' proxies are among the kept; and one may ask for the case by name.
+    for switch in ({"own_class_bonus": False}, {"masked_softmax": False}, {"own_class_alone": True}):
+        settings = {"proxies_per_class": 12, "ratio": 0.05, "regulariser_weight": 0.3}
+        assert build("proxy_gml", 20, 8, **settings, **switch).kept == 12
 
 
 def test_unit_length_and_its_gradient():

@@ -113,7 +113,7 @@ def test_stages_depend_on_the_code_they_read_and_no_other(project):
         ("download", ["glyphs"]),
         ("convert", ["glyphs"]),
         ("split", ["glyphs"]),
-        ("tabulate", ["--runs", "metrics/runs/glyphs", "--out", "scratch/glyphs"]),
+        ("tabulate", ["--table", "glyphs", "--runs", "metrics/runs", "--out", "scratch/glyphs"]),
     ):
         printed = project.run("python", "-c", report.format(stage=stage, arguments=arguments))
         read = set(re.findall(r"(pipeline/[\w/]+\.py)'", printed.splitlines()[-1]))

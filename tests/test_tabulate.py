@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tabulate import Cell
+from pipeline.tables import Cell
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi_arithmetic")
@@ -18,11 +18,12 @@ def tabulate(folder, runs):
     """Tables of the root's grid for `runs`: row -> seed -> {selection: value of every metric}."""
     for row, seeds in runs.items():
         for seed, selections in seeds.items():
-            path = folder / "runs" / row / f"{seed}.json"
+            path = folder / "runs/glyphs" / row / f"{seed}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             metrics = {selection: dict.fromkeys(METRICS, value) for selection, value in selections.items()}
             path.write_text(json.dumps({"metrics": metrics}))
-    command = [sys.executable, "-m", "pipeline.tabulate", "--runs", folder / "runs", "--out", folder / "tables/glyphs"]
+    command = [sys.executable, "-m", "pipeline.tabulate", "--table", "glyphs", "--raw-pixels"]
+    command += ["--runs", folder / "runs", "--out", folder / "tables/glyphs"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return printed, {path.suffix: path.read_text() for path in (folder / "tables").iterdir()}
 
@@ -51,9 +52,12 @@ def test_a_part_of_the_grid(tmp_path):
     best, last = printed.split("**Last epoch")
     assert "| proxy_an     | 55.00 ± 63.53" in best and "| proxy_an     | 45.00 ± 63.53" in last
     assert "| raw_pixels   | 25.00 " in best and "| proxy_gml    | not run" in best
-    assert "Not run: proxy_gml/0, proxy_gml/1, proxy_gml/2, proxy_an/2, proxy_anchor/0" in printed
-    assert "- proxy_an: [0](../runs/proxy_an/0.json)" in tables[".md"]
-    aggregate = json.loads(tables[".json"])
+    assert (
+        "Not run: glyphs/proxy_gml/0, glyphs/proxy_gml/1, glyphs/proxy_gml/2, glyphs/proxy_an/2, glyphs/proxy_anchor/0"
+        in printed
+    )
+    assert "- glyphs/proxy_an: [0](../runs/glyphs/proxy_an/0.json)" in tables[".md"]
+    aggregate = json.loads(tables[".json"])["glyphs"]
     assert aggregate["proxy_an"]["last_epoch"]["map@r"] == {"mean": 0.45, "half_width": 0.63531, "n": 2}
     assert aggregate["proxy_nca"]["last_epoch"] == {}
     rows = list(csv.DictReader(tables[".csv"].splitlines()))

@@ -1,0 +1,84 @@
+"""What DVC itself costs with all stages of all tables: `python -m bench.grid FOLDER`.
+
+Copies the project into FOLDER, which must not exist, writes a small file in place of every output and a dvc.lock that
+holds them, as if everything had been run; then prints the seconds, by the clock and of the processor, of a `dvc repro -P`
+and a `dvc status` that find nothing to do, and of one stage of which nothing is done but DVC's own work.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def copied(folder: Path) -> None:
+    """Copy what git tracks into `folder`, a repository of its own."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if not name.endswith("dvc.lock"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+
+
+def complete(folder: Path) -> int:
+    """Write all outputs and locks in `folder`; returns the number of stages."""
+    from dvc.repo import Repo
+    from dvc.stage.serialize import to_single_stage_lockfile
+    from dvc.utils.serialize import dump_yaml
+
+    os.chdir(folder)
+    repo = Repo()
+    stages = repo.index.stages
+    outputs = {Path(output.fs_path) for stage in stages for output in stage.outs}
+    inside = {Path(dep.fs_path) for stage in stages for dep in stage.deps} - outputs
+    for path in [*inside, *outputs]:
+        if path.exists():
+            continue
+        # An output that something else is in, or without an ending, is a folder.
+        file = path / "file" if not path.suffix and path.parent.name != "code" else path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{path}\n")
+    locks: dict[str, dict] = defaultdict(dict)
+    with repo.lock:
+        for stage in stages:
+            stage.save()
+            locks[str(Path(stage.path).with_name("dvc.lock"))][stage.name] = to_single_stage_lockfile(stage)
+    for lock, content in locks.items():
+        dump_yaml(lock, {"schema": "2.0", "stages": content})
+    return len(stages)
+
+
+def timed(folder: Path, *command: str) -> str:
+    """Run DVC and say what it took."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=folder, capture_output=True, text=True)
+    wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    said = (done.stdout + done.stderr).strip().splitlines()[-1]
+    return f"dvc {' '.join(command)}: {wall:.1f} s, of the processor {processor:.1f} s ({said})"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="scratch folder")
+    folder = parser.parse_args().folder.absolute()
+    copied(folder)
+    print(f"{complete(folder)} stages")
+    timed(folder, "repro", "-P")  # the first one fills DVC's own memory of files
+    for command in (("repro", "-P"), ("status",), ("repro", "-s", "-f", "papers/dvc.yaml:code_train")):
+        print(timed(folder, *command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Stage: the hashes of the files that a stage's code consists of, in one file that hundreds of runs can depend on.
+
+Files of pipeline/backbones, losses and datasets that are chosen by name are not among them: a run names its own.
+"""
+
+import argparse
+import ast
+from pathlib import Path
+
+from pipeline.files import exit_with, sha256, write_text
+
+PACKAGE = Path("pipeline")
+
+
+def imported(file: Path) -> set[Path]:
+    """The files of this package that `file` imports, anywhere in it, and those that they import; and `file`."""
+    found, ahead = set(), [file]
+    while ahead:
+        file = ahead.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            ahead += [path for name in names if (path := _file(name)) is not None]
+    return found
+
+
+def _file(name: str) -> Path | None:
+    """The file of a module of this package; None for other names."""
+    if name.split(".")[0] != PACKAGE.name:
+        return None
+    path = Path(*name.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def main() -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.code", description=__doc__)
+    parser.add_argument("stage", help="such as train")
+    parser.add_argument("--out", type=Path, required=True, help="file for the hashes, as sha256sum has them")
+    arguments = parser.parse_args()
+    subpackages = {PACKAGE / name / "__init__.py" for name in ("backbones", "losses")}
+    files = imported(PACKAGE / f"{arguments.stage}.py") | subpackages | {PACKAGE / "__init__.py"}
+    write_text(arguments.out, "".join(f"{sha256(file)}  {file}\n" for file in sorted(files)))
+
+
+if __name__ == "__main__":
+    exit_with(main)
