@@ -1,25 +1,26 @@
 """Stage: rank a dataset's losses and test each against the best, by the paired runs of their seeds.
 
-Joins all tables of the params file and reads <runs>/<dataset>/<row>/<seed>.json at the last epoch, which no look at the
+Joins the tables that --tables names, whose metrics lie in <runs>/<table>/<dataset>/<row>/<seed>.json, or all tables of
+the params file, with their metrics in <runs>/<dataset>/<row>/<seed>.json. Takes the last epoch, which no look at the
 test set has chosen. Runs of one seed share initial weights and order of images, so differences are taken seed by seed:
-a paired t-test of Recall@1, two-sided, its p-values corrected for the number of comparisons by Holm's method. Rows that
-lack a run are named and not compared. Writes NAME.md and NAME.json, and prints the table.
+a paired t-test of Recall@1, two-sided, its p-values corrected for the number of comparisons by Holm's method. Rows
+that lack a run are named and not compared. Writes NAME.md and NAME.json, and prints the table.
 """
 
 import argparse
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from scipy.stats import ttest_rel
 
 from pipeline.config import read_params
 from pipeline.files import BadInputError, exit_with, read_json, write_json, write_text
-from pipeline.tables import Cell
-from pipeline.tabulate import padded
+from pipeline.published import read_published
+from pipeline.tables import Cell, folder_name, grid
+from pipeline.tabulate import heading, padded, references
 
 SELECTION, RANKED_BY = "last_epoch", "recall@1"
-COLUMNS = {RANKED_BY: "Recall@1", "map@r": "MAP@R", "nmi_arithmetic": "NMI"}
+METRICS = [RANKED_BY, "map@r", "nmi_arithmetic"]
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -75,45 +76,61 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="whose runs are compared")
     parser.add_argument("--runs", type=Path, required=True, help="folder of metrics: <dataset>/<row>/<seed>.json")
     parser.add_argument("--out", type=Path, required=True, help="the table, less its ending")
+    parser.add_argument("--tables", nargs="+", help="entries of tables")
+    parser.add_argument("--published", nargs=2, metavar=("FILE", "TABLE"), help="others' numbers, to show below")
     arguments = parser.parse_args()
 
-    folder, out = arguments.runs / arguments.dataset, arguments.out
-    tables = [table for table in read_params(arguments.params).tables.values() if arguments.dataset in table.datasets]
+    runs, out, dataset = arguments.runs, arguments.out, arguments.dataset
+    known = read_params(arguments.params).tables
+    for name in arguments.tables or known:
+        if name not in known or (arguments.tables and dataset not in known[name].datasets):
+            raise BadInputError(f"{arguments.params}: tables.{name}: there is no such table of {dataset}")
+    folders = {name: runs / name for name in arguments.tables} if arguments.tables else dict.fromkeys(known, runs)
+    tables = {name: known[name] for name in folders if dataset in known[name].datasets}
     if not tables:
-        raise BadInputError(f"{arguments.params}: tables: none has the dataset {arguments.dataset}, add it to one")
-    seeds = tables[0].seeds
-    if len(seeds) < 2 or any(table.seeds != seeds for table in tables):
+        raise BadInputError(f"{arguments.params}: tables: none has the dataset {dataset}, add it to one")
+    seeds = next(iter(tables.values())).seeds
+    if len(seeds) < 2 or any(table.seeds != seeds for table in tables.values()):
         raise BadInputError(f"{arguments.params}: tables: pairs are made by seed, give all the same two seeds or more")
-    names = ["-".join(map(str, values)) for table in tables for values in product(*table.rows.values())]
+    places = {
+        folder_name(values): folders[name] / dataset / folder_name(values)
+        for name, table in tables.items()
+        for of, values in grid(table)
+        if of == dataset
+    }
     rows, lacking = {}, []
-    for name in names:
-        files = [folder / name / f"{seed}.json" for seed in seeds]
+    for name, place in places.items():
+        files = [place / f"{seed}.json" for seed in seeds]
         lacking += [f"{name}/{file.stem}" for file in files if not file.is_file()]
         if all(file.is_file() for file in files):
             metrics = [read_json(file)["metrics"][SELECTION] for file in files]
-            rows[name] = {column: Cell([of[column] for of in metrics], files) for column in COLUMNS}
+            rows[name] = {metric: Cell([of[metric] for of in metrics], files) for metric in METRICS}
     if not rows:
-        raise BadInputError(f"{folder} holds no row of {arguments.params} with all its seeds: run them (`dvc repro`)")
+        raise BadInputError(f"{runs} holds no row of {arguments.params} with all its seeds: run them (`dvc repro`)")
     found = ranked(rows)
 
-    lines = {
-        name: [cell.text("±") for cell in row.cells.values()]
-        + (
-            [row.difference.text("±"), f"{row.p:.3f}", f"{row.p_holm:.3f}"]
-            if row.difference.values
-            else ["best", "", ""]
-        )
-        for name, row in found.items()
-    }
-    headings = [*COLUMNS.values(), "Recall@1 less the best's", "p", "p, Holm"]
-    table = padded([["", *headings], *([name, *line] for name, line in lines.items())])
-    page = f"# {arguments.dataset}: losses compared, in percent\n\n**At the last epoch.**\n\n" + "\n".join(table)
-    page += (
-        f"\nMean ± half-width of the 95 % t-interval over {len(seeds)} seeds. p: paired t-test against the best row by "
-        f"seed; p, Holm: corrected for {len(found) - 1} comparisons.\n"
-    )
+    lines = [["", *map(heading, METRICS), "Recall@1 less the best's", "p", "p, Holm"]]
+    for name, row in found.items():
+        test = [row.difference.text("±"), *("<0.001" if p < 0.001 else f"{p:.3f}" for p in (row.p, row.p_holm))]
+        cells = [cell.text("±") for cell in row.cells.values()]
+        lines.append([name, *cells, *(test if row.difference.values else ["best", "", ""])])
+    told = [
+        f"# {dataset}: losses compared",
+        "",
+        "**Last epoch, in percent.**",
+        "",
+        *padded(lines),
+        f"Mean ± half-width of the 95 % t-interval over {len(seeds)} seeds. p: paired t-test against the best row by "
+        f"seed; p, Holm: corrected for {len(found) - 1} comparisons.",
+        "",
+    ]
     if lacking:
-        page += f"\nNot run, and not compared: {', '.join(lacking)}.\n"
+        told += [f"Not run, and not compared: {', '.join(lacking)}.", ""]
+    if arguments.published:
+        of = read_published(Path(arguments.published[0])).tables[arguments.published[1]]
+        told += references(of, [dataset])
+        told += [f"Theirs: {of.source} ({of.kind}). –: {of.unknown}.", "", *(f"- {note}" for note in of.notes), ""]
+    page = "\n".join(told)
     print(page)
     write_text(out.with_suffix(".md"), page)
     aggregate = {

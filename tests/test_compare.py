@@ -1,6 +1,7 @@
 """The comparison table: ranking, paired test and its correction, and runs that are lacking."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,28 @@ def test_rows_that_lack_a_run_are_named_and_not_tested(tmp_path):
     page = compare(tmp_path, {"proxy_an": [0.5, 0.6, 0.7], "proxy_nca": [0.9, 0.9], "circle": [0.4, 0.5, 0.5]})
     assert "Not run, and not compared: proxy_nca/2." in page and "| proxy_nca" not in page
     assert "corrected for 1 comparisons" in page
+
+
+def test_tables_with_runs_apart_and_others_numbers_below(tmp_path):
+    """The four datasets' comparison, as its stages call it, with made-up metrics."""
+    recalls = {"ours/cub/proxy_an": 0.6, "library/cub/circle": 0.5, "proxy_gml/cub/proxy_gml": 0.7}
+    for place, value in recalls.items():
+        for seed in range(3):
+            path = tmp_path / f"resnet50_{place}/{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            metrics = {"recall@1": value + seed * value / 100, "map@r": value / 2, "nmi_arithmetic": 0.5}
+            path.write_text(json.dumps({"metrics": {"last_epoch": metrics}}))
+    command = [sys.executable, "-m", "pipeline.compare", "--params", "papers/comparison/params.yaml"]
+    command += ["--dataset", "cub", "--tables", "resnet50_ours", "resnet50_proxy_gml", "resnet50_library"]
+    command += ["--published", "papers/comparison/published.yaml", "resnet50", "--runs", tmp_path]
+    page = subprocess.run(
+        [*command, "--out", tmp_path / "cub"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    found = re.findall(r"^\| (\w+) +\| [\d.]+ ± ", page, re.M)
+    assert found == ["proxy_gml", "proxy_an", "circle"]
+    assert re.search(r"Not run, and not compared: proxy_anchor/0, .*, sup_con/2\.", page)
+    assert re.search(r"^\| Multi-Similarity, rerun by IDML's authors +\| ResNet-50, 512 \| 67\.3 +\| 78\.2", page, re.M)
+    assert "Theirs: the README tables of IDML" in page and "- IDML's authors reran all losses in one protocol" in page
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
