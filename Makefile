@@ -3,9 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test lint lock clean
+.PHONY: setup repro compare test lint lock doctor image image-test clean
 repro: .venv/requirements
 	dvc repro
+
+# All losses on the embedded dataset; prints the table also when there is nothing to run.
+compare: .venv/requirements
+	dvc repro papers/comparison/glyphs/dvc.yaml:compare
+	cat metrics/tables/comparison/glyphs.md
 
 setup: .venv/requirements
 
@@ -16,6 +21,23 @@ lint: .venv/tests
 	ruff check .
 	ruff format --check .
 	mypy
+	hadolint Dockerfile
+
+# Whether this machine is fit.
+doctor: .venv/requirements
+	python -m pipeline.doctor
+
+# The last commit, as a container image. More options for the build, such as another base: docs/container.md.
+ENGINE ?= docker
+IMAGE ?= proxy-losses
+BUILD_OPTIONS ?=
+image:
+	$(ENGINE) build $(BUILD_OPTIONS) --build-arg VERSION="$$(git describe --tags --always)" \
+	  --build-arg REVISION="$$(git rev-parse HEAD)" --tag $(IMAGE) .
+
+# Builds and runs it for real on a Debian or Ubuntu machine without Docker, as root; docs/container.md says what is checked.
+image-test: .venv/tests
+	tests/image_test.sh
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \

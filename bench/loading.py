@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 from torchvision import datasets, transforms
 
-from pipeline.packed import DecodedImages, Entry, PackedImages, SourceImage, pack
+from pipeline.images import CROP_DRAWS, boxes, cropped
+from pipeline.packed import DecodedImages, PackedImages, SourceImage, pack
 
 WIDTH, HEIGHT = 500, 375
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,34 +44,6 @@ def photograph(seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def boxes(generator: np.random.Generator, entries: list[Entry]) -> np.ndarray:
-    """RandomResizedCrop's boxes for a whole epoch at once, int64 (images, 4): top, left, height, width.
-
-    The first of ten draws that fits is taken, else the whole image (torchvision's last resort for odd aspects).
-    """
-    height, width = (np.array([[getattr(entry, side)] for entry in entries]) for side in ("height", "width"))
-    area = height * width * generator.uniform(0.08, 1, (len(entries), 10))
-    aspect = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3), area.shape))
-    wide, high = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (wide <= width) & (high <= height)
-    first, rows = fits.argmax(1), np.arange(len(entries))
-    wide, high = (
-        np.where(fits.any(1), drawn[rows, first], side[:, 0]) for drawn, side in ((wide, width), (high, height))
-    )
-    top, left = (
-        generator.integers(0, side[:, 0] - drawn.astype(int) + 1) for drawn, side in ((high, height), (wide, width))
-    )
-    return np.stack([top, left, high, wide], 1).astype(int)
-
-
-def cropped(pixels: np.ndarray, box: np.ndarray, flip: bool) -> torch.Tensor:
-    """A box of uint8 (height, width, 3), resized to 224 with antialiasing, perhaps flipped: uint8 (3, 224, 224)."""
-    top, left, height, width = box
-    image = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)
-    image = functional.interpolate(image[None], (224, 224), mode="bilinear", antialias=True)[0]
-    return image.flip(-1) if flip else image
 
 
 def rate(load: Callable[[], object], count: int) -> float:
@@ -101,12 +73,13 @@ def main() -> None:
         bare = datasets.ImageFolder(str(root / "folder"), transforms.Compose([*crop, transforms.PILToTensor()]))
         packed = PackedImages(root / "packed")
         cached = DecodedImages(packed, range(len(packed)), 3)
+        sizes = np.array([[entry.height, entry.width] for entry in packed.entries])
 
         def ours(images: PackedImages | DecodedImages) -> None:
             generator = np.random.default_rng(0)
             flips = generator.random(len(packed)) < 0.5
-            for image, box in enumerate(boxes(generator, packed.entries)):
-                cropped(images.decoded(image, 3), box, flips[image])
+            for image, box in enumerate(boxes(sizes, generator.random((len(packed), CROP_DRAWS)), 0.08)):
+                cropped(images.decoded(image, 3), box, 224, flips[image])
 
         def theirs(images: datasets.ImageFolder) -> None:
             for image in range(len(images)):

@@ -1,6 +1,6 @@
 """What a training step costs, part by part, as ratios measured in one run.
 
-    python -m bench.training [losses] [resnet50] [--threads 2] [--repeats 100]
+    python -m bench.training [losses] [resnet50] [loader] [--threads 2] [--repeats 100]
 
 losses: each loss's forward and backward on a batch of its paper's size, at CUB's and SOP's numbers of classes, 512
 dimensions, float32, proxies as drawn. The floor is the product that each of them needs, in PyTorch's plain words:
@@ -11,12 +11,22 @@ resnet50: images a second of training steps (forward, cross-entropy, backward, A
 512 outputs on 32 images of 224 x 224, on the CPU: float32 as it comes, in channels_last, and that in bfloat16 autocast
 where oneDNN supports it (elsewhere a step takes minutes). They take turns, a tenth of the repeats; medians. Expect two
 minutes on 2 cores.
+
+loader: what loading leaves of a training step, on JPEG files of 500 x 375 cropped to 224 x 224. No GPU: the share
+of Proxy-AN's ResNet-50 step on 32 images that is spent waiting for them, decoded once or as they are read, with 0 and 2
+loader processes, over a twentieth of the repeats. With one: images a second of the whole loop, all images decoded in
+memory, against the same steps on one batch that stays on the GPU, for both papers' networks, batches and 8 loader
+processes; the goal is 95 %. Expect five minutes on 2 cores.
 """
 
 import argparse
 import ctypes
 import statistics
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +34,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torchvision.models import resnet50
 
+from bench.loading import photograph
 from bench.retrieval import take_turns
+from pipeline.batches import Shuffled
+from pipeline.config import Recipe, read_params
+from pipeline.freezing import set_trainable
+from pipeline.images import normalise
+from pipeline.loading import CroppedImages, training_batches
 from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
+from pipeline.network import EmbeddingNetwork, computing, prepare
+from pipeline.packed import PackedImages, SourceImage, pack
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 DIMENSION = 512
@@ -105,7 +123,100 @@ def networks(repeats: int) -> None:
         print(f"| {name} | {32 / duration:.1f} | {times['plain'] / duration:.2f} |")
 
 
-PARTS = {"losses": losses, "resnet50": networks}
+def whole_step(recipe: Recipe, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A step as the train stage does it, of uint8 images and labels, with Proxy-AN's loss of 100 classes."""
+    network = EmbeddingNetwork(recipe).to(device)
+    criterion = proxy_an.Loss(100, recipe.dimension, alpha=32.0, margin=0.1).to(device)
+    optimiser = torch.optim.AdamW([*network.parameters(), *criterion.parameters()], fused=True)
+    set_trainable(network, recipe, recipe.epochs)
+
+    def step(pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        with computing(recipe):
+            embeddings = network(normalise(pixels, recipe, device))
+        ends = embeddings.detach().requires_grad_()
+        loss = criterion(ends, labels.to(device, non_blocking=True))
+        optimiser.zero_grad()
+        loss.backward()
+        with computing(recipe):
+            embeddings.backward(ends.grad)
+        optimiser.step()
+
+    return step
+
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+def run_steps(step: Callable[..., None], batches: Batches, steps: int) -> tuple[float, float]:
+    """Seconds of some steps, and how many of them went by waiting for batches."""
+    start, waited = time.perf_counter(), 0.0
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        step(*batch)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, waited
+
+
+def loader(repeats: int) -> None:
+    """Print what loading leaves of a training step."""
+    papers = Path(__file__).parent.parent / "papers"
+    resnet, inception = (read_params(papers / name / "params.yaml").recipes["cub"] for name in ("proxy_an", "proxygml"))
+    device = prepare(resnet.model_copy(update={"cpu_threads": torch.get_num_threads()}), "auto")
+    on_gpu = device.type == "cuda"
+    count = 512 if on_gpu else 64
+    with tempfile.TemporaryDirectory() as name:
+        sources = (SourceImage(f"{i}.jpg", i % 100, str(i % 100), "", photograph(i)) for i in range(count))
+        pack(sources, Path(name) / "packed")
+        packed = PackedImages(Path(name) / "packed")
+
+        def batches(recipe: Recipe, size: int, in_memory: bool, workers: int) -> Batches:
+            labels = torch.arange(count) % 100
+            images = CroppedImages(packed, range(count), labels, 3, recipe, 0)
+            images.source = images.source if in_memory else packed
+            return iter(training_batches(images, Shuffled(count, size, 0), range(1, 10**6), workers, pin=on_gpu))
+
+        if on_gpu:
+            print("\n| network | precision | batch | loop, images/s | one resident batch, images/s | share |")
+            print("|---" * 6 + "|")
+            for recipe in (resnet, inception):
+                for precision in ("float32", "tf32", "bfloat16"):
+                    chosen, size = recipe.model_copy(update={"precision": precision}), recipe.batch_size
+                    step, loaded = whole_step(chosen, device), batches(chosen, size, True, 8)
+                    # Of whole batches, unlike an epoch's last.
+                    whole = (batch for batch in loaded if len(batch[1]) == size)
+                    resident = repeat(tuple(part.to(device) for part in next(whole)))
+                    ways: dict[str, Any] = {"loop": whole, "resident": resident}
+                    for way in ways.values():
+                        run_steps(step, way, 10)
+                    rates = {
+                        way: statistics.median(size * repeats / run_steps(step, given, repeats)[0] for _ in range(3))
+                        for way, given in ways.items()
+                    }
+                    cells = [recipe.backbone, precision, str(size), *(f"{rate:,.0f}" for rate in rates.values())]
+                    print("| " + " | ".join([*cells, f"{rates['loop'] / rates['resident']:.1%}"]) + " |", flush=True)
+            return
+        print("\n| ResNet-50's images | loader processes | s a step | of them waiting | share | images/s |")
+        print("|---" * 6 + "|")
+        step, steps = whole_step(resnet, device), max(1, repeats // 20)
+        for in_memory in (True, False):
+            for workers in (0, 2):
+                given = batches(resnet, 32, in_memory, workers)
+                run_steps(step, given, 1)
+                took, waited = (seconds / steps for seconds in run_steps(step, given, steps))
+                cells = [
+                    "decoded once" if in_memory else "decoded as read",
+                    str(workers),
+                    f"{took:.2f}",
+                    f"{waited:.4f}",
+                ]
+                print("| " + " | ".join([*cells, f"{waited / took:.2%}", f"{32 / took:.2f}"]) + " |", flush=True)
+                del given
+
+
+PARTS = {"losses": losses, "resnet50": networks, "loader": loader}
 
 
 def main() -> None:

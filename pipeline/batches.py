@@ -36,9 +36,11 @@ class ClassBalanced:
         steps: int,
         by_class_size: bool = False,
     ):
-        self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        self.members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
         self.classes, self.samples = batch_size // samples_per_class, samples_per_class
-        self.seed, self.steps, self.by_class_size = seed, steps, by_class_size
+        self.seed, self.steps = seed, steps
+        weights = np.cumsum([len(members) if by_class_size else 1 for members in self.members])
+        self.bounds = weights / weights[-1]
         self._next, self._taken = 1, np.zeros(len(self.members), np.int64)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -54,13 +56,17 @@ class ClassBalanced:
         return [np.concatenate([self._take(label) for label in labels]) for labels in self._drawn(epoch)]
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        """The classes of each batch, int64 (steps, classes): the smallest of exponential draws, which take classes
-        without replacement with probabilities in proportion to the draws' rates."""
-        drawn = -np.log1p(-sampling.uniform(self.seed, "classes", epoch, (self.steps, len(self.members))))
-        if self.by_class_size:
-            drawn /= [len(members) for members in self.members]
-        smallest = np.argpartition(drawn, self.classes - 1, 1)[:, : self.classes]
-        return np.take_along_axis(smallest, np.take_along_axis(drawn, smallest, 1).argsort(1), 1)
+        """The classes of each batch, int64 (steps, classes), in the order of their draws."""
+        drawn: list[dict[int, None]] = [{} for _ in range(self.steps)]
+        turn = 0
+        # One after another, those that come again passed over: the same as drawing without replacement.
+        while any(len(found) < self.classes for found in drawn):
+            draws = sampling.uniform(self.seed, f"classes, turn {turn}", epoch, (self.steps, self.classes))
+            for found, labels in zip(drawn, np.searchsorted(self.bounds, draws, "right").tolist(), strict=True):
+                if len(found) < self.classes:
+                    found.update(dict.fromkeys(labels))
+            turn += 1
+        return np.array([list(found)[: self.classes] for found in drawn])
 
     def _take(self, label: int) -> np.ndarray:
         """The next images of a class."""

@@ -1,5 +1,7 @@
 """Pixels: random and central crops of uint8 images, and what the network takes of them."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,8 +69,14 @@ def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
     """uint8 (batch, channels, height, width), RGB or grey, to float32 on `device`: in the recipe's channel order,
     scaled to 0..pixel_maximum, less the mean, over the standard deviation."""
     pixels = images.to(device, non_blocking=True)
-    pixels = pixels.to(torch.float32, memory_format=MEMORY_FORMATS[recipe.memory_format])
     if recipe.channel_order == "bgr":
         pixels = pixels.flip(1)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (recipe.mean, recipe.std))
+    pixels = pixels.to(torch.float32, memory_format=MEMORY_FORMATS[recipe.memory_format])
+    mean, std = (_on_device(tuple(values), device) for values in (recipe.mean, recipe.std))
     return (pixels / (255 / recipe.pixel_maximum) - mean) / std
+
+
+@lru_cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers, one a channel, kept on the device: every copy to a GPU from memory that is not pinned waits for it."""
+    return torch.tensor(values, device=device)[:, None, None]

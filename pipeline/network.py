@@ -15,6 +15,9 @@ from pipeline.files import BadInputError, submodule
 from pipeline.images import MEMORY_FORMATS, normalise
 from pipeline.loading import CentredImages
 
+EMBEDDING_BATCH = 256
+"""Images that are embedded at a time."""
+
 
 def pooled(features: Tensor, pooling: str) -> Tensor:
     """Features (batch, features) of maps (batch, features, height, width); of vectors as they are if `pooling` is none.
@@ -48,12 +51,15 @@ class EmbeddingNetwork(nn.Module):
         if recipe.head == "orthogonal":
             nn.init.orthogonal_(self.embedding.weight)
             nn.init.zeros_(self.embedding.bias)
+        self.precision = recipe.precision
         self.to(memory_format=MEMORY_FORMATS[recipe.memory_format])
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings, in the dtype of the images."""
-        embeddings = self.embedding(self.norms(pooled(self.backbone(images), self.pooling)))
-        # Out of autocast, before their length is divided by: in bfloat16 that is 1 to three digits only.
+        # Here and not around the step: a backward pass in autocast would round the loss's products, too.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            embeddings = self.embedding(self.norms(pooled(self.backbone(images), self.pooling)))
+        # Before their length is divided by: in bfloat16 that is 1 to three digits only.
         return normalize(embeddings.to(images.dtype))
 
 
@@ -84,12 +90,12 @@ def load_network(recipe: Recipe, weights: Path, device: torch.device) -> Embeddi
 
 
 @contextmanager
-def computing(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Compute the network in the recipe's precision while the block runs; all else is whole float32."""
+def computing(recipe: Recipe) -> Iterator[None]:
+    """Round products to TF32 while the block runs, if that is the recipe's precision: for the network, forward and
+    backward. All else is whole float32."""
     _allow_tf32(recipe.precision == "tf32")
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            yield
+        yield
     finally:
         _allow_tf32(False)
 
@@ -107,11 +113,10 @@ def embed(network: EmbeddingNetwork, images: Tensor | CentredImages, recipe: Rec
     # Of each module, for training may keep batch norms in evaluation mode.
     training = [module for module in network.modules() if module.training]
     network.eval()
-    size = 256
     parts = []
-    with computing(recipe, device):
-        for part in tqdm(images.split(size), "embed", leave=False, disable=None):
-            filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+    with computing(recipe):
+        for part in tqdm(images.split(EMBEDDING_BATCH), "embed", leave=False, disable=None):
+            filled = torch.cat([part, part.new_zeros(EMBEDDING_BATCH - len(part), *part.shape[1:])])
             parts.append(network(normalise(filled, recipe, device))[: len(part)])
     for module in training:
         module.training = True

@@ -181,7 +181,7 @@ class PackedImages:
             # Strict, it would refuse what Pillow takes: stray bytes between markers, which some cameras leave.
             return simplejpeg.decode_jpeg(encoded, "RGB", strict=False)
         with Image.open(io.BytesIO(encoded)) as opened:
-            pixels = np.asarray(opened.convert(MODES[channels]))
+            pixels = np.array(opened.convert(MODES[channels]))  # a copy: PyTorch wants to be able to write
         return pixels.reshape(*pixels.shape[:2], channels)
 
 

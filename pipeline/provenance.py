@@ -14,7 +14,18 @@ import torch
 
 from pipeline.files import sha256
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "faiss-cpu", "pillow", "dvc")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-metric-learning",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "faiss-cpu",
+    "pillow",
+    "dvc",
+)
 ROOT = Path(__file__).parent.parent
 
 

@@ -178,12 +178,15 @@ def train(run: Run) -> None:
             )
             for step in range(state["step"] + 1, batches.steps + 1):
                 pixels, labels = next(loader)
-                with computing(recipe, device):
+                with computing(recipe):
                     embeddings = network(normalise(pixels, recipe, device))
-                loss = criterion(embeddings, labels.to(device, non_blocking=True))
+                # Cut off from the network, so that the loss's own backward pass is in float32 whatever the precision.
+                ends = embeddings.detach().requires_grad_()
+                loss = criterion(ends, labels.to(device, non_blocking=True))
                 optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")
-                with computing(recipe, device):
-                    loss.backward()
+                loss.backward()
+                with computing(recipe):
+                    embeddings.backward(ends.grad)
                 if recipe.clip_value:
                     torch.nn.utils.clip_grad_value_(trained, recipe.clip_value)
                 optimiser.step()

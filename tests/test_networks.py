@@ -7,6 +7,7 @@ published files.
 import json
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipeline import weights
 from pipeline.backbones import bn_inception, deit_small_distilled, resnet50, small
 from pipeline.config import read_params
 from pipeline.files import BadInputError, sha256
-from pipeline.network import EmbeddingNetwork, embed, initial_network, load_network, pooled
+from pipeline.network import EmbeddingNetwork, computing, embed, initial_network, load_network, pooled
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(ROOT / "tests/golden/networks.npz")
@@ -270,3 +271,30 @@ def test_embedding_leaves_every_module_in_its_mode():
     assert embed(network, images, DEFAULT, torch.device("cpu")).shape == (3, 64)
     assert {name: module.training for name, module in network.named_modules()} == before
     assert set(before.values()) == {True, False}
+
+
+def test_bfloat16_rounds_the_network_and_not_the_length_of_embeddings():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 1, 32, 32), dtype=np.uint8))
+    found = {}
+    for precision in ("float32", "tf32", "bfloat16"):
+        torch.manual_seed(0)
+        changed = recipe("small", head="normalised", precision=precision)
+        found[precision] = embed(EmbeddingNetwork(changed), images, changed, torch.device("cpu"))
+        assert found[precision].dtype == torch.float32
+        assert torch.allclose(found[precision].norm(dim=1), torch.ones(20), atol=1e-6)
+    assert torch.equal(found["tf32"], found["float32"]), "a CPU has none"
+    difference = (found["bfloat16"] - found["float32"]).norm(dim=1)
+    assert 1e-4 < difference.max() < 0.05
+
+
+def test_tf32_is_on_for_the_network_alone():
+    def allowed():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for precision in ("float32", "tf32", "bfloat16"):
+            with pytest.raises(ZeroDivisionError), computing(recipe("small", precision=precision)):
+                assert allowed() == (precision == "tf32",) * 2
+                raise ZeroDivisionError
+            assert allowed() == (False, False)

@@ -41,6 +41,59 @@ def test_losses_of_one_seed_start_from_the_same_network(project):
     assert set(line["recall"]) == {"recall@1", "recall@2", "recall@4", "recall@8"}
 
 
+LOOK = """
+import sys
+import torch
+from pipeline import train
+from pipeline.losses import proxy_an
+from pipeline.network import EmbeddingNetwork
+
+seen = []
+
+def look(where, value):
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    seen.append([where, str(value.dtype), torch.is_autocast_enabled("cpu"), tf32])
+
+class Look(torch.autograd.Function):
+    @staticmethod
+    def forward(context, embeddings):
+        look("loss", embeddings)
+        return embeddings.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        look("loss, backward", gradient)
+        return gradient
+
+def network(self, images, forward=EmbeddingNetwork.forward):
+    embeddings = forward(self, images)
+    look("network", embeddings)
+    if embeddings.requires_grad:
+        embeddings.register_hook(lambda gradient: look("network, backward", gradient))
+    return embeddings
+
+EmbeddingNetwork.forward = network
+proxy_an.Loss.forward = lambda self, embeddings, labels, forward=proxy_an.Loss.forward: forward(
+    self, Look.apply(embeddings), labels
+)
+train.main()
+print(sorted(set(map(str, seen))))
+"""
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_losses_are_in_float32_forward_and_backward_whatever_the_precision(project, tmp_path, precision):
+    """In a backward pass inside autocast, a loss's own products would be rounded."""
+    words = ["--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0", "--out", str(tmp_path / "out")]
+    words += ["--set", f"recipe.precision={precision}", "recipe.epochs=1", "recipe.decay_epochs=[]"]
+    (tmp_path / "look.py").write_text(LOOK)
+    script = ["env", "PYTHONPATH=.", "python", str(tmp_path / "look.py")]
+    told = project.run(*script, *words, "--device", "cpu").splitlines()[-1]
+    tf32 = precision == "tf32"
+    parts = {"loss": False, "loss, backward": False, "network": tf32, "network, backward": tf32}
+    assert told == str(sorted(str([part, "torch.float32", False, rounds]) for part, rounds in parts.items()))
+
+
 def test_weights_load_without_pickled_code_and_keep_their_names(project):
     weights = torch.load(project.folder / "data/runs/glyphs/proxy_an/0/last_epoch.pt", weights_only=True)
     assert weights["embedding.weight"].shape == (64, 1024)

@@ -1,0 +1,267 @@
+"""Try a loss before days are spent on it: one line a check, ok or fail; exit code 1 where one fails.
+
+Gradients against finite differences in float64; finite in bfloat16 and for the hardest batches; the same for any order
+of a batch (in the mean of many draws, for a loss that draws at random); the same bits again, also when resumed from its
+state; time and memory of a step at CUB's and SOP's size, at most ten times Proxy-Anchor's. The loss is an entry of a
+params file, tried with its settings there.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.profiler import ProfilerActivity, profile
+
+from pipeline.config import read_params
+from pipeline.files import exit_with
+from pipeline.losses import proxy_anchor
+from pipeline.train import build_loss
+
+CLASSES, DIMENSION = 100, 16
+"""Of all checks but those of cost: CUB's classes, and embeddings short enough for finite differences."""
+SIZES = {"CUB": (100, 27, 3), "SOP": (11318, 40, 2)}
+"""Classes, and of a batch its classes and the samples of each: Proxy-AN's. Embeddings have 512 dimensions."""
+COST_LIMIT = 10
+"""A step of the loss may take so many times Proxy-Anchor's time and memory; ResNet-50's takes hundreds of times."""
+TURNS, PATIENCE = 8, 10
+"""Steps that are timed, less a first one, and the seconds after which two have to do."""
+ENTRIES, STEP, TOLERANCE = 200, 1e-6, 1e-5
+"""Of each tensor so many entries are moved by plus and minus the step; the error is a share of the largest gradient."""
+DRAWS, STANDARD_ERRORS = 400, 5
+"""A loss that draws at random is called so often, and may change by so many standard errors."""
+
+Build = Callable[[], nn.Module]
+"""Builds the loss, in float32, its proxies drawn from torch's generator."""
+
+
+def batch(classes: int, samples: int, of: int, dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Unit-length embeddings, float64 (classes * samples, dimension), loosely gathered by class, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randperm(of, generator=generator)[:classes].repeat_interleave(samples)
+    centres = torch.randn(of, dimension, generator=generator, dtype=torch.float64)[labels]
+    noise = torch.randn(len(labels), dimension, generator=generator, dtype=torch.float64)
+    return normalize(centres + noise).to(device), labels.to(device)
+
+
+class Tried:
+    """A loss as first built, called on batches again and again from that same state."""
+
+    def __init__(self, build: Build, dtype: torch.dtype = torch.float64):
+        torch.manual_seed(0)
+        self.criterion, self.dtype = build().to(dtype), dtype
+        learned = dict(self.criterion.named_parameters())
+        self.rest = copy.deepcopy({name: of for name, of in self.criterion.state_dict().items() if name not in learned})
+
+    def rewind(self) -> None:
+        """Back to the state before any call, but for the parameters."""
+        self.criterion.load_state_dict(self.rest, strict=False)
+        torch.manual_seed(0)
+
+    def value(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, as of the first call."""
+        self.rewind()
+        return self.criterion(embeddings, labels)
+
+    def gradients(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch under the name `value`, and its gradients, those of the embeddings under theirs."""
+        leaf = embeddings.detach().to(self.dtype).requires_grad_()
+        self.criterion.zero_grad()
+        value = self.value(leaf, labels)
+        value.backward()
+        leaves = {"embeddings": leaf, **dict(self.criterion.named_parameters())}
+        return {"value": value.detach()} | {name: of.grad for name, of in leaves.items() if of.grad is not None}
+
+
+def check_gradients(build: Build, device: torch.device) -> tuple[bool, str]:
+    """Against central finite differences, in float64, of entries drawn at random."""
+    tried = Tried(build)
+    embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
+    gradients = tried.gradients(embeddings, labels)
+    tensors = {"embeddings": embeddings, **{name: of.data for name, of in tried.criterion.named_parameters()}}
+    worst = (0.0, "")
+    for name, tensor in tensors.items():
+        gradient = gradients.get(name, torch.zeros_like(tensor)).flatten()
+        flat = tensor.view(-1)
+        scale = gradient.abs().max().item() or 1.0
+        for entry in torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:ENTRIES].tolist():
+            kept, values = flat[entry].item(), []
+            for moved in (kept + STEP, kept - STEP):
+                flat[entry] = moved
+                with torch.no_grad():
+                    values.append(tried.value(embeddings, labels).item())
+            flat[entry] = kept
+            worst = max(worst, (abs((values[0] - values[1]) / (2 * STEP) - gradient[entry].item()) / scale, name))
+    return worst[0] <= TOLERANCE, f"off by {worst[0]:.0e} of the largest entry, in {worst[1]}"
+
+
+def check_bfloat16(build: Build, device: torch.device) -> tuple[bool, str]:
+    """Embeddings and parameters in bfloat16: loss and gradients are finite."""
+    embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
+    found = Tried(build, torch.bfloat16).gradients(embeddings, labels)
+    exact = Tried(build).gradients(embeddings, labels)["value"].item()
+    off = abs(found["value"].item() - exact) / (abs(exact) or 1)
+    return _finite(found), f"the loss is off by {off:.2%}"
+
+
+def check_extremes(build: Build, device: torch.device) -> tuple[bool, str]:
+    """In float32, for batches that training may meet: loss and gradients are finite."""
+    embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
+    one = embeddings[:1].expand(len(labels), -1)
+    signs = torch.ones(len(labels), 1, device=device).double()
+    signs[::3] = -1
+    batches = {
+        "a batch of one image": (embeddings[:1], labels[:1]),
+        "a batch of one class": (embeddings, labels[:1].expand(len(labels))),
+        "a batch without two of a class": (embeddings, torch.arange(len(labels), device=device)),
+        "all embeddings equal": (one, labels),
+        "classes torn apart": (one * signs, labels),
+    }
+    tried = Tried(build, torch.float32)
+    broken = [name for name, given in batches.items() if not _finite(tried.gradients(*given))]
+    return not broken, f"not finite: {', '.join(broken)}" if broken else ", ".join(batches)
+
+
+def check_order(build: Build, device: torch.device) -> tuple[bool, str]:
+    """In float64, the batch as it is and shuffled: the same loss and gradients; of a loss that draws, the same mean."""
+    tried = Tried(build)
+    embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
+    if tried.value(embeddings, labels) != tried.criterion(embeddings, labels):
+        tried.rewind()
+        drawn = [
+            torch.stack([tried.criterion(embeddings[rows], labels[rows]).detach() for _ in range(DRAWS)])
+            for rows in (torch.arange(len(labels), device=device), order)
+        ]
+        error = ((drawn[0].var() + drawn[1].var()) / DRAWS).sqrt().item()
+        off = abs(drawn[0].mean() - drawn[1].mean()).item() / error
+        return off <= STANDARD_ERRORS, f"draws at random; its mean changes by {off:.1f} standard errors"
+    straight, shuffled = tried.gradients(embeddings, labels), tried.gradients(embeddings[order], labels[order])
+    straight["embeddings"] = straight["embeddings"][order]
+    off, name = max((_difference(straight[name], shuffled[name]), name) for name in straight)
+    return off <= TOLERANCE, f"changes by {off:.0e}" + (f", in {name}" if off > TOLERANCE else "")
+
+
+def check_repeats(build: Build, device: torch.device) -> tuple[bool, str]:
+    """Two steps in float32, again from the same seed, and the second again from the state after the first."""
+
+    def second(resumed: bool) -> dict[str, Tensor]:
+        tried = Tried(build, torch.float32)
+        tried.criterion(embeddings, labels)
+        if resumed:
+            state = copy.deepcopy(tried.criterion.state_dict())
+            tried = Tried(build, torch.float32)
+            torch.manual_seed(1)  # other work has drawn meanwhile
+            tried.criterion.load_state_dict(state)
+        leaf = embeddings.clone().requires_grad_()
+        value = tried.criterion(leaf, labels)
+        value.backward()
+        return {"value": value.detach(), "embeddings": leaf.grad if leaf.grad is not None else torch.zeros(())}
+
+    embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
+    embeddings = embeddings.float()
+    first, *others = [second(resumed) for resumed in (False, False, True)]
+    same = [all(torch.equal(first[name], other[name]) for name in first) for other in others]
+    wrong = [name for name, equal in zip(("again from its seed", "resumed"), same, strict=True) if not equal]
+    return not wrong, f"other bits {' and '.join(wrong)}" if wrong else "the same bits again, and when resumed"
+
+
+def step(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> float:
+    """One step, forward and backward; seconds of it: of the clock on a GPU, else of the processor."""
+    clock = time.perf_counter if embeddings.is_cuda else time.process_time
+    leaf = embeddings.clone().requires_grad_()
+    criterion.zero_grad()
+    start = clock()
+    criterion(leaf, labels).backward()
+    if embeddings.is_cuda:
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def memory(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> int:
+    """The most bytes that one step holds at a time."""
+    criterion.zero_grad()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if embeddings.is_cuda else [])]
+    with profile(activities=activities, profile_memory=True) as profiled:
+        step(criterion, embeddings, labels)
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())), default=0)
+
+
+def check_cost(build_for: Callable[[int, int], nn.Module], size: str, device: torch.device) -> tuple[bool, str]:
+    """Time and memory of a step in float32 against Proxy-Anchor's, the two taking turns; medians."""
+    of, classes, samples = SIZES[size]
+    embeddings, labels = batch(classes, samples, of, 512, device)
+    given = embeddings.float(), labels
+    pair = [build_for(of, 512).to(device), proxy_anchor.Loss(of, 512, alpha=32.0, margin=0.1).to(device)]
+    turns: list[list[float]] = []
+    start = time.monotonic()
+    while len(turns) < 2 or (len(turns) < TURNS and time.monotonic() - start < PATIENCE):
+        turns.append([step(criterion, *given) for criterion in pair])
+    seconds, anchors = (statistics.median(times) for times in zip(*turns[1:], strict=True))
+    held, anchors_held = (memory(criterion, *given) for criterion in pair)
+    times, sizes = seconds / anchors, held / anchors_held
+    told = f"{1e3 * seconds:.1f} ms, {held / 2**20:.1f} MiB, {times:.2f} and {sizes:.2f} times Proxy-Anchor's"
+    return max(times, sizes) <= COST_LIMIT, told
+
+
+def _finite(found: dict[str, Tensor]) -> bool:
+    return all(bool(of.isfinite().all()) for of in found.values())
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the largest entry."""
+    return (one - other).abs().max().item() / (one.abs().max().item() or 1.0)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.check_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("loss", metavar="NAME", help="an entry of losses")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of losses")
+    arguments = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells of its starts and stops
+    params = read_params(arguments.params, loss=arguments.loss)
+    device = torch.device("cuda" if params.machine.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_deterministic_debug_mode("error")  # as training does
+    torch.set_num_threads(1)
+
+    def build_for(classes: int, dimension: int) -> nn.Module:
+        return build_loss(params, arguments.loss, classes, dimension, arguments.params)
+
+    def build() -> nn.Module:
+        return build_for(CLASSES, DIMENSION).to(device)
+
+    checks: dict[str, Callable[[], tuple[bool, str]]] = {
+        "gradients": lambda: check_gradients(build, device),
+        "bfloat16": lambda: check_bfloat16(build, device),
+        "extremes": lambda: check_extremes(build, device),
+        "order of a batch": lambda: check_order(build, device),
+        "the same again": lambda: check_repeats(build, device),
+        "cost at CUB's size": lambda: check_cost(build_for, "CUB", device),
+        "cost at SOP's size": lambda: check_cost(build_for, "SOP", device),
+    }
+    build()  # settings that the loss refuses are bad input, not a failed check
+    failed = False
+    for name, check in checks.items():
+        try:
+            well, told = check()
+        except Exception as error:
+            well, told = False, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        failed |= not well
+        print(f"{'ok  ' if well else 'fail'}  {name}: {told}", flush=True)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    exit_with(main)

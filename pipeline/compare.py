@@ -1,0 +1,128 @@
+"""Stage: rank a dataset's losses and test each against the best, by the paired runs of their seeds.
+
+Joins all tables of the params file and reads <runs>/<dataset>/<row>/<seed>.json at the last epoch, which no look at the
+test set has chosen. Runs of one seed share initial weights and order of images, so differences are taken seed by seed:
+a paired t-test of Recall@1, two-sided, its p-values corrected for the number of comparisons by Holm's method. Rows that
+lack a run are named and not compared. Writes NAME.md and NAME.json, and prints the table.
+"""
+
+import argparse
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from scipy.stats import ttest_rel
+
+from pipeline.config import read_params
+from pipeline.files import BadInputError, exit_with, read_json, write_json, write_text
+from pipeline.tables import Cell
+from pipeline.tabulate import padded
+
+SELECTION, RANKED_BY = "last_epoch", "recall@1"
+COLUMNS = {RANKED_BY: "Recall@1", "map@r": "MAP@R", "nmi_arithmetic": "NMI"}
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's p-values (Scandinavian Journal of Statistics 6, 1979), which hold for all comparisons at once."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, row in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[row]))
+        corrected[row] = largest
+    return corrected
+
+
+def paired(best: list[float], other: list[float]) -> float:
+    """The two-sided p-value of a paired t-test; 1 where all pairs are equal."""
+    return 1.0 if best == other else float(ttest_rel(best, other).pvalue)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's cells by metric and its test against the best row: `difference` is its Recall@1 less the best's, by
+    seed, empty in the best row itself; `p_holm` is corrected for the number of rows tested."""
+
+    cells: dict[str, Cell]
+    difference: Cell
+    p: float
+    p_holm: float
+
+
+def ranked(rows: dict[str, dict[str, Cell]]) -> dict[str, Row]:
+    """Rows, name -> metric -> cell of the same seeds in all, from the best down, each tested against the best."""
+    order = sorted(rows, key=lambda row: -rows[row][RANKED_BY].mean)
+    values = {row: rows[row][RANKED_BY].values for row in order}
+    best = values.pop(order[0])
+    p = [paired(best, other) for other in values.values()]
+    found = {order[0]: Row(rows[order[0]], Cell([], []), 1.0, 1.0)}
+    for (name, other), uncorrected, corrected in zip(values.items(), p, holm(p), strict=True):
+        difference = Cell([one - of_best for one, of_best in zip(other, best, strict=True)], [])
+        found[name] = Row(rows[name], difference, uncorrected, corrected)
+    return found
+
+
+def numbers(cell: Cell) -> dict[str, float | int]:
+    """What `dvc metrics diff` compares of a cell."""
+    half = {} if cell.half_width is None else {"half_width": round(cell.half_width, 6)}
+    return {"mean": round(cell.mean, 6), **half, "n": len(cell.values)}
+
+
+def main() -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of the tables' grids")
+    parser.add_argument("--dataset", required=True, help="whose runs are compared")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of metrics: <dataset>/<row>/<seed>.json")
+    parser.add_argument("--out", type=Path, required=True, help="the table, less its ending")
+    arguments = parser.parse_args()
+
+    folder, out = arguments.runs / arguments.dataset, arguments.out
+    tables = [table for table in read_params(arguments.params).tables.values() if arguments.dataset in table.datasets]
+    if not tables:
+        raise BadInputError(f"{arguments.params}: tables: none has the dataset {arguments.dataset}, add it to one")
+    seeds = tables[0].seeds
+    if len(seeds) < 2 or any(table.seeds != seeds for table in tables):
+        raise BadInputError(f"{arguments.params}: tables: pairs are made by seed, give all the same two seeds or more")
+    names = ["-".join(map(str, values)) for table in tables for values in product(*table.rows.values())]
+    rows, lacking = {}, []
+    for name in names:
+        files = [folder / name / f"{seed}.json" for seed in seeds]
+        lacking += [f"{name}/{file.stem}" for file in files if not file.is_file()]
+        if all(file.is_file() for file in files):
+            metrics = [read_json(file)["metrics"][SELECTION] for file in files]
+            rows[name] = {column: Cell([of[column] for of in metrics], files) for column in COLUMNS}
+    if not rows:
+        raise BadInputError(f"{folder} holds no row of {arguments.params} with all its seeds: run them (`dvc repro`)")
+    found = ranked(rows)
+
+    lines = {
+        name: [cell.text("±") for cell in row.cells.values()]
+        + (
+            [row.difference.text("±"), f"{row.p:.3f}", f"{row.p_holm:.3f}"]
+            if row.difference.values
+            else ["best", "", ""]
+        )
+        for name, row in found.items()
+    }
+    headings = [*COLUMNS.values(), "Recall@1 less the best's", "p", "p, Holm"]
+    table = padded([["", *headings], *([name, *line] for name, line in lines.items())])
+    page = f"# {arguments.dataset}: losses compared, in percent\n\n**At the last epoch.**\n\n" + "\n".join(table)
+    page += (
+        f"\nMean ± half-width of the 95 % t-interval over {len(seeds)} seeds. p: paired t-test against the best row by "
+        f"seed; p, Holm: corrected for {len(found) - 1} comparisons.\n"
+    )
+    if lacking:
+        page += f"\nNot run, and not compared: {', '.join(lacking)}.\n"
+    print(page)
+    write_text(out.with_suffix(".md"), page)
+    aggregate = {
+        name: {metric: numbers(cell) for metric, cell in row.cells.items()}
+        | ({"difference": numbers(row.difference), "p": row.p, "p_holm": row.p_holm} if row.difference.values else {})
+        for name, row in found.items()
+    }
+    write_json(out.with_suffix(".json"), aggregate)
+
+
+if __name__ == "__main__":
+    exit_with(main)

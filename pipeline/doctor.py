@@ -1,0 +1,298 @@
+"""Whether this machine or container is fit for the pipeline: one page, each line ok, warn or fail with its mend.
+
+Exits with 1 if a line says fail, otherwise with 0. It takes a few seconds and changes nothing. `--json` prints the
+lines as a list of objects with the keys name, state, found and mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+from pipeline import split, weights
+from pipeline.checksums import pins
+from pipeline.files import BadInputError, sha256, submodule
+from pipeline.manifests import Row, read_manifest
+from pipeline.packed import read_index
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).parent.parent
+GB = 10**9
+
+DATASETS = {
+    "glyphs": 2_000_000,  # the fonts, copied from an installed package
+    "cub": 1_150_585_339,  # CUB_200_2011.tgz, published
+    "cars": 1_957_136_468,  # cars_train.tgz, cars_test.tgz, car_devkit.tgz and the test labels, published
+    "sop": 3_083_860_082,  # Stanford_Online_Products.zip, published
+    "inshop": 1_300_000_000,  # not published: 52,712 images of 256 x 256 pixels at a generous 3 bits a pixel
+}
+"""Bytes that a dataset's download brings. JPEG files are hardly smaller in an archive, so that the packed images take
+as many again, and once more while they are sorted."""
+
+PAPERS = {
+    # BN-Inception 10.3 million, head 0.5; main table 3 dimensions x 3 datasets x 3 seeds, ablation 8, sweeps 66 + 16.
+    "proxygml": (("cub", "cars", "sop"), 117 * 2 * 4 * 10_800_000),
+    # ResNet-50 23.5 million, head 1.1; 3 losses x (4 datasets x 3 seeds + 2 datasets x (10 rates + 5 gammas)).
+    "proxy_an": (("cub", "cars", "sop", "inshop"), 126 * 2 * 4 * 24_600_000),
+}
+"""A paper's datasets, and the bytes of what its runs keep: runs x 2 files (best test epoch and last) x 4 bytes x
+parameters."""
+
+DRIVERS = {12: 525, 13: 580}
+"""The first NVIDIA driver branch that runs programs of a CUDA major version (NVIDIA's table of minor version
+compatibility)."""
+
+
+class Line(NamedTuple):
+    """One line of the page; `mend` is empty where there is nothing to mend."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    mend: str = ""
+
+
+def _python() -> Iterator[Line]:
+    fits = sys.version_info[:2] in ((3, 11), (3, 12))
+    mend = "" if fits else "make setup PYTHON=python3.12"
+    yield Line("Python", "ok" if fits else "fail", ".".join(map(str, sys.version_info[:3])), mend)
+    lines = Path("requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = [Requirement(line.rstrip(" \\")) for line in lines if line[:1].isalnum()]
+    wanted = [package for package in locked if not package.marker or package.marker.evaluate()]
+    wrong = []
+    for package in wanted:
+        try:
+            found = importlib.metadata.version(package.name)
+        except importlib.metadata.PackageNotFoundError:
+            found = ""
+        if not found or found not in package.specifier:
+            wrong.append(f"{package.name} {found or 'missing'}, locked {package.specifier}")
+    if wrong:
+        yield Line("Packages", "fail", "; ".join(wrong), "make setup, or build the image again")
+    else:
+        yield Line("Packages", "ok", f"all {len(wanted)} as in requirements.lock")
+
+
+def driver_line(driver: str | None, cuda: str) -> Line:
+    """Whether the NVIDIA driver, such as "580.65.06" or None where there is none, runs programs of a CUDA version."""
+    first = DRIVERS.get(int(cuda.split(".")[0]))
+    if driver is None:
+        return Line("Driver", "warn", "none of NVIDIA's", "for a GPU: docker run --gpus all, apptainer run --nv")
+    if first is None:
+        return Line("Driver", "warn", f"{driver}; CUDA is {cuda}", "look up whether they match in CUDA's release notes")
+    if int(driver.split(".")[0]) < first:
+        return Line("Driver", "fail", f"{driver} is too old for CUDA {cuda}", f"driver {first} or newer on the host")
+    return Line("Driver", "ok", f"{driver}; CUDA {cuda} wants {first} or newer")
+
+
+def _gpu() -> Iterator[Line]:
+    import torch
+
+    cuda = torch.version.cuda
+    yield Line("PyTorch", "ok", f"{torch.__version__}, CUDA {cuda}")
+    query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        gpus = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        gpus = []
+    if cuda:
+        yield driver_line(gpus[0].split(",")[0] if gpus else None, cuda)
+    usable = torch.cuda.is_available()
+    for number in range(torch.cuda.device_count() if usable else 0):
+        free, total = torch.cuda.mem_get_info(number)
+        yield Line("GPU", "ok", f"{torch.cuda.get_device_name(number)}, {free / GB:.1f} of {total / GB:.1f} GB free")
+    if gpus and not usable:
+        yield Line("GPU", "fail", f"{gpus[0]}: there, but PyTorch cannot use it", "see Driver; docker run --gpus all")
+    elif not usable:
+        yield Line("GPU", "warn", "none: everything runs on the processor", "see Driver")
+    yield _bits(torch.device("cuda" if usable else "cpu"))
+
+
+def _bits(device: torch.device) -> Line:
+    """Whether a small network, forward and backward with deterministic algorithms, gives the same bits twice."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_deterministic_debug_mode("error")
+
+    def once() -> bytes:
+        torch.manual_seed(0)
+        layers = torch.nn.Conv2d(3, 32, 3, 2), torch.nn.BatchNorm2d(32), torch.nn.ReLU(), torch.nn.Flatten()
+        network = torch.nn.Sequential(*layers, torch.nn.Linear(32 * 31 * 31, 128)).to(device)
+        embeddings = network(torch.randn(16, 3, 64, 64).to(device))
+        (embeddings @ embeddings.T).logsumexp(1).mean().backward()
+        values = [embeddings, *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
+        return b"".join(value.detach().cpu().numpy().tobytes() for value in values)
+
+    try:
+        same = once() == once()
+    except RuntimeError as error:
+        return Line("Same bits", "fail", str(error).splitlines()[0], f"PyTorch cannot compute on {device}: see Driver")
+    if not same:
+        return Line("Same bits", "fail", f"not on {device}", "results will not repeat here: suspect the hardware")
+    return Line("Same bits", "ok", f"a forward and backward on {device}, twice")
+
+
+def _machine() -> Iterator[Line]:
+    cores = len(os.sched_getaffinity(0))
+    yield Line("Cores", "ok" if cores > 1 else "warn", str(cores), "" if cores > 1 else "the recipes ask for 2 threads")
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    given = [int(text) for limit in limits if limit.is_file() and (text := limit.read_text().strip()).isdigit()]
+    memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *given) / GB
+    # CUB-200-2011 decoded once is 6.6 GB (docs/datasets.md).
+    mend = "" if memory >= 12 else "enough for glyphs; the benchmark datasets want 12 GB and more"
+    yield Line("Memory", "warn" if mend else "ok", f"{memory:.1f} GB", mend)
+    yield shared_memory_line(Path("/dev/shm"))
+
+
+def shared_memory_line(place: Path) -> Line:
+    """Whether loader processes can hand batches over through shared memory: a bus error kills them where it is full."""
+    size = shutil.disk_usage(place).total / GB if place.is_dir() else 0
+    # 8 processes x 4 batches ahead x 120 images of 3 x 224 x 224 bytes are 0.6 GB; Docker gives 0.07.
+    mend = "" if size > 1 else "docker run --shm-size=8g, or machine.workers: 0 in params.yaml"
+    return Line("Shared memory", "warn" if mend else "ok", f"{size:.2f} GB", mend)
+
+
+def _git() -> Iterator[Line]:
+    done = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    people = f"the clone's owner is {Path().stat().st_uid}, you are {os.geteuid()}"
+    if done.returncode == 0:
+        yield Line("git", "ok", f"{len(done.stdout.splitlines())} changed files; {people}")
+    elif "dubious ownership" in done.stderr:
+        # DVC's git backends do not read this setting from the environment.
+        mend = f"git config --global --add safe.directory {ROOT}"
+        yield Line("git", "fail", f"refuses another's clone: {people}", mend)
+    else:
+        mend = "use or mount a clone (not a worktree: its .git points elsewhere)"
+        yield Line("git", "fail", done.stderr.strip().split("\n")[0], mend)
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _permissions() -> Iterator[Line]:
+    folders = [
+        Path(),
+        *(place for top in (".dvc", ".git", "data", "metrics") for place in (Path(top), *Path(top).glob("*/"))),
+    ]
+    denied = [str(place) for place in folders if place.is_dir() and not os.access(place, os.W_OK)]
+    if denied:
+        mend = f"be user {Path().stat().st_uid} (docker run --user), or take a clone of your own"
+        yield Line("Writing", "fail", f"user {os.geteuid()} cannot write to {', '.join(denied[:4])}", mend)
+    else:
+        yield Line("Writing", "ok", "everywhere in the clone")
+    names = ("HOME", "TORCH_HOME", "MPLCONFIGDIR", "DVC_SITE_CACHE_DIR")
+    caches = {name: os.environ[name] for name in names if name in os.environ}
+    refused = [f"{name}={place}" for name, place in caches.items() if not os.access(_existing(Path(place)), os.W_OK)]
+    mend = f"cannot write to {', '.join(refused)}: mount or name folders of yours" if refused else ""
+    yield Line(
+        "Caches", "warn" if refused else "ok", " ".join(f"{name}={place}" for name, place in caches.items()), mend
+    )
+
+
+def _dvc() -> Iterator[Line]:
+    from dvc.exceptions import DvcException
+    from dvc.fs import localfs
+    from dvc.repo import Repo
+    from dvc_objects.fs.generic import test_links
+    from scmrepo.exceptions import SCMError
+
+    try:
+        with Repo() as repo:
+            repo.scm.get_rev()
+            cache, wanted, site = repo.cache.local.path, repo.config["cache"]["type"], repo.site_cache_dir
+        works = test_links(wanted, localfs, str(_existing(Path(cache))), localfs, str(ROOT / "data/link"))
+    except (DvcException, SCMError, OSError) as error:
+        yield Line("DVC", "fail", str(error), "see git and Writing")
+        return
+    mend = (
+        "" if works[0] != "copy" else "every file is kept twice: put cache (dvc cache dir) and data on one file system"
+    )
+    yield Line(
+        "DVC", "warn" if mend else "ok", f"{works[0]} from {cache}, of {', '.join(works)}; site cache {site}", mend
+    )
+
+
+def dataset_line(name: str, free: int) -> Line:
+    """Whether a dataset is there and verified: index and manifests, and the length of the packed images, which each run
+    hashes anyway. One that is not there has to fit into `free` bytes of disk."""
+    packed, splits = Path("data/packed") / name, Path("data/splits") / name
+    command = "dvc repro split" if name == "glyphs" else f"dvc repro data/dvc.yaml:split@{name}"
+    if not packed.is_dir() or not splits.is_dir():
+        room = f"needs {3 * DATASETS[name] / GB:.1f} GB of disk, {free / GB:.1f} are free"
+        mend = command if 3 * DATASETS[name] < free else f"free some disk, then {command}"
+        return Line(name, "warn", f"not here; {room}", mend)
+    try:
+        entries, module = read_index(packed), submodule("datasets", name)
+        parts = {part: [entries[image] for image in images] for part, images in module.split(entries).items()}
+        split.check(name, module, parts)
+        for part, chosen in parts.items():
+            if read_manifest(splits / f"{part}.csv") != [Row(entry.image, entry.label, entry.name) for entry in chosen]:
+                raise BadInputError(f"{splits / part}.csv is not what the index gives")
+        if (packed / "images.bin").stat().st_size != entries[-1].offset + entries[-1].length:
+            raise BadInputError(f"{packed / 'images.bin'} is not as long as its index says")
+    except (BadInputError, OSError) as error:
+        return Line(name, "fail", str(error), f"remove {packed} and {splits}, then {command}")
+    return Line(name, "ok", f"{len(entries):,} images, index and manifests verified")
+
+
+def weights_line(name: str) -> Line:
+    """Whether a network's published weights are there, by their SHA-256."""
+    path = weights.FOLDER / weights.FILES[name].name
+    command = f"dvc repro data/dvc.yaml:weights@{name}"
+    if not path.is_file():
+        return Line(name, "warn", "weights not here", command)
+    if not sha256(path).startswith(pins().get(f"weights/{path.name}") or weights.FILES[name].sha256 or ""):
+        return Line(name, "fail", f"{path} is not the published file", f"remove it, then {command}")
+    return Line(name, "ok", "weights verified")
+
+
+def _data() -> Iterator[Line]:
+    free = shutil.disk_usage("data").free
+    datasets = [dataset_line(name, free) for name in DATASETS]
+    for paper, (names, runs) in PAPERS.items():
+        absent = [DATASETS[line.name] for line in datasets if line.name in names and line.state == "warn"]
+        need = runs + 2 * sum(absent) + max(absent, default=0)
+        mend = "" if need < free else "free some disk, or put data and DVC's cache on another one"
+        told = f"datasets and all runs need {need / GB:.0f} GB of disk, {free / GB:.0f} are free"
+        yield Line(paper, "warn" if mend else "ok", told, mend)
+    yield from datasets
+    yield from map(weights_line, weights.FILES)
+
+
+def examine() -> list[Line]:
+    """All lines of the page, about the clone that this file lies in; makes it the working directory."""
+    os.chdir(ROOT)
+    return [line for part in (_python, _gpu, _machine, _git, _permissions, _dvc, _data) for line in part()]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.doctor", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the page")
+    as_json = parser.parse_args().json
+    lines = examine()
+    if as_json:
+        print(json.dumps([line._asdict() for line in lines], indent=2))
+    else:
+        for line in lines:
+            print(f"{line.state:4}  {line.name:20}  {line.found}" + (f"\n{'':28}{line.mend}" if line.mend else ""))
+    sys.exit(any(line.state == "fail" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

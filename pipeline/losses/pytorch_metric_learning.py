@@ -1,0 +1,118 @@
+"""The losses and miners of the library pytorch-metric-learning (Musgrave et al., arXiv 2008.09164), by class name.
+
+What `settings` and `miner_settings` do not give stays as the library has it, and so do its distances, its reducers and
+the initial draw of its proxies. The library does not check texts: a `type_of_triplets` that it does not know means
+"all".
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+
+from pipeline.losses import exact
+
+Settings = dict[str, bool | int | float | str]
+
+
+def _arguments(kind: type) -> dict[str, Any]:
+    """The arguments of a class and of what it inherits from, with their defaults."""
+    found: dict[str, Any] = {}
+    for ancestor in kind.__mro__:
+        if "__init__" in vars(ancestor) and ancestor is not nn.Module:
+            for argument in inspect.signature(ancestor).parameters.values():
+                if argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY):
+                    found.setdefault(argument.name, argument.default)
+    return found
+
+
+def _unknown(wrong: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(wrong, known, 1)
+    return f"unknown, did you mean {nearest[0]}?" if nearest else f"unknown, choose among {', '.join(known) or 'none'}"
+
+
+def _build(base: type, name: str, settings: Settings, given: dict[str, int], keys: tuple[str, str]) -> nn.Module:
+    """The library's class `name`, a `base`, with `settings` and with those of the `given` arguments that it takes.
+
+    Raises `ValueError` for a class or a setting that is not there, named by `keys`, theirs in params.yaml.
+    """
+    kinds = {kind.__name__: kind for module in (losses, miners) for kind in vars(module).values() if _is(kind, base)}
+    if name not in kinds:
+        raise ValueError(f"{keys[0]}: {name} is {_unknown(name, kinds)}")
+    kind = kinds[name]
+    arguments, own = _arguments(kind), inspect.signature(kind).parameters
+    # Not those that want objects: distances, reducers, and regularisers with their weights.
+    known = {
+        argument: default
+        for argument, default in arguments.items()
+        if (isinstance(default, bool | int | float | str) and not argument.endswith("_reg_weight"))
+        or (default is inspect.Parameter.empty and argument in own and argument not in given)
+    }
+    for setting, value in settings.items():
+        if setting not in known:
+            raise ValueError(f"{keys[1]}.{setting}: {_unknown(setting, known)}")
+        default = known[setting]
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{keys[1]}.{setting}: give true or false, found {value!r}")
+        if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, bool | str):
+            raise ValueError(f"{keys[1]}.{setting}: give a number, found {value!r}")
+    try:
+        return kind(**{argument: value for argument, value in given.items() if argument in arguments}, **settings)
+    except TypeError as error:
+        raise ValueError(f"{keys[1]}: {error}") from None
+
+
+def _is(kind: Any, base: type) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, base) and kind is not base
+
+
+class Loss(nn.Module):
+    """The library's loss `name`, of what its class `miner` picks of a batch, or of the whole batch without one.
+
+    What the library draws at random in a step comes from torch's generators, seeded for that step from a number that is
+    saved with the state, so a resumed run draws what an undisturbed one does. Embeddings reach the library in at least
+    float32. Raises `ValueError` for classes and settings that the library does not have.
+    """
+
+    def __init__(
+        self,
+        classes: Annotated[int, Ge(2)],
+        dimension: int,
+        *,
+        name: str,
+        settings: Settings | None = None,
+        miner: str | None = None,
+        miner_settings: Settings | None = None,
+    ):
+        super().__init__()
+        if miner is None and miner_settings:
+            raise ValueError("miner_settings: there is no miner to set, name one by the key miner")
+        given = {"num_classes": classes, "embedding_size": dimension}
+        self.loss = _build(losses.BaseMetricLossFunction, name, settings or {}, given, ("name", "settings"))
+        self.miner = (
+            _build(miners.BaseMiner, miner, miner_settings or {}, {}, ("miner", "miner_settings")) if miner else None
+        )
+        # Drawn last, so that the proxies of one seed start as they do in our own losses.
+        self.next_draws = int(torch.randint(2**62, ()))
+
+    def get_extra_state(self) -> int:
+        """What the next step's draws are seeded with: on the host, where reading it waits for no GPU."""
+        return self.next_draws
+
+    def set_extra_state(self, state: int) -> None:
+        """Draw next what the loss that `state` was saved of would have drawn."""
+        self.next_draws = state
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        embeddings = exact(embeddings)
+        with torch.random.fork_rng([embeddings.device] if embeddings.is_cuda else []):
+            torch.manual_seed(self.next_draws)
+            self.next_draws += 1
+            picked = self.miner(embeddings, labels) if self.miner else None
+            return self.loss(embeddings, labels, picked)

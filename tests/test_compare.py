@@ -1,0 +1,76 @@
+"""The comparison table: ranking, paired test and its correction, and runs that are lacking."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.compare import holm, paired
+
+ROOT = Path(__file__).parent.parent
+
+
+def compare(folder, recalls, seeds=(0, 1, 2), fails=0):
+    """The comparison of rows -> Recall@1 by seed; `ours` and `library` are two tables with a row each and more."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    losses = list(recalls)
+    content["tables"] = {
+        "ours": {"datasets": ["glyphs"], "rows": {"loss": losses[:1]}, "seeds": list(seeds)},
+        "library": {"datasets": ["glyphs"], "rows": {"loss": losses[1:]}, "seeds": list(seeds)},
+    }
+    content["losses"] |= {loss: {} for loss in losses}
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    for row, values in recalls.items():
+        for seed, value in enumerate(values):
+            path = folder / "runs/glyphs" / row / f"{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            metrics = {"recall@1": value, "map@r": value / 2, "nmi_arithmetic": 0.5}
+            path.write_text(json.dumps({"metrics": {"last_epoch": metrics, "best_test_epoch": {}}}))
+    command = [sys.executable, "-m", "pipeline.compare", "--params", folder / "params.yaml", "--dataset", "glyphs"]
+    command += ["--runs", folder / "runs", "--out", folder / "tables/glyphs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == fails, done.stderr
+    return done.stderr if fails else (folder / "tables/glyphs.md").read_text()
+
+
+def test_rows_are_ranked_and_tested_against_the_best_by_seed(tmp_path):
+    # Differences of proxy_nca: -1, -2, -3 points: mean -2, t = -2 / (1 / sqrt 3) = -3.4641; p = 0.0742 by tables.
+    page = compare(
+        tmp_path,
+        {"proxy_nca": [0.39, 0.48, 0.57], "proxy_an": [0.40, 0.50, 0.60], "circle": [0.10, 0.10, 0.10]},
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row for row in rows[2:]}
+    assert list(cells) == ["proxy_an", "proxy_nca", "circle"]
+    assert cells["proxy_an"][1:] == ["50.00 ± 24.84", "25.00 ± 12.42", "50.00 ± 0.00", "best", "", ""]
+    assert cells["proxy_nca"][4:] == ["-2.00 ± 2.48", "0.074", "0.074"]
+    assert cells["circle"][5:] == ["0.020", "0.040"]
+    written = json.loads((tmp_path / "tables/glyphs.json").read_text())
+    assert written["proxy_nca"]["difference"]["mean"] == pytest.approx(-0.02)
+    assert written["circle"]["p_holm"] == pytest.approx(2 * written["circle"]["p"])
+    assert "p" not in written["proxy_an"]
+
+
+def test_rows_that_lack_a_run_are_named_and_not_tested(tmp_path):
+    page = compare(tmp_path, {"proxy_an": [0.5, 0.6, 0.7], "proxy_nca": [0.9, 0.9], "circle": [0.4, 0.5, 0.5]})
+    assert "Not run, and not compared: proxy_nca/2." in page and "| proxy_nca" not in page
+    assert "corrected for 1 comparisons" in page
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    assert "holds no row of" in compare(tmp_path, {"proxy_an": [], "circle": []}, fails=2)
+    assert "all the same two seeds or more" in compare(tmp_path, {"proxy_an": [0.5], "circle": [0.4]}, [0], fails=2)
+
+
+def test_holms_correction():
+    # Holm's own way: 0.01 x 4, then 0.02 x 3, then 0.03 x 2, kept in order, then 0.5.
+    assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm([0.4, 0.4]) == pytest.approx([0.8, 0.8]) and holm([0.9, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_equal_rows_do_not_differ():
+    assert paired([0.5, 0.6], [0.5, 0.6]) == 1.0
+    assert paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.61]) < 0.01

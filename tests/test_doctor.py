@@ -1,0 +1,152 @@
+"""The page of `python -m pipeline.doctor`: what it finds right, what it finds wrong, and the exit code."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import doctor
+from pipeline.files import submodule
+
+
+@pytest.fixture
+def copy(project, tmp_path, monkeypatch):
+    """A copy of the small project that a test may break, as the working directory."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    broken = object.__new__(type(project))
+    broken.folder = folder
+    monkeypatch.chdir(folder)
+    return broken
+
+
+def examine(project, fails=0):
+    """The lines of the page by their names."""
+    output = project.run("python", "-m", "pipeline.doctor", "--json", fails=fails)
+    return {line["name"]: line for line in json.loads(output)}
+
+
+def test_a_good_machine_passes_and_names_what_is_not_there(project):
+    lines = examine(project)
+    fit = ("Python", "Packages", "PyTorch", "Same bits", "git", "Writing", "Caches", "DVC", "glyphs")
+    assert {name: lines[name]["state"] for name in fit} == dict.fromkeys(fit, "ok")
+    assert "6,221 images" in lines["glyphs"]["found"]
+    assert lines["cub"]["state"] == "warn" and lines["cub"]["mend"].endswith("dvc repro data/dvc.yaml:split@cub")
+    assert lines["resnet50"] == {
+        "name": "resnet50",
+        "state": "warn",
+        "found": "weights not here",
+        "mend": "dvc repro data/dvc.yaml:weights@resnet50",
+    }
+    assert all(line["mend"] for line in lines.values() if line["state"] != "ok")
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_the_page_has_each_line_with_its_mend(project):
+    page = project.run("python", "-m", "pipeline.doctor")
+    assert "ok    glyphs                6,221 images" in page
+    assert (
+        "warn  resnet50              weights not here\n" + " " * 28 + "dvc repro data/dvc.yaml:weights@resnet50" in page
+    )
+
+
+def test_a_fault_makes_the_exit_code_1(copy):
+    (copy.folder / "data/weights").mkdir()
+    (copy.folder / "data/weights/resnet50.pth").write_bytes(b"weights")
+    line = examine(copy, fails=1)["resnet50"]
+    assert line["state"] == "fail" and line["mend"].startswith("remove it")
+
+
+def test_other_packages_than_locked_fail(copy):
+    lock = Path("requirements.lock")
+    text = lock.read_text().replace("\nnumpy==2.", "\nnumpy==1.")
+    lock.write_text(text + "no-such-package==1.0 \\\n    --hash=sha256:00\nno-windows==1 ; sys_platform == 'win32'\n")
+    _, line = doctor._python()
+    assert line.state == "fail"
+    assert "no-such-package missing" in line.found and "numpy 2." in line.found and "win" not in line.found
+
+
+def test_anothers_clone_that_git_refuses_fails(copy, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    (line,) = doctor._git()
+    assert line.state == "fail" and "safe.directory" in line.mend
+
+
+def test_a_folder_that_is_no_clone_fails(copy):
+    shutil.rmtree(".git")
+    (git,), (dvc,) = doctor._git(), doctor._dvc()
+    assert git.state == dvc.state == "fail" and "mount a clone" in git.mend
+
+
+def test_a_changed_manifest_fails(copy):
+    manifest = Path("data/splits/glyphs/test.csv")
+    rows = manifest.read_text().splitlines(keepends=True)
+    manifest.unlink()
+    manifest.write_text("".join(rows[:-1]))
+    line = doctor.dataset_line("glyphs", 0)
+    assert line.state == "fail" and "test.csv" in line.found and "dvc repro split" in line.mend
+
+
+def test_packed_images_of_another_length_fail(copy):
+    packed = Path("data/packed/glyphs/images.bin")
+    content = packed.read_bytes()
+    packed.unlink()
+    packed.write_bytes(content[:-1])
+    line = doctor.dataset_line("glyphs", 0)
+    assert line.state == "fail" and "images.bin" in line.found
+
+
+def test_a_cache_on_another_file_system_is_copied_from(copy):
+    copy.run("dvc", "cache", "dir", "--local", f"/dev/shm/doctor-{os.getpid()}")
+    line = examine(copy)["DVC"]
+    # Symbolic links go anywhere, hard links do not.
+    assert line["state"] == "ok" and line["found"].startswith("symlink ")
+    copy.run("dvc", "config", "--local", "cache.type", "hardlink,copy")
+    line = examine(copy)["DVC"]
+    assert line["state"] == "warn" and "kept twice" in line["mend"]
+
+
+def test_folders_that_cannot_be_written_fail(copy, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name not in ("metrics", "elsewhere"))
+    monkeypatch.setenv("TORCH_HOME", str(copy.folder / "data/elsewhere"))
+    (copy.folder / "data/elsewhere").mkdir()
+    writing, caches = doctor._permissions()
+    assert writing.state == "fail" and "metrics" in writing.found and "--user" in writing.mend
+    assert caches.state == "warn" and "TORCH_HOME=" in caches.mend
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "state", "says"),
+    [
+        ("580.65.06", "13.0", "ok", "580 or newer"),
+        ("610.43", "13.0", "ok", "580 or newer"),
+        ("575.57.08", "13.0", "fail", "too old for CUDA 13.0"),
+        ("535.104", "12.6", "ok", "525 or newer"),
+        ("610.43", "99.1", "warn", "99.1"),
+        (None, "13.0", "warn", "none"),
+    ],
+)
+def test_drivers(driver, cuda, state, says):
+    line = doctor.driver_line(driver, cuda)
+    assert line.state == state and says in line.found and bool(line.mend) == (state != "ok")
+
+
+def test_small_shared_memory_warns_with_the_flag(tmp_path):
+    assert "--shm-size" in doctor.shared_memory_line(tmp_path / "absent").mend
+    assert doctor.shared_memory_line(tmp_path).state == "ok"
+
+
+def test_a_dataset_that_does_not_fit_says_so(copy):
+    line = doctor.dataset_line("sop", 9 * 10**9)
+    assert line.state == "warn" and "needs 9.3 GB of disk, 9.0 are free" in line.found and "free some disk" in line.mend
+    assert "free some disk" not in doctor.dataset_line("sop", 10 * 10**9).mend
+
+
+def test_disk_figures_are_those_of_the_published_files():
+    for name in ("cub", "cars", "sop"):
+        assert doctor.DATASETS[name] == sum(file.size or 0 for file in submodule("datasets", name).FILES)
+    assert {name for names, _ in doctor.PAPERS.values() for name in names} < set(doctor.DATASETS)
