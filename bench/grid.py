@@ -1,8 +1,8 @@
 """What DVC itself costs with all stages of all tables: `python -m bench.grid FOLDER`.
 
 Copies the project into FOLDER, which must not exist, writes a small file in place of every output and a dvc.lock that
-holds them, as if everything had been run; then prints the seconds, by the clock and of the processor, of a `dvc repro -P`
-and a `dvc status` that find nothing to do, and of one stage of which nothing is done but DVC's own work.
+holds them, as if everything had been run; then prints the seconds, by the clock and of the processor, of a `dvc repro`
+of everything and a `dvc status` that find nothing to do, and of one small stage.
 """
 
 import argparse

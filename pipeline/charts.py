@@ -20,7 +20,13 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
     place = list(table.rows).index(of.chart or "")
     ticks = table.rows[of.chart or ""]
     with matplotlib.rc_context(
-        {"svg.hashsalt": "", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "svg.hashsalt": "sweep",
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     ):
         figure, panels = pyplot.subplots(1, len(table.datasets), figsize=(7.5 * len(table.datasets), 4), squeeze=False)
         for panel, dataset in zip(panels[0], table.datasets, strict=True):
@@ -39,7 +45,7 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
                     if (value := of.rows.get(row.key, {}).get("recall@1")) is not None
                 ]
                 if printed:
-                    style = {"linestyle": "--", "marker": "o", "markerfacecolor": "none", "alpha": 0.6}
+                    style = {"linestyle": "--", "marker": "o", "markersize": 5, "markerfacecolor": "none", "alpha": 0.6}
                     panel.plot(*zip(*printed, strict=True), color=colour, label=f"{named} published".strip(), **style)
                 ours = [
                     (ticks.index(row.values[place]), 100 * cell.mean, 100 * (cell.half_width or 0))
@@ -48,7 +54,9 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
                 ]
                 if ours:
                     x, y, error = zip(*ours, strict=True)
-                    panel.errorbar(x, y, error, color=colour, marker="s", capsize=2, label=f"{named} ours".strip())
+                    panel.errorbar(
+                        x, y, error, color=colour, marker="s", markersize=4, capsize=2, label=f"{named} ours".strip()
+                    )
             panel.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
             panel.set(xlabel=of.chart, ylabel="Recall@1, percent, best test epoch", title=dataset)
             if panel.get_legend_handles_labels()[0]:

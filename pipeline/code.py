@@ -39,15 +39,20 @@ def _file(name: str) -> Path | None:
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
+def files_of(stage: str) -> set[Path]:
+    """The files of a stage of this package."""
+    subpackages = {PACKAGE / name / "__init__.py" for name in ("backbones", "losses")}
+    return imported(PACKAGE / f"{stage}.py") | subpackages | {PACKAGE / "__init__.py"}
+
+
 def main() -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.code", description=__doc__)
     parser.add_argument("stage", help="such as train")
     parser.add_argument("--out", type=Path, required=True, help="file for the hashes, as sha256sum has them")
     arguments = parser.parse_args()
-    subpackages = {PACKAGE / name / "__init__.py" for name in ("backbones", "losses")}
-    files = imported(PACKAGE / f"{arguments.stage}.py") | subpackages | {PACKAGE / "__init__.py"}
-    write_text(arguments.out, "".join(f"{sha256(file)}  {file}\n" for file in sorted(files)))
+    hashes = "".join(f"{sha256(file)}  {file}\n" for file in sorted(files_of(arguments.stage)))
+    write_text(arguments.out, hashes)
 
 
 if __name__ == "__main__":

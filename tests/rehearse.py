@@ -84,7 +84,7 @@ def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:
     params["machine"]["workers"] = 0
     for recipe in params["recipes"].values():
         balanced = recipe["samples_per_class"] is not None
-        recipe |= {"epochs": 3, "evaluated_epochs": 1, "decay_epochs": [2, 3], "cpu_threads": 2}
+        recipe |= {"epochs": 3, "evaluated_epochs": 1, "decay_epochs": [2, 3], "cpu_threads": 1}
         recipe |= {"batch_size": 4, "samples_per_class": 2} if balanced else {"batch_size": 6}
         if recipe["backbone"] != "deit_small_distilled":  # which takes no other size
             recipe |= {"input_size": 64, "test_resize": 72}
