@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipeline.compare import holm, paired
+from pipeline.config import read_params
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,6 +82,32 @@ def test_tables_with_runs_apart_and_others_numbers_below(tmp_path):
     assert re.search(r"Not run, and not compared: proxy_anchor/0, .*, sup_con/2\.", page)
     assert re.search(r"^\| Multi-Similarity, rerun by IDML's authors +\| ResNet-50, 512 \| 67\.3 +\| 78\.2", page, re.M)
     assert "Theirs: the README tables of IDML" in page and "- IDML's authors reran all losses in one protocol" in page
+
+
+def differing(one, other):
+    return {key for key, value in one.model_dump().items() if value != getattr(other, key)}
+
+
+def test_recipes_and_settings_are_those_they_are_said_to_be():
+    glyphs, four, default, proxy_an, proxy_gml = (
+        read_params(ROOT / place / "params.yaml")
+        for place in ("papers/comparison/glyphs", "papers/comparison", ".", "papers/proxy_an", "papers/proxygml")
+    )
+    assert differing(glyphs.recipes["glyphs"], default.recipes["glyphs"]) == {"samples_per_class", "cpu_threads"}
+    for dataset in ("cub", "cars", "sop", "inshop"):
+        assert four.recipes[dataset] == proxy_an.recipes[dataset]
+        ours, of = four.recipes[f"bn_inception_{dataset}"], "sop" if dataset == "inshop" else dataset
+        allowed = {"samples_per_class"} | ({"recall_at", "counting"} if dataset == "inshop" else set())
+        assert differing(ours, proxy_gml.recipes[of]) == allowed
+        assert four.losses[f"proxy_gml_{dataset}"] == proxy_gml.losses[of]
+    names = {name for table in glyphs.tables.values() for name in table.rows["loss"]}
+    assert {name: four.losses[name] for name in names - {"proxy_gml"}} == {
+        name: glyphs.losses[name] for name in names - {"proxy_gml"}
+    }
+    for name in four.recipes:
+        read_params(ROOT / "papers/comparison/params.yaml", name)
+    rows = {name for table in four.tables.values() for name in table.rows.get("loss", [])}
+    assert rows == names - {"proxy_gml"}
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
