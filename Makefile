@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro compare test lint lock doctor image image-test clean
+.PHONY: setup repro compare tables rehearse test lint lock doctor image image-test clean
 repro: .venv/requirements
 	dvc repro
 
@@ -11,6 +11,19 @@ repro: .venv/requirements
 compare: .venv/requirements
 	dvc repro papers/comparison/glyphs/dvc.yaml:compare
 	cat metrics/tables/comparison/glyphs.md
+
+# The papers' tables of the runs that there are, also after a failed one, which keeps DVC from making them.
+PAPERS := papers/proxygml papers/proxy_an
+tables: .venv/requirements
+	for table in $$(python -m pipeline.grid --tables $(PAPERS:%=%/params.yaml)); do \
+	  python -m pipeline.tabulate --params papers/$${table%/*}/params.yaml --table $${table#*/} \
+	    --published papers/$${table%/*}/published.yaml --runs metrics/runs/$$table --out metrics/tables/$$table || exit; \
+	done
+
+# Both papers on look-alikes, in a scratch folder. The numbers mean nothing, and the tables say so.
+REHEARSAL ?= $(shell mktemp --directory --dry-run)
+rehearse: .venv/requirements .venv/tests
+	python -m tests.rehearse $(REHEARSAL)
 
 setup: .venv/requirements
 

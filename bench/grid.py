@@ -50,6 +50,7 @@ def complete(folder: Path) -> int:
     with repo.lock:
         for stage in stages:
             stage.save()
+            stage.commit()
             locks[str(Path(stage.path).with_name("dvc.lock"))][stage.name] = to_single_stage_lockfile(stage)
     for lock, content in locks.items():
         dump_yaml(lock, {"schema": "2.0", "stages": content})

@@ -1,4 +1,6 @@
-"""Stage: the hashes of the files that a stage's code consists of, in one file that hundreds of runs can depend on.
+"""Stage: the hashes of the files that a stage's code consists of, and of requirements.lock, in one file.
+
+Hundreds of runs depend on it in place of some twenty files each, whose checking takes DVC half a minute.
 
 Files of pipeline/backbones, losses and datasets that are chosen by name are not among them: a run names its own.
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 from pipeline.files import exit_with, sha256, write_text
 
 PACKAGE = Path("pipeline")
+LOCK = Path("requirements.lock")
 
 
 def imported(file: Path) -> set[Path]:
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("stage", help="such as train")
     parser.add_argument("--out", type=Path, required=True, help="file for the hashes, as sha256sum has them")
     arguments = parser.parse_args()
-    hashes = "".join(f"{sha256(file)}  {file}\n" for file in sorted(files_of(arguments.stage)))
+    hashes = "".join(f"{sha256(file)}  {file}\n" for file in [*sorted(files_of(arguments.stage)), LOCK])
     write_text(arguments.out, hashes)
 
 

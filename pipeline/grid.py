@@ -79,8 +79,13 @@ def main() -> None:
     )
     known = sorted(Path("papers").glob("*/params.yaml"))
     parser.add_argument("params", type=Path, nargs="*", default=known, help="papers' params.yaml; all if not given")
+    parser.add_argument("--tables", action="store_true", help="print the names <paper>/<table> alone")
+    arguments = parser.parse_args()
+    if arguments.tables:
+        print("\n".join(f"{path.parent.name}/{name}" for path in arguments.params for name in read_params(path).tables))
+        return
     print(f"{'paper':10} {'table':10} {'runs':>5} {'done':>5} {'failed':>6}  time for the rest")
-    for path in parser.parse_args().params:
+    for path in arguments.params:
         paper = path.parent.name
         print("\n".join(listing(read_params(path), Path("metrics/runs") / paper, paper)))
 

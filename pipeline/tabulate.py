@@ -85,7 +85,7 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], of: Publ
         lines += references(of, table.datasets)
     lines += peeking(rows)
     once = f"; {RAW_PIXELS}: one measurement" if any(row.name == RAW_PIXELS for row in rows) else ""
-    lines += [f"Mean ± half-width of the 95 % t-interval over {len(table.seeds)} seeds{once}.", ""]
+    lines += [f"Mean ± half-width of the 95 % t-interval over {_seeds(table)}{once}.", ""]
     if of:
         error = f", read off it with an error of {of.error} points" if of.error else ""
         lines += [f"Published: {of.source} ({of.kind}{error}). –: {of.unknown or 'not run'}.", ""]
@@ -102,6 +102,10 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], of: Publ
     not_run = [f"{row.key}/{seed}" for row in rows for seed in row.missing]
     lines += [f"Not run: {', '.join(not_run)}."] if not_run else []
     return lines
+
+
+def _seeds(table: Table) -> str:
+    return f"{len(table.seeds)} seed{'s' * (len(table.seeds) > 1)}"
 
 
 def references(of: PublishedTable, datasets: list[str]) -> list[str]:

@@ -168,7 +168,7 @@ def paper_transforms():
             [to_tensor, swap, transforms.Normalize([0.4078, 0.4588, 0.502], [0.0039, 0.0039, 0.0039])],
         ),
         "Proxy-AN, DeiT": (
-            PROXY_AN["deit_inshop"],
+            PROXY_AN["deit_small_distilled_inshop"],
             [to_tensor, transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])],
         ),
     }

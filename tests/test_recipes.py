@@ -171,7 +171,7 @@ def test_proxy_ans_other_networks_differ_in_network_and_input_alone(name):
         "std": [0.0039, 0.0039, 0.0039],
     }
     # class token, head's linear layer orthogonal with zero bias
-    assert AN.recipes[f"deit_{name}"].model_dump() == proxy_an_on(name) | {
+    assert AN.recipes[f"deit_small_distilled_{name}"].model_dump() == proxy_an_on(name) | {
         "backbone": "deit_small_distilled",
         "pooling": "none",
         "head": "orthogonal",
@@ -180,12 +180,16 @@ def test_proxy_ans_other_networks_differ_in_network_and_input_alone(name):
 
 
 def test_there_is_no_other_recipe_or_loss():
-    assert list(GML.recipes) == list(GML.losses) == ["cub", "cars", "sop"]
-    networks = ("", "bn_inception_", "deit_")
+    ablation = ["SML", "SM", "SL", "S", "ML", "M", "L", "none"]
+    assert list(GML.recipes) == ["cub", "cars", "sop"] and list(GML.losses) == [*GML.recipes, *ablation]
+    for name in ablation:
+        parts = {"own_class_bonus": "S" in name, "masked_softmax": "M" in name}
+        weight = 0.3 if "L" in name else 0.0
+        assert GML.losses[name] == GML.losses["cars"] | parts | {"regulariser_weight": weight}
+    networks = ("", "bn_inception_", "deit_small_distilled_")
     assert list(AN.recipes) == [network + name for network in networks for name in PROXY_AN[""]]
     assert {name: AN.loss(name) for name in AN.losses} == {
         "proxy_an": ("proxy_an", {"alpha": 32.0, "margin": 0.1}),
-        "proxy_an_alpha_12": ("proxy_an", {"alpha": 12.0, "margin": 0.1}),
         "proxy_anchor": ("proxy_anchor", {"alpha": 32.0, "margin": 0.1}),
         "proxy_nca": ("proxy_nca", {}),
     }
