@@ -1,3 +1,3 @@
-"""Tests. `pipeline` comes first: it makes the threads of PyTorch wait in their sleep, which has to be set before torch."""
+"""Tests. `pipeline` comes first: it lets PyTorch's threads sleep while they wait, which has to be set before torch."""
 
 import pipeline  # noqa: F401
