@@ -58,7 +58,8 @@ class PublishedTable(BaseModel):
     """Why the numbers that are null are not known."""
     chart: str | None
     """For a sweep: the axis of the rows that the paper's chart has on its x axis."""
-    rows: Annotated[dict[str, Numbers], Len(1)]
+    rows: dict[str, Numbers]
+    """By <dataset>/<value>-<value>."""
     references: list[Reference]
     notes: list[str]
     """What is known about reproducing it, in sentences."""

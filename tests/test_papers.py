@@ -258,3 +258,9 @@ def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):
         assert set(trained["run"]["provenance"]["code"]) == hashed | own
         evaluated = {line.split("  ")[1] for line in (project / "data/code/evaluate").read_text().splitlines()}
         assert set(trained["provenance"]["code"]) <= evaluated | own
+
+
+def test_references_of_the_comparison_are_read_whole():
+    tables = read_published(ROOT / "papers/comparison/published.yaml").tables
+    assert sum(len(row.numbers) for table in tables.values() for row in table.references) == 63
+    assert {table.kind for table in tables.values()} == {"primary", "secondary"}
