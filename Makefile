@@ -57,12 +57,16 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12: run make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 
+# One package has no wheel: it is built with the locked setuptools, not with what pip would fetch for it unchecked.
+PIP := python -m pip install --quiet --disable-pip-version-check --require-hashes
 .venv/requirements: requirements.lock | $(BIN)/python
-	python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	awk '/^[^ ]/ { wanted = /^setuptools==/ } wanted' $< > .venv/setuptools.lock
+	$(PIP) -r .venv/setuptools.lock
+	$(PIP) --no-build-isolation --use-pep517 -r $<
 	touch $@
 
 .venv/tests: tests/requirements.lock .venv/requirements
-	python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(PIP) --no-build-isolation --use-pep517 -r $<
 	touch $@
 
 # Needs uv. Hashes of every file of every package, for Linux on both processors, Python 3.11 and 3.12.
