@@ -33,8 +33,8 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def paired(best: list[float], other: list[float]) -> float:
-    """The two-sided p-value of a paired t-test; 1 where all pairs are equal."""
-    return 1.0 if best == other else float(ttest_rel(best, other).pvalue)
+    """The two-sided p-value of a paired t-test; 1 where all pairs are equal, or there is one, which says nothing."""
+    return 1.0 if best == other or len(best) == 1 else float(ttest_rel(best, other).pvalue)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of metrics: <dataset>/<row>/<seed>.json")
     parser.add_argument("--out", type=Path, required=True, help="the table, less its ending")
     parser.add_argument("--tables", nargs="+", help="entries of tables")
-    parser.add_argument("--published", nargs=2, metavar=("FILE", "TABLE"), help="others' numbers, to show below")
+    parser.add_argument("--published", nargs=2, metavar=("FILE", "NETWORK"), help="others' numbers, to show below")
     arguments = parser.parse_args()
 
     runs, out, dataset = arguments.runs, arguments.out, arguments.dataset
@@ -90,8 +90,8 @@ def main() -> None:
     if not tables:
         raise BadInputError(f"{arguments.params}: tables: none has the dataset {dataset}, add it to one")
     seeds = next(iter(tables.values())).seeds
-    if len(seeds) < 2 or any(table.seeds != seeds for table in tables.values()):
-        raise BadInputError(f"{arguments.params}: tables: pairs are made by seed, give all the same two seeds or more")
+    if any(table.seeds != seeds for table in tables.values()):
+        raise BadInputError(f"{arguments.params}: tables: pairs are made by seed, give all tables the same seeds")
     places = {
         folder_name(values): folders[name] / dataset / folder_name(values)
         for name, table in tables.items()
@@ -124,12 +124,16 @@ def main() -> None:
         f"seed; p, Holm: corrected for {len(found) - 1} comparisons.",
         "",
     ]
+    if len(seeds) == 1:
+        told += ["**One seed tells no loss from another: nothing is known of chance here, and no test was made.**", ""]
     if lacking:
         told += [f"Not run, and not compared: {', '.join(lacking)}.", ""]
     if arguments.published:
-        of = read_published(Path(arguments.published[0])).tables[arguments.published[1]]
-        told += references(of, [dataset])
-        told += [f"Theirs: {of.source} ({of.kind}). –: {of.unknown}.", "", *(f"- {note}" for note in of.notes), ""]
+        file, network = arguments.published
+        for of in read_published(Path(file)).tables.values():
+            same = of.model_copy(update={"references": [row for row in of.references if row.network == network]})
+            if shown := references(same, [dataset]):
+                told += [*shown, f"Theirs: {of.title}; {of.source} ({of.kind}).", "", *(f"- {n}" for n in of.notes), ""]
     page = "\n".join(told)
     print(page)
     write_text(out.with_suffix(".md"), page)

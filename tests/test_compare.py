@@ -73,15 +73,16 @@ def test_tables_with_runs_apart_and_others_numbers_below(tmp_path):
             path.write_text(json.dumps({"metrics": {"last_epoch": metrics}}))
     command = [sys.executable, "-m", "pipeline.compare", "--params", "papers/comparison/params.yaml"]
     command += ["--dataset", "cub", "--tables", "resnet50_ours", "resnet50_proxy_gml", "resnet50_library"]
-    command += ["--published", "papers/comparison/published.yaml", "resnet50", "--runs", tmp_path]
+    command += ["--published", "papers/comparison/published.yaml", "ResNet-50", "--runs", tmp_path]
     page = subprocess.run(
         [*command, "--out", tmp_path / "cub"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    found = re.findall(r"^\| (\w+) +\| [\d.]+ ± ", page, re.M)
+    found = re.findall(r"^\| (\w+) +\| [\d.]+ +\| [\d.]+ +\| 50\.00", page, re.M)
     assert found == ["proxy_gml", "proxy_an", "circle"]
-    assert re.search(r"Not run, and not compared: proxy_anchor/0, .*, sup_con/2\.", page)
-    assert re.search(r"^\| Multi-Similarity, rerun by IDML's authors +\| ResNet-50, 512 \| 67\.3 +\| 78\.2", page, re.M)
-    assert "Theirs: the README tables of IDML" in page and "- IDML's authors reran all losses in one protocol" in page
+    assert re.search(r"Not run, and not compared: proxy_anchor/0, .*, sup_con/0\.", page)
+    assert re.search(r"^\| Multi-Similarity +\| ResNet-50 \| 67\.3 +\| 78\.2", page, re.M)
+    assert "Theirs: One protocol, 512 dimensions, rerun by the authors of IDML; README table" in page
+    assert "| BN-Inception" not in page
 
 
 def differing(one, other):
@@ -112,7 +113,11 @@ def test_recipes_and_settings_are_those_they_are_said_to_be():
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     assert "holds no row of" in compare(tmp_path, {"proxy_an": [], "circle": []}, fails=2)
-    assert "all the same two seeds or more" in compare(tmp_path, {"proxy_an": [0.5], "circle": [0.4]}, [0], fails=2)
+
+
+def test_one_seed_is_ranked_and_not_tested(tmp_path):
+    page = compare(tmp_path, {"circle": [0.4], "proxy_an": [0.5]}, [0])
+    assert "One seed tells no loss from another" in page and page.index("| proxy_an") < page.index("| circle")
 
 
 def test_holms_correction():

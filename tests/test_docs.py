@@ -32,6 +32,8 @@ def follow(project, tmp_path):
         (copy.folder / "params.yaml").write_text(
             smaller((ROOT / "params.yaml").read_text(), "[0, 1]", glyphs=" [proxy_an, proxy_nca]")
         )
+        (copy.folder / COMPARISON).parent.mkdir(parents=True)
+        shutil.copy(ROOT / COMPARISON.replace("params", "dvc"), copy.folder / COMPARISON.replace("params", "dvc"))
         (copy.folder / COMPARISON).write_text(
             smaller((ROOT / COMPARISON).read_text(), seeds, ours=" [proxy_an]", library="\n      - contrastive")
         )

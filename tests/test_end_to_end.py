@@ -145,8 +145,8 @@ def trained(tmp_path_factory):
         (folder / "papers" / paper / "params.yaml").write_text(params.replace("  workers: 8\n", "  workers: 0\n"))
     # Embeddings are made 256 at a time, which takes DeiT half a minute here.
     network = folder / "pipeline/network.py"
-    assert "size = 256\n" in network.read_text()
-    network.write_text(network.read_text().replace("size = 256\n", "size = 8\n"))
+    assert "\nEMBEDDING_BATCH = 256\n" in network.read_text()
+    network.write_text(network.read_text().replace("\nEMBEDDING_BATCH = 256\n", "\nEMBEDDING_BATCH = 8\n"))
     mirror = folder.parent / "mirror"
     lookalikes.cub(mirror / "raw/cub", range(6), more=4)
     lookalikes.cars_combined(mirror / "raw/cars")
