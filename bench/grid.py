@@ -25,6 +25,7 @@ def copied(folder: Path) -> None:
         if not name.endswith("dvc.lock"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    (folder / "papers/.dvcignore").write_text("!dvc.yaml\n")  # as `make papers`
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 
 

@@ -33,7 +33,8 @@ def follow(project, tmp_path):
             smaller((ROOT / "params.yaml").read_text(), "[0, 1]", glyphs=" [proxy_an, proxy_nca]")
         )
         (copy.folder / COMPARISON).parent.mkdir(parents=True)
-        shutil.copy(ROOT / COMPARISON.replace("params", "dvc"), copy.folder / COMPARISON.replace("params", "dvc"))
+        for name in ("papers/dvc.yaml", COMPARISON.replace("params", "dvc")):
+            shutil.copy(ROOT / name, copy.folder / name)
         (copy.folder / COMPARISON).write_text(
             smaller((ROOT / COMPARISON).read_text(), seeds, ours=" [proxy_an]", library="\n      - contrastive")
         )
