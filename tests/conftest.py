@@ -43,7 +43,7 @@ class Project:
         self.edit_params(
             lambda params: (
                 params["tables"]["glyphs"].update(rows={"loss": ["proxy_an", "proxy_nca"]}, seeds=[0, 1]),
-                params["recipes"]["glyphs"].update(epochs=2, decay_epochs=[2]),
+                params["recipes"]["glyphs"].update(epochs=2, decay_epochs=[2], cpu_threads=1),
             )
         )
         self.run("git", "init", "--quiet")

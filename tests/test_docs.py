@@ -18,7 +18,8 @@ def smaller(text, seeds, **losses):
     for name, rows in losses.items():
         text = re.sub(rf"(  {name}:\n.*\n    rows:\n      loss:).*\n(      - .*\n)*", rf"\1{rows}\n", text)
     text = re.sub(r"\[0, 1, 2\]", seeds, text)
-    return text.replace("    epochs: 5", "    epochs: 2").replace("decay_epochs: [4, 5]", "decay_epochs: [2]")
+    text = text.replace("    epochs: 5", "    epochs: 2").replace("decay_epochs: [4, 5]", "decay_epochs: [2]")
+    return text.replace("cpu_threads: 2", "cpu_threads: 1")
 
 
 @pytest.fixture
