@@ -3,21 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro papers hide compare tables rehearse test lint lock doctor image image-test clean
+.PHONY: setup repro compare tables rehearse test lint lock doctor image image-test clean
 repro: .venv/requirements
 	dvc repro
 
 # All losses on the embedded dataset; prints the table also when there is nothing to run.
 compare: .venv/requirements
-	echo '!dvc.yaml' > papers/comparison/glyphs/.dvcignore
 	dvc repro papers/comparison/glyphs/dvc.yaml:compare
 	cat metrics/tables/comparison/glyphs.md
-
-# Show DVC the papers' stages, or hide them again: with them every command of DVC takes seconds to read them.
-papers:
-	echo '!dvc.yaml' > papers/.dvcignore
-hide:
-	rm -f papers/.dvcignore papers/comparison/glyphs/.dvcignore
 
 # The papers' tables of the runs that there are, also after a failed one, which keeps DVC from making them.
 PAPERS := papers/proxygml papers/proxy_an

@@ -1,29 +1,30 @@
-"""Stage: the hashes of the files that a stage's code consists of, and of requirements.lock, in one file.
+"""Stage: the files that the code of stages consists of, with requirements.lock, as lists of hashes, one file a stage.
 
-Hundreds of runs depend on it in place of some twenty files each, whose checking takes DVC half a minute.
+Runs depend on such a list in place of some twenty files each, whose checking would take DVC seconds.
 
-Files of pipeline/backbones, losses and datasets that are chosen by name are not among them: a run names its own.
+A file's own imports count, not those inside its functions: what is imported there is imported in some runs only. Those
+name it beside the list, as they do their network's file and their loss's.
 """
 
 import argparse
 import ast
 from pathlib import Path
 
-from pipeline.files import exit_with, sha256, write_text
+from pipeline.files import exit_with, sha256, whole, write_text
 
 PACKAGE = Path("pipeline")
 LOCK = Path("requirements.lock")
 
 
 def imported(file: Path) -> set[Path]:
-    """The files of this package that `file` imports, anywhere in it, and those that they import; and `file`."""
+    """The files of this package that `file` imports, and those that they import; and `file`."""
     found, ahead = set(), [file]
     while ahead:
         file = ahead.pop()
         if file in found:
             continue
         found.add(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
@@ -43,19 +44,23 @@ def _file(name: str) -> Path | None:
 
 
 def files_of(stage: str) -> set[Path]:
-    """The files of a stage of this package."""
-    subpackages = {PACKAGE / name / "__init__.py" for name in ("backbones", "losses")}
-    return imported(PACKAGE / f"{stage}.py") | subpackages | {PACKAGE / "__init__.py"}
+    """The files of a stage of this package, or of another of its modules, with what networks and losses share."""
+    shared = {PACKAGE / place / "__init__.py" for place in (".", "backbones", "losses")}
+    return imported(PACKAGE / f"{stage}.py") | shared
 
 
 def main() -> None:
     """Command line of the stage."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.code", description=__doc__)
-    parser.add_argument("stage", help="such as train")
-    parser.add_argument("--out", type=Path, required=True, help="file for the hashes, as sha256sum has them")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.code", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="+", help="such as train and evaluate")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the lists, as sha256sum has them")
     arguments = parser.parse_args()
-    hashes = "".join(f"{sha256(file)}  {file}\n" for file in [*sorted(files_of(arguments.stage)), LOCK])
-    write_text(arguments.out, hashes)
+    with whole(arguments.out) as folder:
+        for stage in arguments.stages:
+            files = [*sorted(files_of(stage)), LOCK]
+            write_text(folder / stage, "".join(f"{sha256(file)}  {file}\n" for file in files))
 
 
 if __name__ == "__main__":

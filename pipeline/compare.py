@@ -1,10 +1,9 @@
 """Stage: rank a dataset's losses and test each against the best, by the paired runs of their seeds.
 
-Joins the tables that --tables names, whose metrics lie in <runs>/<table>/<dataset>/<row>/<seed>.json, or all tables of
-the params file, with their metrics in <runs>/<dataset>/<row>/<seed>.json. Takes the last epoch, which no look at the
-test set has chosen. Runs of one seed share initial weights and order of images, so differences are taken seed by seed:
-a paired t-test of Recall@1, two-sided, its p-values corrected for the number of comparisons by Holm's method. Rows
-that lack a run are named and not compared. Writes NAME.md and NAME.json, and prints the table.
+Takes the last epoch, which no look at the test set has chosen. Runs of one seed share initial weights and order of
+images, so differences are taken seed by seed: a paired t-test of Recall@1, two-sided, its p-values corrected for the
+number of comparisons by Holm's method. Rows that lack a run are named and not compared. Writes NAME.md and NAME.json,
+and prints the table.
 """
 
 import argparse
@@ -13,10 +12,10 @@ from pathlib import Path
 
 from scipy.stats import ttest_rel
 
-from pipeline.config import read_params
+from pipeline.config import folder_name, read_table
 from pipeline.files import BadInputError, exit_with, read_json, write_json, write_text
 from pipeline.published import read_published
-from pipeline.tables import Cell, folder_name, grid
+from pipeline.tables import Cell, grid
 from pipeline.tabulate import heading, padded, references
 
 SELECTION, RANKED_BY = "last_epoch", "recall@1"
@@ -73,34 +72,20 @@ def main() -> None:
         prog="python -m pipeline.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of the tables' grids")
+    parser.add_argument("--table", required=True, help="an entry of tables there")
     parser.add_argument("--dataset", required=True, help="whose runs are compared")
     parser.add_argument("--runs", type=Path, required=True, help="folder of metrics: <dataset>/<row>/<seed>.json")
     parser.add_argument("--out", type=Path, required=True, help="the table, less its ending")
-    parser.add_argument("--tables", nargs="+", help="entries of tables")
     parser.add_argument("--published", nargs=2, metavar=("FILE", "NETWORK"), help="others' numbers, to show below")
     arguments = parser.parse_args()
 
     runs, out, dataset = arguments.runs, arguments.out, arguments.dataset
-    known = read_params(arguments.params).tables
-    for name in arguments.tables or known:
-        if name not in known or (arguments.tables and dataset not in known[name].datasets):
-            raise BadInputError(f"{arguments.params}: tables.{name}: there is no such table of {dataset}")
-    folders = {name: runs / name for name in arguments.tables} if arguments.tables else dict.fromkeys(known, runs)
-    tables = {name: known[name] for name in folders if dataset in known[name].datasets}
-    if not tables:
-        raise BadInputError(f"{arguments.params}: tables: none has the dataset {dataset}, add it to one")
-    seeds = next(iter(tables.values())).seeds
-    if any(table.seeds != seeds for table in tables.values()):
-        raise BadInputError(f"{arguments.params}: tables: pairs are made by seed, give all tables the same seeds")
-    places = {
-        folder_name(values): folders[name] / dataset / folder_name(values)
-        for name, table in tables.items()
-        for of, values in grid(table)
-        if of == dataset
-    }
+    table = read_table(arguments.params, arguments.table, dataset)
+    seeds = table.seeds
     rows, lacking = {}, []
-    for name, place in places.items():
-        files = [place / f"{seed}.json" for seed in seeds]
+    for values in (values for of, values in grid(table) if of == dataset):
+        name = folder_name(values)
+        files = [runs / dataset / name / f"{seed}.json" for seed in seeds]
         lacking += [f"{name}/{file.stem}" for file in files if not file.is_file()]
         if all(file.is_file() for file in files):
             metrics = [read_json(file)["metrics"][SELECTION] for file in files]

@@ -130,9 +130,20 @@ class Table(BaseModel):
 
     datasets: Annotated[list[str], Len(1)]
     rows: Annotated[dict[str, Annotated[list[str | int | float], Len(1)]], Len(1)]
-    """What the rows differ in, outermost first, such as {loss: [proxy_an, proxy_nca], rate: [0.1, 0.2]}. The runs of a
+    """What the rows differ in, outermost first, such as {loss: [proxy_an, proxy_nca], rate: [0.1, 0.2]}: `loss`, an
+    entry of losses, or of `<loss>_<dataset>` where there is one; `recipe`, whose entry is `<recipe>_<dataset>`; `rate`
+    of a partial and `gamma` of an imbalanced training set; otherwise a key of the recipe or of the loss. The runs of a
     combination lie in folders named <dataset>/<value>-<value>/<seed>."""
     seeds: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
+    loss: str | None = None
+    """The loss of all rows, where they do not differ in it."""
+    held_out: bool = False
+    """Whether the held-out protocol is run besides."""
+
+
+def folder_name(values: tuple[Any, ...]) -> str:
+    """The name of the folder of a row's runs: its values, one an axis of the table."""
+    return "-".join(map(str, values))
 
 
 class Machine(BaseModel):
@@ -156,13 +167,18 @@ class Params(BaseModel):
     losses: dict[str, dict[str, Any]]
     """Name -> settings. The loss is the file of pipeline/losses of that name, or the one that the key `loss` names."""
 
+    def loss_entry(self, loss: str, dataset: str) -> str:
+        """The entry of `losses` that a table means by a loss: one for this dataset, where there is one."""
+        own = f"{loss}_{dataset}"
+        return own if own in self.losses else loss
+
     def loss(self, name: str) -> tuple[str, dict[str, Any]]:
         """The file of pipeline/losses that the entry `name` means, and the keyword arguments of its class."""
         settings = dict(self.losses[name])
         return settings.pop("loss", name), settings
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """YAML 1.2's floats, as DVC reads and writes them: to PyYAML alone `1e-05` is text."""
 
 
@@ -246,18 +262,44 @@ def read_params(path: Path, recipe: str | None = None, loss: str | None = None, 
     except ValidationError as error:
         problems += problem_lines(error, "", Params)
     if not problems:
-        problems += [
-            f"tables.{name}.rows.loss: {loss_name} has no settings, add losses.{loss_name}"
-            for name, table in params.tables.items()
-            for loss_name in table.rows.get("loss", [])
-            if loss_name not in params.losses
-        ]
+        problems += [problem for name, of in params.tables.items() for problem in _table_problems(params, name, of)]
         problems += [problem for name, of in params.recipes.items() for problem in _contradictions(name, of)]
         problems += _backbone_problems(params, recipe) if recipe else []
         problems += _loss_problems(params, loss) if loss else []
     if problems:
         raise BadInputError("\n  ".join([f"{path}:", *problems]))
     return params
+
+
+def read_table(path: Path, name: str, dataset: str | None = None) -> Table:
+    """A table of a params.yaml, which has to have the dataset where one is given."""
+    tables = read_params(path).tables
+    if name not in tables:
+        raise BadInputError(f"{path}: tables.{name}: there is no such table, choose one of {', '.join(tables)}")
+    if dataset and dataset not in (known := tables[name].datasets):
+        raise BadInputError(f"{path}: tables.{name}.datasets: {dataset} is not among {', '.join(known)}, add it")
+    return tables[name]
+
+
+def _table_problems(params: Params, name: str, table: Table) -> list[str]:
+    """What a table names that is not there."""
+    key = "rows.loss" if "loss" in table.rows else "loss"
+    losses = [str(loss) for loss in table.rows.get("loss", [table.loss] if table.loss else [])]
+    if not losses:
+        return [f"tables.{name}.loss: this key is missing and the rows name no loss, add it"]
+    told = {
+        f"tables.{name}.{key}: {loss} has no settings, add losses.{loss}"
+        for loss in losses
+        for dataset in table.datasets
+        if params.loss_entry(loss, dataset) not in params.losses
+    }
+    recipes = {
+        f"{recipe}_{dataset}" if recipe else dataset
+        for recipe in table.rows.get("recipe", [""])
+        for dataset in table.datasets
+    }
+    told |= {f"tables.{name}: {recipe} has no recipe, add recipes.{recipe}" for recipe in recipes - set(params.recipes)}
+    return sorted(told)
 
 
 def _contradictions(name: str, recipe: Recipe) -> list[str]:

@@ -58,11 +58,11 @@ def exit_with(main: Callable[[], None]) -> None:
         gc.freeze()
 
 
-def note_failure(error: Exception | None) -> None:
-    """Keep what this process's stage failed with, or forget, when `error` is None, what it failed with before. Without
-    the folder `data` there is no place for it."""
-    arguments = sys.argv[1:]
-    note = FAILURES / f"{hashlib.sha256(json.dumps([sys.argv[0], *arguments]).encode()).hexdigest()[:16]}.json"
+def note_failure(error: Exception | None, command: tuple[str, list[str]] | None = None) -> None:
+    """Keep what a stage failed with, or forget, when `error` is None, what it failed with before. It is this process's
+    stage, or that of `command`, its name and arguments. Without the folder `data` there is no place for it."""
+    stage, arguments = command or (Path(sys.argv[0]).stem, sys.argv[1:])
+    note = FAILURES / f"{hashlib.sha256(json.dumps([stage, *arguments]).encode()).hexdigest()[:16]}.json"
     if error is None:
         note.unlink(missing_ok=True)
     elif FAILURES.parent.is_dir():
@@ -71,7 +71,12 @@ def note_failure(error: Exception | None) -> None:
             write_json(note, {"arguments": arguments, "error": told})
 
 
-def _remove(path: Path) -> None:
+def noted_failures() -> list[dict[str, Any]]:
+    """What stages failed with, each {"arguments", "error"}, where they have not been run since with success."""
+    return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
+
+
+def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds; one that is not there is fine."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -99,7 +104,7 @@ def whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         if left == temporary or not _runs(left.name.split(".")[-2]):
-            _remove(left)
+            remove(left)
     try:
         yield temporary
         if temporary.is_dir():
@@ -112,7 +117,7 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
             error.filename = str(path)
-        _remove(temporary)
+        remove(temporary)
         raise
 
 

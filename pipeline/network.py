@@ -123,10 +123,16 @@ def embed(network: EmbeddingNetwork, images: Tensor | CentredImages, recipe: Rec
     return torch.cat(parts)
 
 
-def prepare(recipe: Recipe, device: str) -> torch.device:
-    """Choose the device ("auto" is a GPU if there is one) and make torch repeat its bits on it."""
+def choose_device(device: str) -> torch.device:
+    """The device that a params file's machine.device means; "auto" is a GPU if there is one."""
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInputError("machine.device is cuda but torch sees no GPU: pass --gpus all to docker, or use auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def prepare(recipe: Recipe, device: str) -> torch.device:
+    """Choose the device and make torch repeat its bits on it."""
+    chosen = choose_device(device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order next time
     _allow_tf32(False)
     # As use_deterministic_algorithms(True), which imports torch's compiler besides: 2 s at the start of every stage.
@@ -134,4 +140,4 @@ def prepare(recipe: Recipe, device: str) -> torch.device:
     # Filling every new tensor costs a tenth of a small network's step; it only makes reads of unset memory repeat.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(recipe.cpu_threads)
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return chosen

@@ -1,5 +1,6 @@
 """Where a number comes from: code, data, libraries and machine, in every metrics file."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -90,7 +91,7 @@ def provenance(device: torch.device, inputs: list[Path], seconds: float) -> dict
         "git": _revision(),
         "code": code(),
         "inputs": {str(path): sha256(path) for path in inputs},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": _versions(),
         "image": os.environ.get("PIPELINE_IMAGE"),
         "machine": {
             "system": platform.platform(),
@@ -102,6 +103,35 @@ def provenance(device: torch.device, inputs: list[Path], seconds: float) -> dict
         "seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def unchanged(made: dict[str, Any], device: torch.device | None) -> bool:
+    """Whether the code that a provenance tells of is still the same; and with a device whether its input files are, the
+    versions, and the kind of device, so that the same would come out again here."""
+    told = made["code"]
+    if device is not None:
+        if made["versions"] != _versions() or (made["machine"]["gpu"] is None) != (device.type == "cpu"):
+            return False
+        told = told | made["inputs"]
+    return all(_known_hash(name) == hashed for name, hashed in told.items())
+
+
+def _known_hash(name: str) -> str | None:
+    path = Path(name)
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return _hash_once(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _hash_once(path: Path, changed: int, size: int) -> str:
+    """A file's hash, computed once while its time and size stay: a grid's runs read the same gigabytes."""
+    return sha256(path)
+
+
+def _versions() -> dict[str, str | None]:
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from pipeline.batches import ClassBalanced, Shuffled
-from pipeline.config import Recipe
+from pipeline.config import Params, Recipe
 from pipeline.files import BadInputError
 from pipeline.loading import read_training
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the command line says: see `main`."""
+    """What the command line of `pipeline.train` says."""
 
     params: Path
     dataset: str
@@ -39,6 +39,28 @@ class Run:
         if self.imbalanced is not None:
             return Path("data/subsets") / self.dataset / f"imbalanced_{self.imbalanced}_{self.seed}.csv"
         return Path("data/splits") / self.dataset / ("held_out_train.csv" if self.held_out else "train.csv")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The words of the command line."""
+        words = ["--params", str(self.params), "--dataset", self.dataset, "--loss", self.loss, "--seed", str(self.seed)]
+        for key in ("recipe", "partial", "imbalanced", "until", "device", "workers"):
+            value = getattr(self, key)
+            words += [] if value is None else [f"--{key}", str(value)]
+        words += ["--set", *self.set] if self.set else []
+        return [*words, *(["--held-out"] if self.held_out else []), "--out", str(self.out)]
+
+    def settled(self, params: Params) -> dict[str, Any]:
+        """What the run's params file and command line settle of it, as run.json tells it."""
+        return {
+            "dataset": self.dataset,
+            "loss": self.loss,
+            "seed": self.seed,
+            "setting": {key: value for key in ("partial", "imbalanced") if (value := getattr(self, key)) is not None},
+            "protocol": "held_out_choice" if self.held_out else "held_out" if self.until else "test",
+            "recipe": params.recipes[self.recipe or self.dataset].model_dump(),
+            "loss_settings": params.losses[self.loss],
+        }
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

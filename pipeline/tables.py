@@ -9,8 +9,8 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from pipeline.config import Table
-from pipeline.files import FAILURES, read_json
+from pipeline.config import Table, folder_name
+from pipeline.files import noted_failures, read_json
 from pipeline.published import Published, PublishedTable
 
 SELECTIONS = {
@@ -96,19 +96,9 @@ class Row:
         return Cell([best[1]["recall@1"] - of[1]["recall@1"] for best, of in pairs], [of[0] for _, of in pairs])
 
 
-def folder_name(values: tuple[Any, ...]) -> str:
-    """The name of the folder of a row's runs."""
-    return "-".join(map(str, values))
-
-
 def grid(table: Table) -> list[tuple[str, tuple[Any, ...]]]:
     """Dataset and values of every row, in order."""
     return [(dataset, values) for dataset in table.datasets for values in itertools.product(*table.rows.values())]
-
-
-def failures() -> list[dict[str, Any]]:
-    """What stages failed with, each {"arguments", "error"}, where they have not been run since with success."""
-    return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
 
 
 def collect(folder: Path, dataset: str, values: tuple[Any, ...], seeds: list[int], published: Published | None) -> Row:
@@ -119,7 +109,7 @@ def collect(folder: Path, dataset: str, values: tuple[Any, ...], seeds: list[int
     place = folder / dataset / folder_name(values)
     files = {seed: place / f"{seed}.json" for seed in seeds}
     failed: dict[int, str] = {}
-    noted = failures()
+    noted = noted_failures()
     for seed in seeds:
         run = Path("data", *place.parts[1:], str(seed))
         mine = {str(run), f"{run}_held_out", f"{run}_held_out_choice"}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Table, read_params
+from pipeline.config import Table, read_params, read_table
 from pipeline.files import BadInputError, exit_with, write_json, write_text
 from pipeline.published import Published, PublishedTable, read_published
 from pipeline.tables import PEEKING, SELECTIONS, Row, collect, difference, grid, verdict
@@ -234,9 +234,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     params, out = read_params(arguments.params), arguments.out
-    if arguments.table not in params.tables:
-        raise BadInputError(f"{arguments.params}: tables.{arguments.table}: there is no such table")
-    table = params.tables[arguments.table]
+    table = read_table(arguments.params, arguments.table)
     published: Published | None = read_published(arguments.published) if arguments.published else None
     if published and arguments.table not in published.tables:
         raise BadInputError(f"{arguments.published}: tables.{arguments.table}: there is no such table")

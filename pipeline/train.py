@@ -111,19 +111,7 @@ def train(run: Run) -> None:
     images = training_images(packed, train_numbers, train_labels, channels, recipe, seed)
     searched = test_images(packed, test.numbers, channels, recipe, workers) if test else None
 
-    protocol = "held_out_choice" if run.held_out else "held_out" if run.until else "test"
-    told = {
-        "dataset": run.dataset,
-        "loss": run.loss,
-        "seed": seed,
-        "setting": {key: value for key in ("partial", "imbalanced") if (value := getattr(run, key)) is not None},
-        "protocol": protocol,
-        "epochs": epochs,
-        "images": len(train_numbers),
-        "classes": classes,
-        "recipe": recipe.model_dump(),
-        "loss_settings": params.losses[run.loss],
-    }
+    told = run.settled(params) | {"epochs": epochs, "images": len(train_numbers), "classes": classes}
     made = provenance(device, inputs, 0)
     configuration = checkpoint.fingerprint([told, *(made[key] for key in ("code", "inputs", "versions")), str(device)])
     path = checkpoint.place(out)
@@ -227,7 +215,7 @@ def train(run: Run) -> None:
             )
 
         weights = {"best_test_epoch": state["best_weights"], "last_epoch": kept(network)}
-        if protocol != "test":
+        if run.held_out or run.until:
             weights = {"held_out": kept(network)} if run.until else {}
         with whole(out) as folder:
             folder.mkdir()

@@ -105,7 +105,6 @@ def copy(folder: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
     for name in ("papers", ".dvc"):
         ignored = shutil.ignore_patterns("dvc.lock", "tmp", "cache")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (folder / "papers/.dvcignore").write_text("!dvc.yaml\n")
     (folder / "papers/comparison/dvc.yaml").unlink()
     shutil.rmtree(folder / "papers/comparison/glyphs")
     for name in ("requirements.lock", ".dvcignore", ".gitignore", "metrics/.gitignore"):

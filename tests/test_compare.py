@@ -16,13 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def compare(folder, recalls, seeds=(0, 1, 2), fails=0):
-    """The comparison of rows -> Recall@1 by seed; `ours` and `library` are two tables with a row each and more."""
+    """The comparison of rows -> Recall@1 by seed."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     losses = list(recalls)
-    content["tables"] = {
-        "ours": {"datasets": ["glyphs"], "rows": {"loss": losses[:1]}, "seeds": list(seeds)},
-        "library": {"datasets": ["glyphs"], "rows": {"loss": losses[1:]}, "seeds": list(seeds)},
-    }
+    content["tables"] = {"all": {"datasets": ["glyphs"], "rows": {"loss": losses}, "seeds": list(seeds)}}
     content["losses"] |= {loss: {} for loss in losses}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     for row, values in recalls.items():
@@ -32,7 +29,7 @@ def compare(folder, recalls, seeds=(0, 1, 2), fails=0):
             metrics = {"recall@1": value, "map@r": value / 2, "nmi_arithmetic": 0.5}
             path.write_text(json.dumps({"metrics": {"last_epoch": metrics, "best_test_epoch": {}}}))
     command = [sys.executable, "-m", "pipeline.compare", "--params", folder / "params.yaml", "--dataset", "glyphs"]
-    command += ["--runs", folder / "runs", "--out", folder / "tables/glyphs"]
+    command += ["--table", "all", "--runs", folder / "runs", "--out", folder / "tables/glyphs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == fails, done.stderr
     return done.stderr if fails else (folder / "tables/glyphs.md").read_text()
@@ -62,17 +59,16 @@ def test_rows_that_lack_a_run_are_named_and_not_tested(tmp_path):
     assert "corrected for 1 comparisons" in page
 
 
-def test_tables_with_runs_apart_and_others_numbers_below(tmp_path):
+def test_others_numbers_below(tmp_path):
     """The four datasets' comparison, as its stages call it, with made-up metrics."""
-    recalls = {"ours/cub/proxy_an": 0.6, "library/cub/circle": 0.5, "proxy_gml/cub/proxy_gml": 0.7}
-    for place, value in recalls.items():
+    for loss, value in {"proxy_an": 0.6, "circle": 0.5, "proxy_gml": 0.7}.items():
         for seed in range(3):
-            path = tmp_path / f"resnet50_{place}/{seed}.json"
+            path = tmp_path / f"cub/{loss}/{seed}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             metrics = {"recall@1": value + seed * value / 100, "map@r": value / 2, "nmi_arithmetic": 0.5}
             path.write_text(json.dumps({"metrics": {"last_epoch": metrics}}))
     command = [sys.executable, "-m", "pipeline.compare", "--params", "papers/comparison/params.yaml"]
-    command += ["--dataset", "cub", "--tables", "resnet50_ours", "resnet50_proxy_gml", "resnet50_library"]
+    command += ["--dataset", "cub", "--table", "resnet50"]
     command += ["--published", "papers/comparison/published.yaml", "ResNet-50", "--runs", tmp_path]
     page = subprocess.run(
         [*command, "--out", tmp_path / "cub"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -100,15 +96,14 @@ def test_recipes_and_settings_are_those_they_are_said_to_be():
         ours, of = four.recipes[f"bn_inception_{dataset}"], "sop" if dataset == "inshop" else dataset
         allowed = {"samples_per_class"} | ({"recall_at", "counting"} if dataset == "inshop" else set())
         assert differing(ours, proxy_gml.recipes[of]) == allowed
-        assert four.losses[f"proxy_gml_{dataset}"] == proxy_gml.losses[of]
-    names = {name for table in glyphs.tables.values() for name in table.rows["loss"]}
+        assert four.losses[f"proxy_gml_{dataset}"] == proxy_gml.losses[f"proxy_gml_{of}"]
+    names = set(glyphs.tables["glyphs"].rows["loss"])
     assert {name: four.losses[name] for name in names - {"proxy_gml"}} == {
         name: glyphs.losses[name] for name in names - {"proxy_gml"}
     }
     for name in four.recipes:
         read_params(ROOT / "papers/comparison/params.yaml", name)
-    rows = {name for table in four.tables.values() for name in table.rows.get("loss", [])}
-    assert rows == names - {"proxy_gml"}
+    assert all(set(table.rows["loss"]) == names for table in four.tables.values())
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -34,10 +34,9 @@ def follow(project, tmp_path):
             smaller((ROOT / "params.yaml").read_text(), "[0, 1]", glyphs=" [proxy_an, proxy_nca]")
         )
         (copy.folder / COMPARISON).parent.mkdir(parents=True)
-        for name in ("papers/dvc.yaml", COMPARISON.replace("params", "dvc")):
-            shutil.copy(ROOT / name, copy.folder / name)
+        shutil.copy(ROOT / COMPARISON.replace("params", "dvc"), copy.folder / COMPARISON.replace("params", "dvc"))
         (copy.folder / COMPARISON).write_text(
-            smaller((ROOT / COMPARISON).read_text(), seeds, ours=" [proxy_an]", library="\n      - contrastive")
+            smaller((ROOT / COMPARISON).read_text(), seeds, glyphs="\n      - proxy_an\n      - contrastive")
         )
         copy.commit()
         prepare(copy.folder)
@@ -86,7 +85,7 @@ def test_your_own_dataset(follow):
     assert "folder train: 120 images, 15 classes" in printed and "folder test: 80 images, 10 classes" in printed
     rows = re.findall(r"^\| (proxy_\w+) +\| ([\d.]+) ± ", printed.split("folder: losses compared")[1], re.M)
     assert {row for row, _ in rows} == {"proxy_an", "proxy_nca"} and all(float(recall) > 30 for _, recall in rows)
-    raw = json.loads((copy.folder / "metrics/runs/folder/raw_pixels/0.json").read_text())["metrics"]["no_training"]
+    raw = json.loads((copy.folder / "metrics/runs/raw_pixels/folder/0.json").read_text())["metrics"]["no_training"]
     assert 0.1 < raw["recall@1"] < 1
 
 

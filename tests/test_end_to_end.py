@@ -101,7 +101,7 @@ def recipe_chains():
     for paper, params in PAPERS.items():
         for place, name in enumerate(params["recipes"]):
             run = f"{paper}-{name}"
-            loss = name if paper == "proxygml" else LOSSES[(place + place // 4) % 3]
+            loss = f"proxy_gml_{name}" if paper == "proxygml" else LOSSES[(place + place // 4) % 3]
             changes = {"epochs": 3} if run in ONCE_MORE else {}
             chains[run] = [train(paper, name, run, loss, **changes), evaluate(paper, run)]
             if run in ONCE_MORE:
@@ -118,7 +118,7 @@ QUICK |= {"channel_order": "rgb", "mean": [0.5], "std": [0.25], "pixel_maximum":
 def setting_chains():
     """Subsets, the held-out protocol, workers, and the other precisions and layouts."""
     chains = {}
-    for paper, loss in (("proxy_an", "proxy_an"), ("proxygml", "cub")):
+    for paper, loss in (("proxy_an", "proxy_an"), ("proxygml", "proxy_gml_cub")):
         for option, value in (("--partial", "0.5"), ("--imbalanced", "10")):
             run = f"{paper}{option}"
             chains[run] = [train(paper, "cub", run, loss, option, value, **QUICK), evaluate(paper, run)]

@@ -1,7 +1,6 @@
 """The papers' printed numbers, the grids of their tables, the tables made of some runs, and what makes runs stale."""
 
 import csv
-import itertools
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import yaml
 from pipeline import code
 from pipeline.config import read_params
 from pipeline.files import BadInputError
+from pipeline.grid import grid_runs
 from pipeline.published import read_published
 from pipeline.tables import Cell, folder_name, grid, verdict
 from tests import rehearse
@@ -162,27 +162,43 @@ def test_a_wrong_ledger_is_refused(tmp_path, old, new, said):
         read_published(tmp_path / "published.yaml")
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
-def test_the_stage_that_hashes_code_depends_on_what_it_hashes(monkeypatch, stage):
+def test_the_stage_that_hashes_code_depends_on_what_it_hashes(monkeypatch):
     monkeypatch.chdir(ROOT)
-    declared = yaml.safe_load((ROOT / "papers/dvc.yaml").read_text())["stages"][f"code_{stage}"]["deps"]
-    hashed = code.files_of(stage)
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["code"]
+    hashed = set().union(*(code.files_of(name) for name in stage["cmd"].split("pipeline.code ")[1].split()[:-2]))
+    assert {Path(f"pipeline/{name}.py") for name in ("run_grid", "train", "evaluate", "weights")} <= hashed
     own = {Path("pipeline/code.py"), Path("pipeline/files.py"), code.LOCK}
-    assert {Path(name) for name in declared} == hashed - {str(code.LOCK)} | own
+    assert {Path(name) for name in stage["deps"]} == hashed | own
 
 
-def test_stages_of_a_table_run_its_grid_and_nothing_else():
-    """Every matrix takes all of its table's axes in their order, for folders are named after them."""
-    for paper in PAPERS:
-        tables = read_params(ROOT / "papers" / paper / "params.yaml").tables
-        for name, stage in yaml.safe_load((ROOT / "papers" / paper / "dvc.yaml").read_text())["stages"].items():
-            table = next(table for table in tables if name.endswith(f"_{table}"))
-            if "matrix" in stage:
-                axes = list(tables[table].rows)
-                assert list(stage["matrix"]) == ["dataset", *axes, "seed"]
-                row = "-".join(f"${{item.{axis}}}" for axis in axes)
-                assert f"{paper}/{table}/${{item.dataset}}/{row}" in stage["cmd"], name
-                assert all(f"{paper}/{table}/${{item.dataset}}/{row}/" in out for out in stage["outs"]), name
+@pytest.mark.parametrize("paper", [*PAPERS, "comparison", "comparison/glyphs"])
+def test_stages_of_runs_depend_on_what_their_runs_read(monkeypatch, paper):
+    monkeypatch.chdir(ROOT)
+    params_file = f"papers/{paper}/params.yaml"
+    params = read_params(Path(params_file))
+    stages = yaml.safe_load((ROOT / "papers" / paper / "dvc.yaml").read_text())["stages"]
+    for name, table in params.tables.items():
+        stage = stages["run" if paper == "comparison/glyphs" else f"run_{name}"]
+        assert stage.get("matrix", {"dataset": f"${{tables.{name}.datasets}}"}) == {
+            "dataset": f"${{tables.{name}.datasets}}"
+        }
+        for dataset in table.datasets:
+            declared = json.loads(json.dumps(stage).replace("${item.dataset}", dataset))
+            runs = [of.run for of in grid_runs(Path(params_file), name, dataset, Path("runs"), Path("metrics"))]
+            recipes, losses = {run.recipe or dataset for run in runs}, {run.loss for run in runs}
+            backbones = {params.recipes[recipe].backbone for recipe in recipes}
+            wanted = {f"data/packed/{dataset}", f"data/splits/{dataset}"}
+            wanted |= {f"data/code/{stage}" for stage in ("run_grid", "train", "evaluate")}
+            wanted |= {"data/code/weights"} if backbones != {"small"} else set()
+            wanted |= {"/".join(run.manifest.parts[:3]) for run in runs}
+            wanted |= {f"pipeline/backbones/{backbone}.py" for backbone in backbones}
+            wanted |= {f"data/weights/{backbone}.pth" for backbone in backbones if backbone != "small"}
+            wanted |= {f"pipeline/losses/{params.loss(loss)[0]}.py" for loss in losses}
+            assert set(declared["deps"]) == wanted, f"{name}@{dataset}"
+            told = set(declared["params"][0][params_file])
+            told |= {f"losses.{loss}" for loss in losses if paper.startswith("comparison")} - {"losses"}
+            wanted = {f"tables.{name}", *(f"recipes.{of}" for of in recipes), *(f"losses.{of}" for of in losses)}
+            assert told - {"losses"} == wanted, f"{name}@{dataset}"
 
 
 def test_one_recipes_learning_rate_makes_its_runs_stale_and_no_others(tmp_path):
@@ -198,12 +214,11 @@ def test_one_recipes_learning_rate_makes_its_runs_stale_and_no_others(tmp_path):
         return done.stdout
 
     def stale():
-        run("dvc", "repro", "-q", "papers/dvc.yaml")
         found = json.loads(run("dvc", "status", "--json", *(f"papers/{paper}/dvc.yaml" for paper in PAPERS)))
         # Upstream, the stages that make data: of them nothing was run.
         return {name.split(":")[1] for name, why in found.items() if "papers/" in name and "changed deps" in str(why)}
 
-    run("dvc", "repro", "-q", "papers/dvc.yaml")
+    run("dvc", "repro", "-q", "code")
     subprocess.run(
         [sys.executable, "-c", "import pathlib, bench.grid; bench.grid.complete(pathlib.Path('.'))"],
         cwd=tmp_path / "project",
@@ -217,22 +232,15 @@ def test_one_recipes_learning_rate_makes_its_runs_stale_and_no_others(tmp_path):
     params = yaml.safe_load(path.read_text())
     params["recipes"]["cars"]["network_learning_rate"] = 0.0003
     path.write_text(yaml.safe_dump(params, sort_keys=False))
-    tables = read_params(path).tables
-    wanted = {
-        f"{kind}_{name}@{folder_name(('cars', *row, seed))}"
-        for name, table in tables.items()
-        for row in itertools.product(*table.rows.values())
-        for seed in table.seeds
-        for kind in (("train", "choose", "train_held_out") if name == "main" else ("train",))
-    }
-    assert stale() == wanted
+    assert stale() == {f"run_{name}@cars" for name in ("main", "ablation", "proxies", "ratio")}
 
 
 def test_a_failed_stage_is_noted_until_it_succeeds(tmp_path):
     (tmp_path / "data").mkdir()
     params = tmp_path / "params.yaml"
     params.write_text("tables: 3\n")
-    command = [sys.executable, "-m", "pipeline.settings", "params.yaml", "--out", "data/settings/x"]
+    command = [sys.executable, "-m", "pipeline.tabulate", "--params", "params.yaml", "--table", "glyphs"]
+    command += ["--runs", "metrics/runs", "--out", "metrics/tables/glyphs"]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True).returncode == 2
     (note,) = (tmp_path / "data/failures").iterdir()
     told = json.loads(note.read_text())
@@ -252,12 +260,12 @@ def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):
     for path, loss in ((pages[0], "proxy_gml"), (pages[1], "proxy_an")):
         runs = list((project / "metrics/runs").glob(f"{path.parent.name}/*/*/*/*[0-9].json"))
         trained = json.loads(runs[0].read_text())
-        hashed = {line.split("  ")[1] for line in (project / "data/code/train").read_text().splitlines()}
-        backbone = trained["run"]["recipe"]["backbone"]
-        own = {f"pipeline/backbones/{backbone}.py", f"pipeline/losses/{loss}.py"}
-        assert set(trained["run"]["provenance"]["code"]) == (hashed | own) - {"requirements.lock"}
-        evaluated = {line.split("  ")[1] for line in (project / "data/code/evaluate").read_text().splitlines()}
-        assert set(trained["provenance"]["code"]) <= evaluated | own
+        lists = {path.name: path.read_text().splitlines() for path in (project / "data/code").iterdir()}
+        hashed = {name: {line.split("  ")[1] for line in lines} for name, lines in lists.items()}
+        own = {f"pipeline/backbones/{trained['run']['recipe']['backbone']}.py", f"pipeline/losses/{loss}.py"}
+        read = set(trained["run"]["provenance"]["code"])
+        assert read == (hashed["train"] | hashed["weights"] | own) - {"requirements.lock"}
+        assert set(trained["provenance"]["code"]) <= hashed["evaluate"] | own
 
 
 def test_references_of_the_comparison_are_read_whole():

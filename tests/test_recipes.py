@@ -113,7 +113,7 @@ def test_proxy_gml_is_the_authors_commands(name):
         "kmeans": told["k-means"],
     }
     settings = {"ratio": told["r"], "proxies_per_class": told["N"], "regulariser_weight": told["lambda"]}
-    assert GML.loss(name) == ("proxy_gml", settings)
+    assert GML.loss(f"proxy_gml_{name}") == ("proxy_gml", settings)
 
 
 def proxy_an_on(name):
@@ -181,11 +181,13 @@ def test_proxy_ans_other_networks_differ_in_network_and_input_alone(name):
 
 def test_there_is_no_other_recipe_or_loss():
     ablation = ["SML", "SM", "SL", "S", "ML", "M", "L", "none"]
-    assert list(GML.recipes) == ["cub", "cars", "sop"] and list(GML.losses) == [*GML.recipes, *ablation]
+    main = [f"proxy_gml_{name}" for name in GML.recipes]
+    assert list(GML.recipes) == ["cub", "cars", "sop"] and list(GML.losses) == [*main, *ablation, "own_class_alone"]
+    assert GML.losses["own_class_alone"] == GML.losses["proxy_gml_cars"] | {"own_class_alone": True}
     for name in ablation:
         parts = {"own_class_bonus": "S" in name, "masked_softmax": "M" in name}
         weight = 0.3 if "L" in name else 0.0
-        assert GML.losses[name] == GML.losses["cars"] | parts | {"regulariser_weight": weight}
+        assert GML.losses[name] == GML.losses["proxy_gml_cars"] | parts | {"regulariser_weight": weight}
     networks = ("", "bn_inception_", "deit_small_distilled_")
     assert list(AN.recipes) == [network + name for network in networks for name in PROXY_AN[""]]
     assert {name: AN.loss(name) for name in AN.losses} == {
