@@ -92,10 +92,7 @@ def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:
         if "ratio" in settings:
             settings |= {"ratio": 0.8, "proxies_per_class": min(3, settings["proxies_per_class"])}
     for name, table in params["tables"].items():
-        # Tables that are not rehearsed keep one cell: DVC takes its time for every stage that there is.
-        one = {axis: values[:1] for axis, values in table["rows"].items()}
-        rest = {"datasets": table["datasets"][:1], "rows": one, "seeds": table["seeds"][:1]}
-        table |= tables.get(name, rest)
+        table |= tables.get(name, {})
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
@@ -107,7 +104,7 @@ def copy(folder: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     (folder / "papers/comparison/dvc.yaml").unlink()
     shutil.rmtree(folder / "papers/comparison/glyphs")
-    for name in ("requirements.lock", ".dvcignore", ".gitignore", "metrics/.gitignore"):
+    for name in ("dvc.yaml", "params.yaml", "requirements.lock", ".dvcignore", ".gitignore", "metrics/.gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for paper, of in tables.items():
