@@ -3,7 +3,7 @@
     python -m tests.rehearse FOLDER          # every table, dataset, loss, setting, network and switch
     python -m tests.rehearse FOLDER --thin   # one cell of each paper
 
-What is small is small by params.yaml: three epochs, small batches and images, few proxies, thinned grids. The data are
+What is small is small by params.yaml: two epochs, small batches and images, few proxies, thinned grids. The data are
 look-alikes (tests/lookalikes.py), the weights of the right shapes and random. The numbers mean nothing, and the tables
 say so: their runs did not search among the published images.
 """
@@ -84,7 +84,8 @@ def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:
     params["machine"]["workers"] = 0
     for recipe in params["recipes"].values():
         balanced = recipe["samples_per_class"] is not None
-        recipe |= {"epochs": 3, "evaluated_epochs": 1, "decay_epochs": [2, 3], "cpu_threads": 1}
+        recipe |= {"epochs": 2, "evaluated_epochs": 1, "decay_epochs": [2], "cpu_threads": 1}
+        recipe["head_only_epochs"] = recipe["head_only_epochs"][:1]  # and the whole network in the other epoch
         recipe |= {"batch_size": 4, "samples_per_class": 2} if balanced else {"batch_size": 6}
         if recipe["backbone"] != "deit_small_distilled":  # which takes no other size
             recipe |= {"input_size": 64, "test_resize": 72}

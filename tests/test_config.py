@@ -60,6 +60,8 @@ WRONG = [
     (RECIPE, {"epsilon": 0.0}, r"recipes\.glyphs\.epsilon: .* greater than 0"),
     (("losses", "proxy_an"), {"loss": "proxy_am"}, r"losses\.proxy_an: there is no file proxy_am\.py"),
     (("tables", "glyphs", "rows"), {"loss": ["proxy_ann"]}, r"tables\.glyphs\.rows\.loss: proxy_ann has no settings"),
+    (("tables", "glyphs"), {"rows": {"dimension": [8]}}, r"tables\.glyphs\.loss: .* missing and the rows name no loss"),
+    (("tables", "glyphs"), {"datasets": ["cub"]}, r"tables\.glyphs: cub has no recipe, add recipes\.cub"),
     (("tables", "glyphs"), {"seeds": []}, r"tables\.glyphs\.seeds: .* at least 1 item"),
     (("machine",), {"device": "gpu"}, r"machine\.device: .* found 'gpu'"),
 ]
