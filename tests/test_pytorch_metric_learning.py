@@ -18,7 +18,7 @@ from pipeline.train import build_loss
 from tests.conftest import ENVIRONMENT
 
 PARAMS = Path(__file__).parent.parent / "papers/comparison/glyphs/params.yaml"
-LIBRARY = read_params(PARAMS).tables["library"].rows["loss"]
+LIBRARY = [name for name, of in read_params(PARAMS).losses.items() if of.get("loss") == "pytorch_metric_learning"]
 
 
 def batch():
