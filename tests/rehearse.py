@@ -1,4 +1,4 @@
-"""Rehearse both papers: every stage of their dvc.yaml on look-alike archives, in a scratch folder that is thrown away.
+"""Rehearse both papers, side by side: every stage of their dvc.yaml on look-alike archives, in a scratch folder.
 
     python -m tests.rehearse FOLDER          # every table, dataset, loss, setting, network and switch
     python -m tests.rehearse FOLDER --thin   # one cell of each paper
@@ -50,7 +50,10 @@ TABLES = {
         "alpha": {},
         "partial": {"rows": {"loss": ["proxy_an", "proxy_anchor"], "alpha": [12.0], "rate": [0.1, 1.0]}},
         "imbalance": {"rows": {"loss": ["proxy_an", "proxy_anchor"], "alpha": [12.0], "gamma": [150]}},
-        "networks": {"rows": {"recipe": ["bn_inception", "deit_small_distilled"], "loss": ["proxy_an"]}},
+        "networks": {
+            "datasets": ["cub", "inshop"],
+            "rows": {"recipe": ["bn_inception", "deit_small_distilled"], "loss": ["proxy_an"]},
+        },
     },
 }
 THIN = {
@@ -114,21 +117,26 @@ def copy(folder: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
 
 
 def rehearse(folder: Path, thin: bool = False) -> list[Path]:
-    """Run the papers in `folder`, which must not exist yet, and give the tables. Raises `CalledProcessError`."""
-    tables = THIN if thin else TABLES
+    """Run the papers, side by side, each in a project of its own in `folder`, which must not exist yet, and give the
+    tables. Raises `CalledProcessError`."""
     build_archives(folder / "mirror")
-    copy(folder / "project", tables)
-    shutil.move(folder / "mirror/raw/inshop", folder / "project/data/raw/inshop")
     files = {f"/{path.relative_to(folder / 'mirror')}": path for path in (folder / "mirror").rglob("*.*")}
-    stages = [f"papers/{paper}/dvc.yaml:tabulate_{name}" for paper, of in tables.items() for name in of]
+    pages, started = [], []
     with serve({address: Served(path.read_bytes()) for address, path in files.items()}) as base:
-        subprocess.run(
-            [sys.executable, "-m", "dvc", "repro", *stages],
-            cwd=folder / "project",
-            env=os.environ | {"PIPELINE_MIRRORS": base},
-            check=True,
-        )
-    return [folder / f"project/metrics/tables/{paper}/{name}.md" for paper, of in tables.items() for name in of]
+        for paper, tables in (THIN if thin else TABLES).items():
+            project = folder / paper
+            copy(project, {paper: tables})
+            shutil.copytree(folder / "mirror/raw/inshop", project / "data/raw/inshop")
+            stages = [f"papers/{paper}/dvc.yaml:tabulate_{name}" for name in tables]
+            command = [sys.executable, "-m", "dvc", "repro", *stages]
+            started.append(subprocess.Popen(command, cwd=project, env=os.environ | {"PIPELINE_MIRRORS": base}))
+            pages += [project / f"metrics/tables/{paper}/{name}.md" for name in tables]
+        for process in started:
+            process.wait()
+    for process in started:
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+    return pages
 
 
 def main() -> None:

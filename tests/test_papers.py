@@ -252,12 +252,12 @@ def test_a_failed_stage_is_noted_until_it_succeeds(tmp_path):
 
 def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):
     pages = rehearse.rehearse(tmp_path / "rehearsal", thin=True)
-    project = tmp_path / "rehearsal/project"
     for page in pages:
         of = [path.read_text() for path in page.parent.glob(f"{page.stem}.*")]
         assert len(of) >= 4 and all("REHEARSAL" in text for text in of)
     assert "| not run" not in pages[0].read_text()
     for path, loss in ((pages[0], "proxy_gml"), (pages[1], "proxy_an")):
+        project = path.parents[3]
         runs = list((project / "metrics/runs").glob(f"{path.parent.name}/*/*/*/*[0-9].json"))
         trained = json.loads(runs[0].read_text())
         lists = {path.name: path.read_text().splitlines() for path in (project / "data/code").iterdir()}
