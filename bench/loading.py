@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torchvision import datasets, transforms
 
-from pipeline.images import CROP_DRAWS, boxes, cropped
-from pipeline.packed import DecodedImages, PackedImages, SourceImage, pack
+from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
+from pipeline.training.images import CROP_DRAWS, boxes, cropped
 
 WIDTH, HEIGHT = 500, 375
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.clustering import clustering
-from pipeline.retrieval import recall_at_k, retrieval
+from pipeline.metrics.clustering import clustering
+from pipeline.metrics.retrieval import recall_at_k, retrieval
 
 # Queries, gallery (0: searched among themselves), classes, images that each has for sure, spread within a class, K.
 SIZES = {

@@ -36,14 +36,14 @@ from torchvision.models import resnet50
 
 from bench.loading import photograph
 from bench.retrieval import take_turns
-from pipeline.batches import Shuffled
-from pipeline.config import Recipe, read_params
-from pipeline.freezing import set_trainable
-from pipeline.images import normalise
-from pipeline.loading import CroppedImages, training_batches
+from pipeline.base.config import Recipe, read_params
+from pipeline.data.packed import PackedImages, SourceImage, pack
 from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
-from pipeline.network import EmbeddingNetwork, computing, prepare
-from pipeline.packed import PackedImages, SourceImage, pack
+from pipeline.networks.freezing import set_trainable
+from pipeline.networks.network import EmbeddingNetwork, computing, prepare
+from pipeline.training.batches import Shuffled
+from pipeline.training.images import normalise
+from pipeline.training.loading import CroppedImages, training_batches
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 DIMENSION = 512

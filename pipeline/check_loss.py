@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.config import read_params
-from pipeline.files import exit_with
+from pipeline.base.config import read_params
+from pipeline.base.files import exit_with
 from pipeline.losses import proxy_anchor
 from pipeline.train import build_loss
 

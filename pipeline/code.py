@@ -10,7 +10,7 @@ import argparse
 import ast
 from pathlib import Path
 
-from pipeline.files import exit_with, sha256, whole, write_text
+from pipeline.base.files import exit_with, sha256, whole, write_text
 
 PACKAGE = Path("pipeline")
 LOCK = Path("requirements.lock")
@@ -45,8 +45,10 @@ def _file(name: str) -> Path | None:
 
 def files_of(stage: str) -> set[Path]:
     """The files of a stage of this package, or of another of its modules, with what networks and losses share."""
-    shared = {PACKAGE / place / "__init__.py" for place in (".", "backbones", "losses")}
-    return imported(PACKAGE / f"{stage}.py") | shared
+    shared = {PACKAGE / place / "__init__.py" for place in (".", "networks/backbones", "losses")}
+    found = PACKAGE / f"{stage}.py"
+    found = found if found.is_file() else next(PACKAGE.glob(f"*/{stage}.py"))
+    return imported(found) | shared
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from scipy.stats import ttest_rel
 
-from pipeline.config import folder_name, read_table
-from pipeline.files import BadInputError, exit_with, read_json, write_json, write_text
-from pipeline.published import read_published
-from pipeline.tables import Cell, grid
+from pipeline.base.config import folder_name, read_table
+from pipeline.base.files import BadInputError, exit_with, read_json, write_json, write_text
+from pipeline.tables.published import read_published
+from pipeline.tables.rows import Cell, grid
 from pipeline.tabulate import heading, padded, references
 
 SELECTION, RANKED_BY = "last_epoch", "recall@1"

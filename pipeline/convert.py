@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from pipeline.files import BadInputError, exit_with, submodule, whole
-from pipeline.packed import pack, read_index
+from pipeline.base.files import BadInputError, exit_with, submodule, whole
+from pipeline.data.packed import pack, read_index
 
 
 def main() -> None:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import split, weights
-from pipeline.checksums import pins
-from pipeline.files import BadInputError, sha256, submodule
-from pipeline.manifests import Row, read_manifest
-from pipeline.packed import read_index
+from pipeline import split
+from pipeline.base.files import BadInputError, sha256, submodule
+from pipeline.data.checksums import pins
+from pipeline.data.manifests import Row, read_manifest
+from pipeline.data.packed import read_index
+from pipeline.networks import weights
 
 if TYPE_CHECKING:
     import torch

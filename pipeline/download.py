@@ -6,8 +6,9 @@ PIPELINE_MIRRORS names mirrors of your own and PIPELINE_TIMEOUT the patience wit
 import argparse
 from pathlib import Path
 
-from pipeline import fetch, weights
-from pipeline.files import exit_with, submodule
+from pipeline.base.files import exit_with, submodule
+from pipeline.data import fetch
+from pipeline.networks import weights
 
 
 def main() -> None:

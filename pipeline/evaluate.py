@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline import sampling
-from pipeline.clustering import clustering
-from pipeline.config import Recipe, read_params
-from pipeline.files import BadInputError, exit_with, read_json, submodule, write_json
-from pipeline.loading import RetrievedImages, read_retrieved, test_images
-from pipeline.network import embed, load_network, prepare
-from pipeline.packed import Entry, PackedImages
-from pipeline.provenance import provenance
-from pipeline.retrieval import nearest, retrieval
-from pipeline.runs import best_epoch, read_history
+from pipeline.base import sampling
+from pipeline.base.config import Recipe, read_params
+from pipeline.base.files import BadInputError, exit_with, read_json, submodule, write_json
+from pipeline.base.provenance import provenance
+from pipeline.data.packed import Entry, PackedImages
+from pipeline.metrics.clustering import clustering
+from pipeline.metrics.retrieval import nearest, retrieval
+from pipeline.networks.network import embed, load_network, prepare
+from pipeline.runs.run import best_epoch, read_history
+from pipeline.training.loading import RetrievedImages, read_retrieved, test_images
 
 QUERIES_SHOWN, NEIGHBOURS_SHOWN = 32, 8
 
@@ -124,7 +124,7 @@ def main() -> None:
     test = read_retrieved(Path("data/splits") / dataset)
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", *test.manifests]
     packed = PackedImages(packed_folder)
-    channels = submodule("backbones", recipe.backbone).Backbone.channels
+    channels = submodule("networks.backbones", recipe.backbone).Backbone.channels
     images = test_images(packed, test.numbers, channels, recipe, params.machine.workers)
 
     results: dict[str, dict[str, Any]] = {}

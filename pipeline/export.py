@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.files import BadInputError, exit_with, whole
-from pipeline.manifests import read_manifest
-from pipeline.packed import PackedImages
+from pipeline.base.files import BadInputError, exit_with, whole
+from pipeline.data.manifests import read_manifest
+from pipeline.data.packed import PackedImages
 
 PARTS = ("train", "test", "query", "gallery")
 

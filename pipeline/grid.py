@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Params, Recipe, folder_name, read_params
-from pipeline.files import BadInputError, exit_with, noted_failures, read_json
-from pipeline.provenance import unchanged
-from pipeline.runs import Run
+from pipeline.base.config import Params, Recipe, folder_name, read_params
+from pipeline.base.files import BadInputError, exit_with, noted_failures, read_json
+from pipeline.base.provenance import unchanged
+from pipeline.runs.run import Run
 
 
 @dataclass(frozen=True)

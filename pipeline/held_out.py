@@ -8,8 +8,8 @@ import argparse
 import statistics
 from pathlib import Path
 
-from pipeline.files import BadInputError, exit_with, read_json, write_json
-from pipeline.runs import best_epoch, read_history
+from pipeline.base.files import BadInputError, exit_with, read_json, write_json
+from pipeline.runs.run import best_epoch, read_history
 
 
 def main() -> None:

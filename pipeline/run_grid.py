@@ -16,11 +16,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.checkpoint import TERMINATED, Termination
-from pipeline.config import read_params, read_table
-from pipeline.files import FAILURES, BadInputError, exit_with, note_failure, read_json, remove
+from pipeline.base.config import read_params, read_table
+from pipeline.base.files import FAILURES, BadInputError, exit_with, note_failure, read_json, remove
 from pipeline.grid import GridRun, grid_runs
-from pipeline.network import choose_device
+from pipeline.networks.network import choose_device
+from pipeline.training.checkpoint import TERMINATED, Termination
 
 
 def execute(termination: Termination, stage: str, arguments: list[str]) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline import datasets
-from pipeline.checksums import CHECKSUMS, pin, pins
-from pipeline.files import BadInputError, exit_with, submodule, whole
-from pipeline.manifests import Row, write_manifest
-from pipeline.packed import Entry, read_index
+from pipeline.base.files import BadInputError, exit_with, submodule, whole
+from pipeline.data.checksums import CHECKSUMS, pin, pins
+from pipeline.data.manifests import Row, write_manifest
+from pipeline.data.packed import Entry, read_index
 
 
 def fingerprint(entries: list[Entry]) -> str:

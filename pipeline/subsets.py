@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import BadInputError, exit_with, whole
-from pipeline.manifests import Row, read_manifest, write_manifest
+from pipeline.base.files import BadInputError, exit_with, whole
+from pipeline.data.manifests import Row, read_manifest, write_manifest
 
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 GAMMAS = [10, 20, 50, 100, 150]

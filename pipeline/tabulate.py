@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Table, read_params, read_table
-from pipeline.files import BadInputError, exit_with, write_json, write_text
-from pipeline.published import Published, PublishedTable, read_published
-from pipeline.tables import PEEKING, SELECTIONS, Row, collect, difference, grid, verdict
+from pipeline.base.config import Table, read_params, read_table
+from pipeline.base.files import BadInputError, exit_with, write_json, write_text
+from pipeline.tables.published import Published, PublishedTable, read_published
+from pipeline.tables.rows import PEEKING, SELECTIONS, Row, collect, difference, grid, verdict
 
 RAW_PIXELS = "raw_pixels"
 HEADINGS = {"map@r": "MAP@R", "r_precision": "R-Precision", "nmi_arithmetic": "NMI", "nmi_geometric": "NMI, geometric"}
@@ -250,7 +250,7 @@ def main() -> None:
     print("\n".join(lines))
     if of and of.chart:
         # Where it is used: starting without matplotlib is faster, and most tables have no chart.
-        from pipeline.charts import sweep
+        from pipeline.tables.charts import sweep
 
         sweep(out.with_suffix(".svg"), table, rows, of)
         lines += ["", f"![ours and the paper's]({out.stem}.svg)"]

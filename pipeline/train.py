@@ -21,17 +21,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline import checkpoint, sampling
-from pipeline.config import Params, Recipe, read_params
-from pipeline.files import BadInputError, exit_with, submodule, whole, write_json, write_text
-from pipeline.freezing import set_trainable
-from pipeline.images import normalise
-from pipeline.loading import read_retrieved, read_training, test_images, training_batches, training_images
-from pipeline.network import computing, embed, initial_network, prepare
-from pipeline.packed import PackedImages
-from pipeline.provenance import provenance
-from pipeline.retrieval import recall_at_k
-from pipeline.runs import Run, last_epoch, plan_batches
+from pipeline.base import sampling
+from pipeline.base.config import Params, Recipe, read_params
+from pipeline.base.files import BadInputError, exit_with, submodule, whole, write_json, write_text
+from pipeline.base.provenance import provenance
+from pipeline.data.packed import PackedImages
+from pipeline.metrics.retrieval import recall_at_k
+from pipeline.networks.freezing import set_trainable
+from pipeline.networks.network import computing, embed, initial_network, prepare
+from pipeline.runs.run import Run, last_epoch, plan_batches
+from pipeline.training import checkpoint
+from pipeline.training.images import normalise
+from pipeline.training.loading import read_retrieved, read_training, test_images, training_batches, training_images
 
 CHECKED_EVERY = 50
 """Steps between looks at the losses: each look waits for the GPU."""

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.files import submodule
-from pipeline.weights import FILES
+from pipeline.base.files import submodule
+from pipeline.networks.weights import FILES
 from tests import lookalikes
 from tests.server import Served, serve
 
@@ -78,7 +78,7 @@ def build_archives(folder: Path) -> None:
     (folder / "weights").mkdir()
     for name in FILES:
         torch.manual_seed(0)
-        torch.save(submodule("backbones", name).Backbone().state_dict(), folder / "weights" / f"{name}.pth")
+        torch.save(submodule("networks.backbones", name).Backbone().state_dict(), folder / "weights" / f"{name}.pth")
 
 
 def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.files import exit_with
+from pipeline.base.files import exit_with
 
 
 def kill_at_step(last: int) -> None:
@@ -63,7 +63,7 @@ chains = json.loads(Path(sys.argv[1]).read_text())
 results = Path(sys.argv[2])
 results.mkdir()
 stages = {words[0] for commands in chains.values() for words, _, _ in commands}
-later = {"train": ["pipeline.backbones", "pipeline.losses"], "evaluate": ["pipeline.backbones"]}
+later = {"train": ["pipeline.networks.backbones", "pipeline.losses"], "evaluate": ["pipeline.networks.backbones"]}
 for stage in stages:
     importlib.import_module(f"pipeline.{stage}")
 # What a stage imports when it is needed, imported once here instead of in every process.

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import archives, convert
+from pipeline import convert
+from pipeline.base.files import BadInputError, whole
+from pipeline.data import archives
+from pipeline.data.packed import pack
 from pipeline.datasets import cars, cub, inshop, sop
-from pipeline.files import BadInputError, whole
-from pipeline.packed import pack
 from tests import lookalikes
 from tests.lookalikes import cub_files, member, sop_files, tgz, zipped
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from pipeline.batches import ClassBalanced, Shuffled
-from pipeline.config import read_params
-from pipeline.files import BadInputError
-from pipeline.loading import ShiftedImages, training_batches
-from pipeline.manifests import Row, write_manifest
-from pipeline.runs import Run, plan_batches
-from pipeline.sampling import uniform
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError
+from pipeline.base.sampling import uniform
+from pipeline.data.manifests import Row, write_manifest
+from pipeline.runs.run import Run, plan_batches
+from pipeline.training.batches import ClassBalanced, Shuffled
+from pipeline.training.loading import ShiftedImages, training_batches
 
 RECIPE = read_params(Path(__file__).parent.parent / "papers/proxy_an/params.yaml").recipes["cub"]
 

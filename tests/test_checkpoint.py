@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint
-from pipeline.files import BadInputError
+from pipeline.base.files import BadInputError
+from pipeline.training import checkpoint
 from tests.conftest import ENVIRONMENT
 
 FILES = ("best_test_epoch.pt", "last_epoch.pt", "history.jsonl")

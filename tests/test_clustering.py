@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from pipeline.clustering import clustering, clustering_scores
+from pipeline.metrics.clustering import clustering, clustering_scores
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.base.config import read_params
 from pipeline.compare import holm, paired
-from pipeline.config import read_params
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from pipeline.config import read_params, read_yaml
-from pipeline.files import BadInputError
+from pipeline.base.config import read_params, read_yaml
+from pipeline.base.files import BadInputError
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import split
+from pipeline.base.files import BadInputError, sha256, submodule
+from pipeline.data.packed import PackedImages, pack, read_index
 from pipeline.datasets import cars, cub
-from pipeline.files import BadInputError, sha256, submodule
-from pipeline.packed import PackedImages, pack, read_index
 from tests import lookalikes
 from tests.lookalikes import CARS_COUNTS, CUB_COUNTS, INSHOP_COUNTS, SOP_COUNTS, project, stage
 from tests.server import Served, serve

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import doctor
-from pipeline.files import submodule
+from pipeline.base.files import submodule
 
 
 @pytest.fixture

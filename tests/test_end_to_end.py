@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.files import submodule
+from pipeline.base.files import submodule
 from tests import lookalikes
 from tests.lookalikes import CARS_COUNTS, INSHOP_COUNTS, REPOSITORY, SOP_COUNTS, project
 from tests.server import Served, serve
@@ -34,7 +34,7 @@ def write_look_alike_weights(folder):
     folder.mkdir(parents=True)
     for name, classifiers in NETWORKS.items():
         torch.manual_seed(1)
-        state = submodule("backbones", name).Backbone().state_dict()
+        state = submodule("networks.backbones", name).Backbone().state_dict()
         if name == "bn_inception":
             state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
         state |= {f"{classifier}{key}": torch.zeros(3) for classifier in classifiers for key in ("weight", "bias")}
@@ -144,7 +144,7 @@ def trained(tmp_path_factory):
         assert "  workers: 8\n" in params
         (folder / "papers" / paper / "params.yaml").write_text(params.replace("  workers: 8\n", "  workers: 0\n"))
     # Embeddings are made 256 at a time, which takes DeiT half a minute here.
-    network = folder / "pipeline/network.py"
+    network = folder / "pipeline/networks/network.py"
     assert "\nEMBEDDING_BATCH = 256\n" in network.read_text()
     network.write_text(network.read_text().replace("\nEMBEDDING_BATCH = 256\n", "\nEMBEDDING_BATCH = 8\n"))
     mirror = folder.parent / "mirror"

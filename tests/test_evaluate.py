@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from pipeline.config import read_params
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError
+from pipeline.data.manifests import Row, read_manifest, write_manifest
+from pipeline.data.packed import PackedImages
 from pipeline.evaluate import metrics, retrievals
-from pipeline.files import BadInputError
-from pipeline.loading import as_stored, read_retrieved
-from pipeline.manifests import Row, read_manifest, write_manifest
-from pipeline.network import embed, load_network, prepare
-from pipeline.packed import PackedImages
-from pipeline.runs import best_epoch, read_history
+from pipeline.networks.network import embed, load_network, prepare
+from pipeline.runs.run import best_epoch, read_history
+from pipeline.training.loading import as_stored, read_retrieved
 
 CPU = torch.device("cpu")
 

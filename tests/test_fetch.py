@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fetch
-from pipeline.checksums import CHECKSUMS, pins
-from pipeline.fetch import File
-from pipeline.files import BadInputError, sha256
+from pipeline.base.files import BadInputError, sha256
+from pipeline.data import fetch
+from pipeline.data.checksums import CHECKSUMS, pins
+from pipeline.data.fetch import File
 from tests import lookalikes
 from tests.lookalikes import CUB_COUNTS, project, stage
 from tests.server import Served, serve

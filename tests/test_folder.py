@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import convert, export, split
+from pipeline.base.files import BadInputError
+from pipeline.data.manifests import read_manifest
+from pipeline.data.packed import PackedImages, SourceImage, pack, read_index
 from pipeline.datasets import folder
-from pipeline.files import BadInputError
-from pipeline.manifests import read_manifest
-from pipeline.packed import PackedImages, SourceImage, pack, read_index
 from tests import lookalikes
 from tests.lookalikes import picture, project, stage
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import read_params
-from pipeline.freezing import set_trainable
-from pipeline.network import EmbeddingNetwork, embed
+from pipeline.base.config import read_params
+from pipeline.networks.freezing import set_trainable
+from pipeline.networks.network import EmbeddingNetwork, embed
 
 DEFAULT = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
 CONVOLUTIONS, NORMS, STATISTICS, HEAD, HEAD_STATISTICS = ALL = (

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
+from pipeline.base.files import BadInputError, sha256, submodule
+from pipeline.data.packed import PackedImages, read_index
 from pipeline.datasets import glyphs
-from pipeline.files import BadInputError, sha256, submodule
-from pipeline.packed import PackedImages, read_index
 from pipeline.split import check
 
 

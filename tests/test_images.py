@@ -15,12 +15,12 @@ from scipy.stats import ks_2samp, kstest
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from pipeline import images, loading
-from pipeline.batches import ClassBalanced, Shuffled
-from pipeline.config import read_params
-from pipeline.images import ATTEMPTS, CROP_DRAWS, boxes, centred, cropped, normalise
-from pipeline.loading import CentredImages, CroppedImages, test_images, training_batches, training_images
-from pipeline.packed import DecodedImages, PackedImages, SourceImage, pack
+from pipeline.base.config import read_params
+from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
+from pipeline.training import images, loading
+from pipeline.training.batches import ClassBalanced, Shuffled
+from pipeline.training.images import ATTEMPTS, CROP_DRAWS, boxes, centred, cropped, normalise
+from pipeline.training.loading import CentredImages, CroppedImages, test_images, training_batches, training_images
 
 ROOT = Path(__file__).parent.parent
 PROXY_GML = read_params(ROOT / "papers/proxygml/params.yaml").recipes["cub"]

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, batch_norm, layer_norm
 
-from pipeline import weights
-from pipeline.backbones import bn_inception, deit_small_distilled, resnet50, small
-from pipeline.config import read_params
-from pipeline.files import BadInputError, sha256
-from pipeline.network import EmbeddingNetwork, computing, embed, initial_network, load_network, pooled
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError, sha256
+from pipeline.networks import weights
+from pipeline.networks.backbones import bn_inception, deit_small_distilled, resnet50, small
+from pipeline.networks.network import EmbeddingNetwork, computing, embed, initial_network, load_network, pooled
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(ROOT / "tests/golden/networks.npz")
@@ -161,7 +161,7 @@ def test_networks_say_whether_weights_are_published():
     backbones = {module.__name__.split(".")[-1]: module.Backbone for module in (bn_inception, resnet50, small)}
     backbones["deit_small_distilled"] = deit_small_distilled.Backbone
     assert {name for name, backbone in backbones.items() if backbone.published} == weights.FILES.keys()
-    assert backbones.keys() == {path.stem for path in (ROOT / "pipeline/backbones").glob("[!_]*.py")}
+    assert backbones.keys() == {path.stem for path in (ROOT / "pipeline/networks/backbones").glob("[!_]*.py")}
 
 
 def test_the_default_network_draws_and_names_as_ever():
@@ -177,10 +177,11 @@ def test_the_default_network_draws_and_names_as_ever():
 
 def test_a_run_from_scratch_imports_no_other_networks_library_and_no_weights():
     code = (
-        "import sys; from pathlib import Path; import pipeline.train; from pipeline.config import read_params; "
-        "from pipeline.network import initial_network; "
+        "import sys; from pathlib import Path; import pipeline.train; from pipeline.base.config import read_params; "
+        "from pipeline.networks.network import initial_network; "
         "initial_network(read_params(Path('params.yaml'), 'glyphs').recipes['glyphs']); "
-        "print([name for name in ('timm', 'torchvision', 'requests', 'pipeline.weights') if name in sys.modules])"
+        "wanted = ('timm', 'torchvision', 'requests', 'pipeline.networks.weights'); "
+        "print([name for name in wanted if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline import packed
-from pipeline.files import BadInputError
-from pipeline.packed import DecodedImages, PackedImages, SourceImage, pack
+from pipeline.base.files import BadInputError
+from pipeline.data import packed
+from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
 from tests.lookalikes import REPOSITORY, picture
 
 PICTURES = {

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from pipeline import code
-from pipeline.config import read_params
-from pipeline.files import BadInputError
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError
 from pipeline.grid import grid_runs
-from pipeline.published import read_published
-from pipeline.tables import Cell, folder_name, grid, verdict
+from pipeline.tables.published import read_published
+from pipeline.tables.rows import Cell, folder_name, grid, verdict
 from tests import rehearse
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +167,7 @@ def test_the_stage_that_hashes_code_depends_on_what_it_hashes(monkeypatch):
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["code"]
     hashed = set().union(*(code.files_of(name) for name in stage["cmd"].split("pipeline.code ")[1].split()[:-2]))
     assert {Path(f"pipeline/{name}.py") for name in ("run_grid", "train", "evaluate", "weights")} <= hashed
-    own = {Path("pipeline/code.py"), Path("pipeline/files.py"), code.LOCK}
+    own = {Path("pipeline/code.py"), Path("pipeline/base/files.py"), code.LOCK}
     assert {Path(name) for name in stage["deps"]} == hashed | own
 
 
@@ -191,7 +191,7 @@ def test_stages_of_runs_depend_on_what_their_runs_read(monkeypatch, paper):
             wanted |= {f"data/code/{stage}" for stage in ("run_grid", "train", "evaluate")}
             wanted |= {"data/code/weights"} if backbones != {"small"} else set()
             wanted |= {"/".join(run.manifest.parts[:3]) for run in runs}
-            wanted |= {f"pipeline/backbones/{backbone}.py" for backbone in backbones}
+            wanted |= {f"pipeline/networks/backbones/{backbone}.py" for backbone in backbones}
             wanted |= {f"data/weights/{backbone}.pth" for backbone in backbones if backbone != "small"}
             wanted |= {f"pipeline/losses/{params.loss(loss)[0]}.py" for loss in losses}
             assert set(declared["deps"]) == wanted, f"{name}@{dataset}"
@@ -262,7 +262,7 @@ def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):
         trained = json.loads(runs[0].read_text())
         lists = {path.name: path.read_text().splitlines() for path in (project / "data/code").iterdir()}
         hashed = {name: {line.split("  ")[1] for line in lines} for name, lines in lists.items()}
-        own = {f"pipeline/backbones/{trained['run']['recipe']['backbone']}.py", f"pipeline/losses/{loss}.py"}
+        own = {f"pipeline/networks/backbones/{trained['run']['recipe']['backbone']}.py", f"pipeline/losses/{loss}.py"}
         read = set(trained["run"]["provenance"]["code"])
         assert read == (hashed["train"] | hashed["weights"] | own) - {"requirements.lock"}
         assert set(trained["provenance"]["code"]) <= hashed["evaluate"] | own

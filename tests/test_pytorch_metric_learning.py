@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import read_params
-from pipeline.files import BadInputError
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError
 from pipeline.losses import proxy_anchor, unit
 from pipeline.losses.pytorch_metric_learning import Loss
 from pipeline.train import build_loss

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import read_params
+from pipeline.base.config import read_params
+from pipeline.data.manifests import Row, write_manifest
 from pipeline.datasets import cars, cub, inshop, sop
-from pipeline.freezing import set_trainable
-from pipeline.manifests import Row, write_manifest
-from pipeline.network import EmbeddingNetwork
-from pipeline.runs import Run, plan_batches
+from pipeline.networks.freezing import set_trainable
+from pipeline.networks.network import EmbeddingNetwork
+from pipeline.runs.run import Run, plan_batches
 from pipeline.subsets import imbalanced, partial
 from pipeline.train import learning_rates
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.ranks import NEVER, Scores, by_halves, by_strips, per_query
-from pipeline.retrieval import nearest, recall_at_k, retrieval
+from pipeline.metrics.ranks import NEVER, Scores, by_halves, by_strips, per_query
+from pipeline.metrics.retrieval import nearest, recall_at_k, retrieval
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 Search = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import subsets
-from pipeline.files import BadInputError
-from pipeline.manifests import Row, read_manifest, write_manifest
+from pipeline.base.files import BadInputError
+from pipeline.data.manifests import Row, read_manifest, write_manifest
 from pipeline.subsets import imbalanced, partial
 
 

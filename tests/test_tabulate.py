@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tables import Cell
+from pipeline.tables.rows import Cell
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi_arithmetic")

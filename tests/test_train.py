@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import sampling
-from pipeline.batches import Shuffled
-from pipeline.config import read_params
-from pipeline.loading import ShiftedImages, training_batches
+from pipeline.base import sampling
+from pipeline.base.config import read_params
 from pipeline.train import learning_rates
+from pipeline.training.batches import Shuffled
+from pipeline.training.loading import ShiftedImages, training_batches
 
 
 def train(project, out, *options, loss="proxy_an", fails=0):
@@ -46,7 +46,7 @@ import sys
 import torch
 from pipeline import train
 from pipeline.losses import proxy_an
-from pipeline.network import EmbeddingNetwork
+from pipeline.networks.network import EmbeddingNetwork
 
 seen = []
 

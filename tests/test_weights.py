@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import weights
-from pipeline.checksums import pin
-from pipeline.files import BadInputError, sha256
-from pipeline.weights import fitted, load_weights, pretrained
+from pipeline.base.files import BadInputError, sha256
+from pipeline.data.checksums import pin
+from pipeline.networks import weights
+from pipeline.networks.weights import fitted, load_weights, pretrained
 from tests.lookalikes import project, stage
 from tests.server import Served, serve
 

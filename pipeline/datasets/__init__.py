@@ -11,7 +11,7 @@ among whom; `held_out_train` and `held_out_test` are the two halves of the train
 
 from typing import NamedTuple
 
-from pipeline.packed import Entry
+from pipeline.data.packed import Entry
 
 
 class Expected(NamedTuple):

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from pipeline import archives, datasets, fetch
+from pipeline import datasets
+from pipeline.base.files import BadInputError
+from pipeline.data import archives, fetch
+from pipeline.data.packed import Entry, SourceImage
 from pipeline.datasets import Expected
-from pipeline.files import BadInputError
-from pipeline.packed import Entry, SourceImage
 
 KAGGLE = "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset"
 FILES = (

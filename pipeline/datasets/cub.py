@@ -7,10 +7,11 @@ class names: it is refused. Some test images are among ImageNet's training image
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import archives, datasets, fetch
+from pipeline import datasets
+from pipeline.base.files import BadInputError
+from pipeline.data import archives, fetch
+from pipeline.data.packed import Entry, SourceImage
 from pipeline.datasets import Expected
-from pipeline.files import BadInputError
-from pipeline.packed import Entry, SourceImage
 
 FILES = (
     fetch.File(

@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline import datasets
+from pipeline.base.files import BadInputError
+from pipeline.data.packed import Entry, SourceImage
 from pipeline.datasets import Expected
-from pipeline.files import BadInputError
-from pipeline.packed import Entry, SourceImage
 
 EXPECTED: dict[str, Expected] = {}
 

@@ -18,9 +18,9 @@ import numpy as np
 import pyfiglet
 
 from pipeline import datasets
+from pipeline.base.files import BadInputError, whole
+from pipeline.data.packed import Entry, SourceImage
 from pipeline.datasets import Expected
-from pipeline.files import BadInputError, whole
-from pipeline.packed import Entry, SourceImage
 
 PYFIGLET = "1.0.4"
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase

@@ -7,10 +7,11 @@ item, labels follow the number in its id; training and retrieved items are numbe
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import archives, datasets, fetch
+from pipeline import datasets
+from pipeline.base.files import BadInputError
+from pipeline.data import archives, fetch
+from pipeline.data.packed import Entry, SourceImage
 from pipeline.datasets import Expected
-from pipeline.files import BadInputError
-from pipeline.packed import Entry, SourceImage
 
 PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
 FILES = (

@@ -6,10 +6,11 @@ The lists in the archive are the split: classes 1-11318 train, 11319-22634 are r
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import archives, datasets, fetch
+from pipeline import datasets
+from pipeline.base.files import BadInputError
+from pipeline.data import archives, fetch
+from pipeline.data.packed import Entry, SourceImage
 from pipeline.datasets import Expected
-from pipeline.files import BadInputError
-from pipeline.packed import Entry, SourceImage
 
 FILES = (
     fetch.File(

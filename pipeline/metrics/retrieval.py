@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.ranks import check_embeddings, per_query, strips
+from pipeline.metrics.ranks import check_embeddings, per_query, strips
 
 
 @torch.no_grad()

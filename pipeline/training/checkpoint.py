@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pipeline.files import BadInputError, whole
+from pipeline.base.files import BadInputError, whole
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a run that was told to stop (SIGTERM), saved, and will go on when it is started again."""

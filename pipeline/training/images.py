@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline.config import Recipe
+from pipeline.base.config import Recipe
 
 ATTEMPTS = 10
 ASPECTS = (3 / 4, 4 / 3)

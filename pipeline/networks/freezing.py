@@ -6,8 +6,8 @@ Everything follows from recipe and epoch, nothing from the epochs before, so tha
 import torch
 from torch import nn
 
-from pipeline.config import Recipe
-from pipeline.network import EmbeddingNetwork
+from pipeline.base.config import Recipe
+from pipeline.networks.network import EmbeddingNetwork
 
 
 def set_trainable(network: EmbeddingNetwork, recipe: Recipe, epoch: int) -> None:

@@ -1,8 +1,8 @@
 """BN-Inception (Ioffe and Szegedy 2015, arXiv 1502.03167), both papers' network, 11 million parameters.
 
-The parameters have the published file's names (`bn_inception` in pipeline/weights.py), all in one level. Its weights
-want BGR images of 0..255. Running statistics follow PyTorch's default momentum of 0.1: the published file says nothing
-of it, and it matters only where they are trained.
+The parameters have the published file's names (`bn_inception` in pipeline/networks/weights.py), all in one level. Its
+weights want BGR images of 0..255. Running statistics follow PyTorch's default momentum of 0.1: the published file says
+nothing of it, and it matters only where they are trained.
 """
 
 import torch

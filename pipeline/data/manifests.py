@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.files import BadInputError
+from pipeline.base.files import BadInputError
 
 COLUMNS = ["image", "label", "name"]
 

@@ -15,7 +15,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, create_model
 
-from pipeline.files import BadInputError, submodule
+from pipeline.base.files import BadInputError, submodule
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -40,7 +40,7 @@ class Recipe(BaseModel):
     model_config = STRICT
 
     backbone: str
-    """A file of pipeline/backbones."""
+    """A file of pipeline/networks/backbones."""
     pretrained: bool
     """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
     pooling: Literal["none", "average", "average_and_maximum"]
@@ -329,7 +329,7 @@ def _backbone_problems(params: Params, name: str) -> list[str]:
         return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
     recipe = params.recipes[name]
     try:
-        backbone = submodule("backbones", recipe.backbone).Backbone
+        backbone = submodule("networks.backbones", recipe.backbone).Backbone
     except BadInputError as error:
         return [f"recipes.{name}.backbone: {error}"]
     problems = [

@@ -30,10 +30,10 @@ class BadInputError(Exception):
 
 def submodule(package: str, name: str) -> ModuleType:
     """The module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
-    folder = Path(__file__).parent / package
+    folder = Path(__file__).parent.parent.joinpath(*package.split("."))
     names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
     if name not in names:
-        raise BadInputError(f"there is no file {name}.py in pipeline/{package}: choose one of {', '.join(names)}")
+        raise BadInputError(f"there is no file {name}.py in pipeline/{folder.name}: choose one of {', '.join(names)}")
     return importlib.import_module(f"pipeline.{package}.{name}")
 
 

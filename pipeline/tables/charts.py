@@ -8,10 +8,10 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from pipeline.config import Table
-from pipeline.files import whole
-from pipeline.published import PublishedTable
-from pipeline.tables import Row
+from pipeline.base.config import Table
+from pipeline.base.files import whole
+from pipeline.tables.published import PublishedTable
+from pipeline.tables.rows import Row
 
 
 def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None:

@@ -23,7 +23,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from pipeline.files import BadInputError
+from pipeline.base.files import BadInputError
 
 MODES = {1: "L", 3: "RGB"}
 

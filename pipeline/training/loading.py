@@ -13,13 +13,13 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pipeline import sampling
-from pipeline.batches import ClassBalanced, Shuffled
-from pipeline.config import Recipe
-from pipeline.files import BadInputError
-from pipeline.images import CROP_DRAWS, boxes, centred, cropped
-from pipeline.manifests import Row, read_manifest
-from pipeline.packed import DecodedImages, PackedImages, available_memory
+from pipeline.base import sampling
+from pipeline.base.config import Recipe
+from pipeline.base.files import BadInputError
+from pipeline.data.manifests import Row, read_manifest
+from pipeline.data.packed import DecodedImages, PackedImages, available_memory
+from pipeline.training.batches import ClassBalanced, Shuffled
+from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped
 
 MEMORY_SHARE = 0.4
 """Of the memory at hand, what decoded training images, and resized test images, may each take."""

@@ -35,9 +35,9 @@ def per_query(
     first_only: bool = False,
     depth: int | None = None,
 ) -> Scores:
-    """The ranks by the way that is faster. Arguments, `counting` and errors as in `pipeline.retrieval.retrieval`; with
-    first_only no more is worked out than the first of the Scores, and of those a count of `depth` or more need not be
-    exact."""
+    """The ranks by the way that is faster. Arguments, `counting` and errors as in
+    `pipeline.metrics.retrieval.retrieval`; with first_only no more is worked out than the first of the Scores, and of
+    those a count of `depth` or more need not be exact."""
     check_embeddings(queries, gallery)
     if counting not in COUNTINGS:
         raise ValueError(f"counting must be one of {', '.join(COUNTINGS)}, got {counting!r}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.files import sha256
+from pipeline.base.files import sha256
 
 PACKAGES = (
     "torch",
@@ -27,7 +27,7 @@ PACKAGES = (
     "pillow",
     "dvc",
 )
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def _git(*arguments: str) -> str | None:

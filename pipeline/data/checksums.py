@@ -5,7 +5,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.files import BadInputError, write_text
+from pipeline.base.files import BadInputError, write_text
 
 DATA = Path("data")
 CHECKSUMS = DATA / "checksums"

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ValidationError, model_validator
 
-from pipeline.config import STRICT, Positive, problem_lines, read_yaml
-from pipeline.files import BadInputError
+from pipeline.base.config import STRICT, Positive, problem_lines, read_yaml
+from pipeline.base.files import BadInputError
 
 Percent = Annotated[float, Ge(0), Le(100)]
 Points = Annotated[float, Ge(0)]

@@ -9,9 +9,9 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from pipeline.config import Table, folder_name
-from pipeline.files import noted_failures, read_json
-from pipeline.published import Published, PublishedTable
+from pipeline.base.config import Table, folder_name
+from pipeline.base.files import noted_failures, read_json
+from pipeline.tables.published import Published, PublishedTable
 
 SELECTIONS = {
     "best_test_epoch": "Best test epoch: weights chosen by Recall@1 on the test set, as the papers do",

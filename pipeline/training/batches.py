@@ -3,7 +3,7 @@ goes on with the very next batch. Both kinds have `steps`, the batches of an epo
 
 import numpy as np
 
-from pipeline import sampling
+from pipeline.base import sampling
 
 
 class Shuffled:

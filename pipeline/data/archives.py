@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
-from pipeline.files import BadInputError
+from pipeline.base.files import BadInputError
 
 READ_LIMIT = 64 << 20
 """Bytes that one image or list may have; the largest in these data sets is 15 MB."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from pipeline.batches import ClassBalanced, Shuffled
-from pipeline.config import Params, Recipe
-from pipeline.files import BadInputError
-from pipeline.loading import read_training
+from pipeline.base.config import Params, Recipe
+from pipeline.base.files import BadInputError
+from pipeline.training.batches import ClassBalanced, Shuffled
+from pipeline.training.loading import read_training
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from pipeline.config import Recipe
-from pipeline.files import BadInputError, submodule
-from pipeline.images import MEMORY_FORMATS, normalise
-from pipeline.loading import CentredImages
+from pipeline.base.config import Recipe
+from pipeline.base.files import BadInputError, submodule
+from pipeline.training.images import MEMORY_FORMATS, normalise
+from pipeline.training.loading import CentredImages
 
 EMBEDDING_BATCH = 256
 """Images that are embedded at a time."""
@@ -40,7 +40,7 @@ class EmbeddingNetwork(nn.Module):
 
     def __init__(self, recipe: Recipe):
         super().__init__()
-        self.backbone = submodule("backbones", recipe.backbone).Backbone()
+        self.backbone = submodule("networks.backbones", recipe.backbone).Backbone()
         self.pooling, features = recipe.pooling, self.backbone.features
         self.norms = (
             nn.Sequential(nn.LayerNorm(features), nn.BatchNorm1d(features))
@@ -71,7 +71,7 @@ def initial_network(recipe: Recipe) -> EmbeddingNetwork:
     network = EmbeddingNetwork(recipe)
     if recipe.pretrained:
         # Where it is used: a run from scratch does not read these files, nor import what fetches them.
-        from pipeline.weights import pretrained
+        from pipeline.networks.weights import pretrained
 
         network.backbone.load_state_dict(pretrained(recipe.backbone, network.backbone.state_dict()))
     return network

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.checksums import DATA, pins
-from pipeline.fetch import File
-from pipeline.files import BadInputError, sha256
+from pipeline.base.files import BadInputError, sha256
+from pipeline.data.checksums import DATA, pins
+from pipeline.data.fetch import File
 
 if TYPE_CHECKING:
     import torch

@@ -24,8 +24,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from pipeline.checksums import CHECKSUMS, DATA, pin, pins
-from pipeline.files import BadInputError
+from pipeline.base.files import BadInputError
+from pipeline.data.checksums import CHECKSUMS, DATA, pin, pins
 
 TRIES = 4
 """Attempts in a row that bring nothing new before a mirror is given up."""

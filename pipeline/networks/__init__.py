@@ -1,0 +1,1 @@
+"""Networks: backbones (one file each), pooling and heads, freezing, pretrained weights."""
