@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.base.config import read_params
 from pipeline.base.files import exit_with
 from pipeline.losses import proxy_anchor
-from pipeline.train import build_loss
+from pipeline.training.loop import build_loss
 
 CLASSES, DIMENSION = 100, 16
 """Of all checks but those of cost: CUB's classes, and embeddings short enough for finite differences."""
@@ -237,7 +237,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     def build_for(classes: int, dimension: int) -> nn.Module:
-        return build_loss(params, arguments.loss, classes, dimension, arguments.params)
+        module, settings = params.loss(arguments.loss)
+        return build_loss(module, settings, classes, dimension, f"{arguments.params}: losses.{arguments.loss}")
 
     def build() -> nn.Module:
         return build_for(CLASSES, DIMENSION).to(device)

@@ -112,16 +112,6 @@ class Recipe(BaseModel):
     cpu_threads: Positive
     """Threads of a run on the CPU, part of the recipe because sums split over threads round differently."""
 
-    def evaluates(self, epoch: int) -> bool:
-        """Whether the test set is looked at after an epoch, counted from 1."""
-        every = self.evaluated_epochs
-        return epoch in every if isinstance(every, list) else epoch % every == 0
-
-    def decays(self, epoch: int) -> int:
-        """How often the learning rates have been multiplied by `decay_factor` in an epoch, counted from 1."""
-        every = self.decay_epochs
-        return sum(epoch >= decay for decay in every) if isinstance(every, list) else (epoch - 1) // every
-
 
 class Table(BaseModel):
     """The grid of runs behind one table: every dataset with every combination of the rows' values and every seed."""
@@ -137,8 +127,15 @@ class Table(BaseModel):
     seeds: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
     loss: str | None = None
     """The loss of all rows, where they do not differ in it."""
-    held_out: bool = False
-    """Whether the held-out protocol is run besides."""
+    protocols: Annotated[list[Literal["test", "choose_epoch", "held_out"]], Len(1)] = ["test"]
+    """What is run of each row and seed: `test`, as the papers do; `choose_epoch`, which only looks at held-out training
+    classes; `held_out`, the epoch chosen so and then trained on all training classes."""
+    raw_pixels: bool = False
+    """Whether a first row has the images themselves in place of embeddings: what no training gives."""
+    title: str | None = None
+    """Above the table, where published.yaml has no title for it."""
+    layout: Literal["rows", "ranked"] = "rows"
+    """The rows in their order, or from the best down with a test of each against the best."""
 
 
 def folder_name(values: tuple[Any, ...]) -> str:
@@ -312,7 +309,8 @@ def _contradictions(name: str, recipe: Recipe) -> list[str]:
         late = [epoch for epoch in epochs if epoch > recipe.epochs] if isinstance(epochs, list) else []
         if late:
             problems.append(f"{key}: there is no epoch {late[0]}, the recipe has {recipe.epochs}")
-    if not any(recipe.evaluates(epoch) for epoch in range(1, recipe.epochs + 1)):
+    evaluated = recipe.evaluated_epochs
+    if not evaluated or (isinstance(evaluated, int) and evaluated > recipe.epochs):
         problems.append(f"evaluated_epochs: none of the {recipe.epochs} epochs is evaluated")
     if recipe.samples_per_class and recipe.batch_size % recipe.samples_per_class:
         problems.append(f"samples_per_class: {recipe.samples_per_class} does not divide the batch_size")
@@ -327,11 +325,15 @@ def _backbone_problems(params: Params, name: str) -> list[str]:
     """What is wrong between one recipe and its backbone."""
     if name not in params.recipes:
         return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
-    recipe = params.recipes[name]
+    return [f"recipes.{name}.{problem}" for problem in backbone_problems(params.recipes[name])]
+
+
+def backbone_problems(recipe: Recipe) -> list[str]:
+    """What is wrong between a recipe and its backbone, whose module is imported."""
     try:
         backbone = submodule("networks.backbones", recipe.backbone).Backbone
     except BadInputError as error:
-        return [f"recipes.{name}.backbone: {error}"]
+        return [f"backbone: {error}"]
     problems = [
         f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
         for key in ("mean", "std")
@@ -349,19 +351,23 @@ def _backbone_problems(params: Params, name: str) -> list[str]:
         problems.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
     if recipe.pretrained and not backbone.published:
         problems.append(f"pretrained: {recipe.backbone} has no published weights, use false")
-    return [f"recipes.{name}.{problem}" for problem in problems]
+    return problems
 
 
 def _loss_problems(params: Params, name: str) -> list[str]:
     """What is wrong with the settings of one loss."""
     if name not in params.losses:
         return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
-    file, settings = params.loss(name)
+    return loss_problems(*params.loss(name), f"losses.{name}")
+
+
+def loss_problems(module: str, settings: dict[str, Any], name: str) -> list[str]:
+    """What is wrong with the settings of a file of pipeline/losses, which is imported; `name` says where they stand."""
     try:
-        model = _loss_settings(submodule("losses", file).Loss)
+        model = _loss_settings(submodule("losses", module).Loss)
         model.model_validate(settings)
     except BadInputError as error:
-        return [f"losses.{name}: {error}"]
+        return [f"{name}: {error}"]
     except ValidationError as error:
-        return problem_lines(error, f"losses.{name}", model)
+        return problem_lines(error, name, model)
     return []

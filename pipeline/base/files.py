@@ -1,4 +1,4 @@
-"""Errors a user can mend, modules by name, files that are whole or absent, and their hashes."""
+"""Errors a user can fix, modules by name, files that are whole or absent, and their hashes."""
 
 import errno
 import gc
@@ -11,7 +11,7 @@ import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +20,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a size limit is full."""
 
 
-FAILURES = Path("data/failures")
-"""One JSON file for each command line of a stage that failed the last time it ran: its arguments and the error."""
-
-
 class BadInputError(Exception):
-    """Something the user gave is wrong; the message names the file, the key and the mend. Stages exit with code 2."""
+    """Something the user gave is wrong; the message names the file, the key and the fix. Stages exit with code 2."""
 
 
 def submodule(package: str, name: str) -> ModuleType:
@@ -38,18 +34,18 @@ def submodule(package: str, name: str) -> ModuleType:
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk one line and exit code 1;
-    any other failure keeps its traceback and exits with code 1. A failure is noted in `FAILURES` for tables to tell."""
+    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk one line and exit code 1,
+    Ctrl-C exit code 130; any other failure keeps its traceback and exits with code 1."""
     try:
         main()
-        note_failure(None)
     except BadInputError as error:
-        note_failure(error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Exception as error:
-        note_failure(error)
-        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
             raise
         print(f"error: no room to write ({error}): free some space and run the stage again", file=sys.stderr)
         sys.exit(1)
@@ -58,27 +54,9 @@ def exit_with(main: Callable[[], None]) -> None:
         gc.freeze()
 
 
-def note_failure(error: Exception | None, command: tuple[str, list[str]] | None = None) -> None:
-    """Keep what a stage failed with, or forget, when `error` is None, what it failed with before. It is this process's
-    stage, or that of `command`, its name and arguments. Without the folder `data` there is no place for it."""
-    stage, arguments = command or (Path(sys.argv[0]).stem, sys.argv[1:])
-    note = FAILURES / f"{hashlib.sha256(json.dumps([stage, *arguments]).encode()).hexdigest()[:16]}.json"
-    if error is None:
-        note.unlink(missing_ok=True)
-    elif FAILURES.parent.is_dir():
-        told = str(error) if isinstance(error, BadInputError) else f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # on a full disk the error itself matters more
-            write_json(note, {"arguments": arguments, "error": told})
-
-
-def noted_failures() -> list[dict[str, Any]]:
-    """What stages failed with, each {"arguments", "error"}, where they have not been run since with success."""
-    return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
-
-
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all it holds; one that is not there is fine."""
-    if path.is_dir():
+    """Remove a file, a link, or a folder with all it holds; one that is not there is fine."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -95,21 +73,41 @@ def _runs(process: str) -> bool:
     return True
 
 
+def replaceable(path: Path, mark: str | None) -> None:
+    """Raise `BadInputError` unless nothing is lost when a folder takes the place of `path`: it is absent, an empty
+    folder, or a folder that holds a file of the name `mark`, which says that it was made by the stage that asks."""
+    if path.is_symlink():
+        raise BadInputError(f"{path} is a symbolic link: it is not replaced; remove it, or name another folder")
+    if path.is_dir() and (not any(path.iterdir()) or (mark and (path / mark).is_file())):
+        return
+    if path.exists():
+        kind = "folder" if path.is_dir() else "file"
+        raise BadInputError(f"{path} is a {kind} that this stage did not make: it is not replaced; name another place")
+
+
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, mark: str | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write a file or a folder to; rename it to `path` when the block ends well
-    and remove it when it does not, so that `path` never holds a part of anything. What a killed process left behind
-    (a temporary sibling whose process is gone) is removed first."""
+    and remove it when it does not, so that `path` never holds a part of anything. A folder replaces only what
+    `replaceable` allows, by its `mark`. What a killed process left behind (a temporary sibling whose process is gone)
+    is removed first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if left == temporary or not _runs(left.name.split(".")[-2]):
+        process = left.name.removeprefix(f".{path.name}.").split(".")[0]
+        if left == temporary or not _runs(process):
             remove(left)
     try:
         yield temporary
         if temporary.is_dir():
-            # A folder cannot be renamed over a folder with something in it.
-            shutil.rmtree(path, ignore_errors=True)
+            replaceable(path, mark)
+            if path.exists():
+                # Aside first: a folder cannot be renamed over a folder with something in it.
+                aside = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
+                path.replace(aside)
+                temporary.replace(path)
+                remove(aside)
+                return
         else:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

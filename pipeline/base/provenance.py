@@ -1,32 +1,15 @@
-"""Where a number comes from: code, data, libraries and machine, in every metrics file."""
+"""Where and when something was made: revision, machine, time. What decided its bytes is in its record."""
 
-import functools
-import importlib.metadata
 import os
 import platform
 import re
 import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.base.files import sha256
-
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "pytorch-metric-learning",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "faiss-cpu",
-    "pillow",
-    "dvc",
-)
 ROOT = Path(__file__).parents[2]
 
 
@@ -73,26 +56,13 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
     }
 
 
-def code() -> dict[str, str]:
-    """SHA-256 of every file of this package that the process has imported, by its path in the repository."""
-    files = {Path(module.__file__) for name, module in sys.modules.items() if _ours(name) and module.__file__}
-    main = sys.modules["__main__"].__file__ or ""
-    files |= {Path(main)} if Path(main).resolve().is_relative_to(ROOT / "pipeline") else set()
-    return {str(file.resolve().relative_to(ROOT)): sha256(file) for file in sorted(files)}
-
-
-def _ours(name: str) -> bool:
-    return name == "pipeline" or name.startswith("pipeline.")
-
-
-def provenance(device: torch.device, inputs: list[Path], seconds: float) -> dict[str, Any]:
-    """What a metrics file says of its making. `inputs` are the data files read, `seconds` the stage's own time."""
+def provenance(device: torch.device, seconds: float, **more: Any) -> dict[str, Any]:
+    """What made.json says of a making: revision, machine and time; `seconds` are the whole of it. It differs from one
+    making to the next, so nothing is compared with it."""
     return {
         "git": _revision(),
-        "code": code(),
-        "inputs": {str(path): sha256(path) for path in inputs},
-        "versions": _versions(),
         "image": os.environ.get("PIPELINE_IMAGE"),
+        "python": platform.python_version(),
         "machine": {
             "system": platform.platform(),
             "cpu": _cpu(),
@@ -102,40 +72,5 @@ def provenance(device: torch.device, inputs: list[Path], seconds: float) -> dict
         },
         "seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **more,
     }
-
-
-def unchanged(made: dict[str, Any], device: torch.device | None) -> bool:
-    """Whether the code that a provenance tells of is still the same; and with a device whether its input files are, the
-    versions, and the kind of device, so that the same would come out again here."""
-    told = made["code"]
-    if device is not None:
-        if made["versions"] != _versions() or (made["machine"]["gpu"] is None) != (device.type == "cpu"):
-            return False
-        told = told | made["inputs"]
-    return all(_known_hash(name) == hashed for name, hashed in told.items())
-
-
-def _known_hash(name: str) -> str | None:
-    path = Path(name)
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return _hash_once(path, status.st_mtime_ns, status.st_size)
-
-
-@functools.cache
-def _hash_once(path: Path, changed: int, size: int) -> str:
-    """A file's hash, computed once while its time and size stay: a grid's runs read the same gigabytes."""
-    return sha256(path)
-
-
-def _versions() -> dict[str, str | None]:
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,113 +1,136 @@
-"""What a run is: its command line, the images it trains on, the epoch it ends with, its batches."""
+"""A run: everything that decides what it trains, in values, wherever they were written down."""
 
-import json
-from dataclasses import dataclass
+import csv
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from pipeline.base.config import Params, Recipe
+from pipeline.base.config import Params, Recipe, read_params
 from pipeline.base.files import BadInputError
-from pipeline.training.batches import ClassBalanced, Shuffled
-from pipeline.training.loading import read_training
+from pipeline.runs.code import loss_defaults
+
+Protocol = Literal["test", "choose_epoch", "held_out", "raw_pixels"]
+"""test: trained on all training classes, looked at on the test set, kept at the best test epoch and the last.
+choose_epoch: trained on one half of the training classes and looked at on the other; only its history is kept.
+held_out: trained on all training classes up to the epoch that was best in a run of choose_epoch, without a look.
+raw_pixels: not trained; the images themselves are evaluated."""
+
+EVALUATED = ("counting", "kmeans")
+"""The recipe's keys that evaluation alone reads."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the command line of `pipeline.train` says."""
+    """One training. Two runs that are equal here, on the same data, code, packages and kind of device, give the same
+    bytes. `source` and `loss_source` say for messages where the settings are written down."""
 
-    params: Path
     dataset: str
-    recipe: str | None
+    recipe: Recipe
     loss: str
-    set: list[str]
+    """A file of pipeline/losses."""
+    loss_settings: dict[str, Any]
+    """All keyword arguments of its class, defaults too."""
     seed: int
-    partial: float | None
-    imbalanced: int | None
-    held_out: bool
-    until: Path | None
-    out: Path
-    device: str | None
-    workers: int | None
+    protocol: Protocol = "test"
+    rate: float | None = None
+    """Of a partial training set."""
+    gamma: int | None = None
+    """Of an imbalanced training set."""
+    chosen_by: "Run | None" = None
+    """The run of choose_epoch, where the protocol is held_out."""
+    source: str = "params.yaml: recipes"
+    loss_source: str = "params.yaml: losses"
 
     @property
     def manifest(self) -> Path:
         """The list of the training images."""
-        if self.partial is not None:
-            return Path("data/subsets") / self.dataset / f"partial_{self.partial}.csv"
-        if self.imbalanced is not None:
-            return Path("data/subsets") / self.dataset / f"imbalanced_{self.imbalanced}_{self.seed}.csv"
-        return Path("data/splits") / self.dataset / ("held_out_train.csv" if self.held_out else "train.csv")
+        if self.rate is not None:
+            return Path("data/subsets") / self.dataset / f"partial_{self.rate}.csv"
+        if self.gamma is not None:
+            return Path("data/subsets") / self.dataset / f"imbalanced_{self.gamma}_{self.seed}.csv"
+        name = "held_out_train.csv" if self.protocol == "choose_epoch" else "train.csv"
+        return Path("data/splits") / self.dataset / name
 
     @property
-    def arguments(self) -> list[str]:
-        """The words of the command line."""
-        words = ["--params", str(self.params), "--dataset", self.dataset, "--loss", self.loss, "--seed", str(self.seed)]
-        for key in ("recipe", "partial", "imbalanced", "until", "device", "workers"):
-            value = getattr(self, key)
-            words += [] if value is None else [f"--{key}", str(value)]
-        words += ["--set", *self.set] if self.set else []
-        return [*words, *(["--held-out"] if self.held_out else []), "--out", str(self.out)]
+    def trained(self) -> bool:
+        """Whether there is anything to train."""
+        return self.protocol != "raw_pixels"
 
-    def settled(self, params: Params) -> dict[str, Any]:
-        """What the run's params file and command line settle of it, as run.json tells it."""
+    @property
+    def subset(self) -> dict[str, float | int]:
+        """The rate or the gamma of the training set, by that name; nothing for the whole one."""
+        return {name: value for name in ("rate", "gamma") if (value := getattr(self, name)) is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """What was settled before the run, as JSON values; with what evaluation reads."""
         return {
             "dataset": self.dataset,
             "loss": self.loss,
+            "loss_settings": self.loss_settings,
             "seed": self.seed,
-            "setting": {key: value for key in ("partial", "imbalanced") if (value := getattr(self, key)) is not None},
-            "protocol": "held_out_choice" if self.held_out else "held_out" if self.until else "test",
-            "recipe": params.recipes[self.recipe or self.dataset].model_dump(),
-            "loss_settings": params.losses[self.loss],
+            "protocol": self.protocol,
+            "subset": self.subset,
+            # Defaults are left out, so that a new key of recipes changes no run that does not use it.
+            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
         }
 
 
+def make_run(
+    path: Path,
+    params: Params,
+    dataset: str,
+    loss: str,
+    seed: int,
+    recipe: str | None = None,
+    **choices: Any,
+) -> Run:
+    """A run of the entries `recipe` (the dataset's if not given) and `loss` of the params file at `path`. `choices` are
+    further fields of `Run`."""
+    recipe_name = recipe or dataset
+    if recipe_name not in params.recipes:
+        raise BadInputError(f"{path}: recipes.{recipe_name}: there is no such recipe, add it")
+    if loss not in params.losses:
+        raise BadInputError(f"{path}: losses.{loss}: there are no settings, add them")
+    module, settings = params.loss(loss)
+    run = Run(dataset, params.recipes[recipe_name], module, loss_defaults(module) | settings, seed, **choices)
+    return replace(run, source=f"{path}: recipes.{recipe_name}", loss_source=f"{path}: losses.{loss}")
+
+
+def checked_run(
+    path: Path, dataset: str, loss: str, seed: int, recipe: str | None, changes: list[str], **choices: Any
+) -> Run:
+    """`make_run` after the whole check of the params file, its recipe's network and its loss, which imports torch."""
+    params = read_params(path, recipe or dataset, loss, changes)
+    return make_run(path, params, dataset, loss, seed, recipe, **choices)
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history.jsonl, one an epoch."""
+    """The lines of a history.csv, one an epoch: numbers by column, without those of epochs that were not evaluated."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        history: list[dict[str, Any]] = []
+        for row in rows:
+            line: dict[str, Any] = {"epoch": int(row["epoch"]), "weights": row["weights"]}
+            line |= {
+                name: float(value) for name, value in row.items() if name not in ("epoch", "weights") and value != ""
+            }
+            if line["epoch"] != len(history) + 1 or not all(
+                math.isfinite(value) for value in line.values() if isinstance(value, float)
+            ):
+                raise ValueError(f"epoch {line['epoch']} is out of its place or holds a number that is not finite")
+            history.append(line)
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: train the run that writes it (`dvc repro`)") from None
+    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} is not the history of a run ({error}): train its run again") from None
+    return history
 
 
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """The first epoch of highest Recall@1, counted from 1."""
-    evaluated = [line for line in history if "recall" in line]
-    return max(evaluated, key=lambda line: line["recall"]["recall@1"])["epoch"]
-
-
-def last_epoch(run: Run, recipe: Recipe) -> int:
-    """The epoch that the run ends with: the recipe's last, or the best of the history that --until names."""
-    return recipe.epochs if run.until is None else best_epoch(read_history(run.until))
-
-
-def plan_batches(run: Run, recipe: Recipe, labels: torch.Tensor) -> Shuffled | ClassBalanced:
-    """The batches of every epoch. Raises `BadInputError` where there are too few images or classes for one."""
-    key = f"{run.params}: recipes.{run.recipe or run.dataset}.batch_size: {recipe.batch_size}"
-    images, classes = len(labels), int(labels.max()) + 1
-    if recipe.batch_size > images:
-        raise BadInputError(f"{key} is more than the {images} images of {run.manifest}, use a smaller batch")
-    if recipe.samples_per_class is None:
-        if recipe.head == "normalised" and images % recipe.batch_size == 1:
-            raise BadInputError(
-                f"{key} leaves one of the {images} images of {run.manifest} for the last batch, which the head's batch "
-                "norm cannot normalise: use another batch size"
-            )
-        return Shuffled(images, recipe.batch_size, run.seed)
-    if recipe.batch_size // recipe.samples_per_class > classes:
-        raise BadInputError(
-            f"{key} with {recipe.samples_per_class} images a class needs more classes than the {classes} of "
-            f"{run.manifest}, use a smaller batch"
-        )
-    if run.partial is None:
-        steps = (images - 1) // recipe.batch_size
-    else:
-        whole_set = len(read_training(Path("data/splits") / run.dataset / "train.csv")[0])
-        steps = int(whole_set * run.partial) // recipe.batch_size
-    by_class_size = run.imbalanced is not None
-    if not steps:
-        raise BadInputError(
-            f"{key} leaves no whole batch of the {images} images of {run.manifest}, use a smaller batch"
-        )
-    return ClassBalanced(labels.numpy(), recipe.batch_size, recipe.samples_per_class, run.seed, steps, by_class_size)
+def best_epoch(history: list[dict[str, Any]], path: Path) -> int:
+    """The first epoch of highest Recall@1 in the history read from `path`, counted from 1."""
+    evaluated = [line for line in history if "recall@1" in line]
+    if not evaluated or not all(0 <= line["recall@1"] <= 1 for line in evaluated):
+        raise BadInputError(f"{path}: no epoch of it was evaluated, or a Recall@1 is not from 0 to 1: train it again")
+    return max(evaluated, key=lambda line: line["recall@1"])["epoch"]

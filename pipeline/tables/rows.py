@@ -1,33 +1,37 @@
-"""What a table says: the runs of its grid, their means and intervals, and verdicts on printed numbers."""
+"""What a table says: the runs of its rows, their means and intervals, and verdicts on printed numbers."""
 
-import itertools
 import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from scipy.special import stdtrit
 
-from pipeline.base.config import Table, folder_name
-from pipeline.base.files import noted_failures, read_json
+from pipeline.base.files import read_json
+from pipeline.runs.grid import RAW_PIXELS, GridRun
+from pipeline.runs.record import MetricsRecord, read_record
 from pipeline.tables.published import Published, PublishedTable
 
 SELECTIONS = {
     "best_test_epoch": "Best test epoch: weights chosen by Recall@1 on the test set, as the papers do",
     "last_epoch": "Last epoch: the same runs, chosen without a look at the test set",
     "held_out": "Held-out: epoch chosen on held-out training classes, then trained on all of them",
+    "held_out_classes": "Held-out training classes: what an epoch or a setting may be chosen by",
 }
+"""The rule that chose the weights -> what it is."""
+
 PEEKING = {"best_minus_last": "last_epoch", "best_minus_held_out": "held_out"}
 """What choosing on the test set adds to Recall@1: the name of the difference -> what is subtracted, seed by seed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one row: `values`, fractions, one a run, and the metrics files they come from."""
+    """One metric of one row: `values`, fractions, one a run, by seed, the metrics files they come from, and how many
+    runs there should be."""
 
     values: list[float]
     files: list[Path]
+    planned: int
 
     @property
     def mean(self) -> float:
@@ -43,33 +47,36 @@ class Cell:
         return float(stdtrit(n - 1, 0.975)) * statistics.stdev(self.values) / math.sqrt(n)
 
     def text(self, plus_minus: str, sign: str = "", none: str = "not run") -> str:
-        """In percent: the mean, and the half-width where there is one; `none` where there is no run."""
+        """In percent: the mean, the half-width where there is one, and n where it is not what was planned; `none` where
+        there is no run."""
         if not self.values:
             return none
-        half = self.half_width
-        return f"{100 * self.mean:{sign}.2f}" + (f" {plus_minus} {100 * half:.2f}" if half is not None else "")
+        half, n = self.half_width, len(self.values)
+        interval = f" {plus_minus} {100 * half:.2f}" if half is not None else ""
+        return f"{100 * self.mean:{sign}.2f}{interval}" + (f" (n = {n})" if n != self.planned else "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """The runs of one row on one dataset: `found` holds the metrics files' contents by selection rule and seed."""
+    """The runs of one row on one dataset."""
 
     dataset: str
-    values: tuple[Any, ...]
-    """One an axis of the table."""
-    seeds: list[int]
-    files: dict[int, Path]
-    """The metrics file of every seed, be it there or not; that of the held-out run is beside it."""
-    found: dict[str, dict[int, tuple[Path, dict[str, float]]]]
-    failures: dict[int, str] = field(default_factory=dict)
-    """The error of the seeds whose last try failed."""
+    name: str
+    runs: list[GridRun]
+    found: dict[str, dict[int, tuple[Path, dict[str, float]]]] = field(
+        default_factory=lambda: {rule: {} for rule in SELECTIONS}
+    )
+    """By the rule that chose the weights and by seed: the metrics file, and the metrics."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why runs failed, by the run's name."""
+    missing: list[str] = field(default_factory=list)
+    """The names of the runs that have no metrics file and have not failed."""
+    outdated: list[str] = field(default_factory=list)
+    """The names of the runs whose metrics file is of other settings; it is not shown."""
+    taken_over: dict[str, str] = field(default_factory=dict)
+    """Why runs made by other code count, by the run's name."""
     foreign: str | None = None
     """What was searched among, where that is not what the printed numbers were measured on."""
-
-    @property
-    def name(self) -> str:
-        """The values, as the folder of runs has them."""
-        return folder_name(self.values)
 
     @property
     def key(self) -> str:
@@ -77,58 +84,79 @@ class Row:
         return f"{self.dataset}/{self.name}"
 
     @property
-    def missing(self) -> list[int]:
-        """The seeds that have no metrics file and did not fail."""
-        return [seed for seed in self.seeds if not self.files[seed].is_file() and seed not in self.failures]
+    def planned(self) -> int:
+        """How many seeds the row has."""
+        return len({run.run.seed for run in self.runs})
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The row's values, one an axis of its table, as text."""
+        return self.runs[0].values or (self.name,)
 
     def cell(self, selection: str, metric: str) -> Cell:
         """One metric under one selection rule."""
         runs = [(path, metrics[metric]) for path, metrics in self.found[selection].values() if metric in metrics]
-        return Cell([value for _, value in runs], [path for path, _ in runs])
+        return Cell([value for _, value in runs], [path for path, _ in runs], self.planned)
 
     def peeking(self, subtracted: str) -> Cell:
         """Recall@1 at the best test epoch less that of another selection rule, of the seeds that have both."""
         pairs = [
-            (best, of)
+            (best, other)
             for seed, best in self.found["best_test_epoch"].items()
-            if (of := self.found[subtracted].get(seed))
+            if (other := self.found[subtracted].get(seed))
         ]
-        return Cell([best[1]["recall@1"] - of[1]["recall@1"] for best, of in pairs], [of[0] for _, of in pairs])
+        values = [best[1]["recall@1"] - other[1]["recall@1"] for best, other in pairs]
+        return Cell(values, [other[0] for _, other in pairs], self.planned)
 
 
-def grid(table: Table) -> list[tuple[str, tuple[Any, ...]]]:
-    """Dataset and values of every row, in order."""
-    return [(dataset, values) for dataset in table.datasets for values in itertools.product(*table.rows.values())]
+def _settings_differ(run: GridRun, record: MetricsRecord) -> bool:
+    """Whether a metrics file is of other settings than its run has now."""
+    if record.run is None:
+        return False
+    now, made = run.run.settings(), record.run.model_dump(mode="json")
+    made["recipe"] = record.run.recipe.model_dump(mode="json", exclude_defaults=True)
+    return any(made[name] != value for name, value in now.items())
 
 
-def collect(folder: Path, dataset: str, values: tuple[Any, ...], seeds: list[int], published: Published | None) -> Row:
-    """One row from the metrics files in `folder`/<dataset>/<values>.
+def collect(runs: list[GridRun], published: Published | None) -> Row:
+    """One row from its runs' metrics files. A run that is there outranks any note that it failed."""
+    row = Row(runs[0].run.dataset, runs[0].row, runs)
+    for run in runs:
+        name = f"{row.key}/{run.place.name}"
+        if not run.metrics.is_file():
+            if run.error.is_file():
+                row.failures[name] = read_json(run.error)["error"]
+            else:
+                row.missing.append(name)
+            continue
+        record = read_record(run.metrics, MetricsRecord)
+        if _settings_differ(run, record):
+            row.outdated.append(name)
+            continue
+        for selection, metrics in record.metrics.items():
+            numbers = {metric: value for metric, value in metrics.items() if isinstance(value, float)}
+            # What has not been trained is the same before and after.
+            for rule in ("best_test_epoch", "last_epoch") if selection == "no_training" else (selection,):
+                row.found[rule][run.run.seed] = run.metrics, numbers
+        if record.run is not None and record.run.taken_over is not None:
+            row.taken_over[name] = record.run.taken_over.because
+        if published and run.run.protocol != "choose_epoch":
+            searched, wanted = record.retrieved.model_dump(), published.retrieved[row.dataset].model_dump()
+            row.foreign = f"{row.dataset}: {searched} in place of {wanted}" if searched != wanted else row.foreign
+    return row
 
-    A run whose last try failed is told as failed; a metrics file of it is older than that and left aside.
-    """
-    place = folder / dataset / folder_name(values)
-    files = {seed: place / f"{seed}.json" for seed in seeds}
-    failed: dict[int, str] = {}
-    noted = noted_failures()
-    for seed in seeds:
-        run = Path("data", *place.parts[1:], str(seed))
-        mine = {str(run), f"{run}_held_out", f"{run}_held_out_choice"}
-        failed.update((seed, note["error"]) for note in noted if mine & set(note["arguments"]))
-    found: dict[str, dict[int, tuple[Path, dict[str, float]]]] = {selection: {} for selection in SELECTIONS}
-    foreign = None
-    for seed, file in files.items():
-        for path in (file, file.with_name(f"{seed}_held_out.json")):
-            if not path.is_file() or seed in failed:
-                continue
-            content = read_json(path)
-            for selection, metrics in content["metrics"].items():
-                # What has not been trained is the same before and after.
-                for rule in ("best_test_epoch", "last_epoch") if selection == "no_training" else (selection,):
-                    found[rule][seed] = path, metrics
-            if published:
-                told, wanted = content.get("retrieved"), published.retrieved[dataset].model_dump()
-                foreign = f"{dataset}: {told} in place of {wanted}" if told != wanted else foreign
-    return Row(dataset, values, seeds, files, found, failed, foreign)
+
+def collect_table(runs: list[GridRun], published: Published | None) -> list[Row]:
+    """The rows of a table from all of its runs, in their order."""
+    rows: dict[tuple[str, str], list[GridRun]] = {}
+    for run in runs:
+        rows.setdefault((run.run.dataset, run.row), []).append(run)
+    return [collect(of_row, published) for of_row in rows.values()]
+
+
+def is_raw_pixels(row: Row) -> bool:
+    """Whether a row has the images themselves in place of embeddings."""
+    return row.name == RAW_PIXELS
 
 
 def difference(cell: Cell, printed: float | None) -> float | None:
@@ -136,15 +164,15 @@ def difference(cell: Cell, printed: float | None) -> float | None:
     return None if printed is None or not cell.values else 100 * cell.mean - printed
 
 
-def verdict(cell: Cell, printed: float | None, of: PublishedTable, failed: bool) -> str:
+def verdict(cell: Cell, printed: float | None, table: PublishedTable, failed: bool) -> str:
     """What our number says of the printed one."""
     apart = difference(cell, printed)
     if not cell.values:
         return "failed" if failed else "not run"
     if apart is None:
         return "published unknown"
-    if abs(apart) <= of.tolerance + of.error + 1e-9:
+    if abs(apart) <= table.tolerance + table.error + 1e-9:
         return "reproduced: within the tolerance"
-    if cell.half_width is not None and abs(apart) <= 100 * cell.half_width + of.error:
+    if cell.half_width is not None and abs(apart) <= 100 * cell.half_width + table.error:
         return "reproduced: within the interval"
     return f"missed by {apart:+.2f}"

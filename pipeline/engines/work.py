@@ -1,0 +1,177 @@
+"""What a worker does with one run: train it and evaluate it, each under its key, unless that is done already."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.base.files import BadInputError, sha256, write_json
+from pipeline.base.provenance import provenance
+from pipeline.evaluation.evaluation import (
+    TestImages,
+    evaluate_pixels,
+    evaluate_weights,
+    held_out_retrieved,
+    write_arrays,
+)
+from pipeline.networks.network import prepare
+from pipeline.runs import store
+from pipeline.runs.key import Key, evaluation_key, training_key
+from pipeline.runs.record import (
+    MADE,
+    METRICS,
+    RECORD,
+    MetricsRecord,
+    Retrieved,
+    TrainingRecord,
+    check_files,
+    read_record,
+)
+from pipeline.runs.run import Run, best_epoch, read_history
+from pipeline.training.checkpoint import TERMINATED, StoppedError
+from pipeline.training.loop import Training
+
+HELD = 75
+"""Exit code of a worker that found its run held by another process: no failure, to be looked at again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done, how messages call it, and what the machine's owner chose."""
+
+    run: Run
+    name: str
+    device: str
+    workers: int
+
+
+def chosen_epoch(run: Run, device: str) -> int:
+    """The epoch that a held-out run ends with: the best one of the run that chooses it."""
+    assert run.chosen_by is not None
+    folder = store.folder(training_key(run.chosen_by, device).digest)
+    record = read_record(folder / RECORD, TrainingRecord)
+    if record.protocol != "choose_epoch":
+        raise BadInputError(f"{folder / RECORD} is a run of the protocol {record.protocol}, which chooses no epoch")
+    check_files(folder, record.files)
+    epoch = best_epoch(read_history(folder / "history.csv"), folder / "history.csv")
+    if not 1 <= epoch <= run.recipe.epochs:
+        raise BadInputError(f"{folder / 'history.csv'}: its best epoch is {epoch} of {run.recipe.epochs}")
+    return epoch
+
+
+def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -> None:
+    """Train a run and write its files into `folder`, which is there: weights, history, record, and made.json. With
+    `last_epoch` it ends there."""
+    run = job.run
+    device = prepare(run.recipe, job.device)
+    last = last_epoch or (chosen_epoch(run, job.device) if run.protocol == "held_out" else run.recipe.epochs)
+    beside = (store.beside(key.digest, "checkpoint"), store.beside(key.digest, "history.csv"))
+    training = Training(run, job.name, last, device, job.workers, *beside)
+    training.train()
+    names = training.write(folder)
+    record = TrainingRecord(
+        key=key.digest,
+        **run.settings() | {"recipe": run.recipe},
+        data=key.content["data"],
+        code=key.content["code"],
+        device=key.content["device"],
+        instructions=key.content["instructions"],
+        packages=key.content["packages"],
+        epochs=last,
+        images=training.parts.training_images,
+        classes=training.parts.classes,
+        files={name: sha256(folder / name) for name in names},
+    )
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+    speeds = {name: getattr(training.progress, name) for name in ("epoch_seconds", "images_per_second")}
+    write_json(folder / MADE, provenance(device, training.seconds, **speeds))
+    beside[1].unlink(missing_ok=True)
+
+
+def kept_weights(folder: Path, record: TrainingRecord) -> dict[Path, int]:
+    """The weights that a run kept, and their epochs; the files are checked against the record first."""
+    check_files(folder, record.files)
+    if record.protocol == "held_out":
+        return {folder / "held_out.pt": record.epochs}
+    history = folder / "history.csv"
+    best = best_epoch(read_history(history), history)
+    return {folder / "best_test_epoch.pt": best, folder / "last_epoch.pt": record.epochs}
+
+
+def evaluate_run(job: Job, key: Key, folder: Path) -> None:
+    """Evaluate a run that is trained, or what needs no training, and write metrics, queries and made.json."""
+    start, run = time.monotonic(), job.run
+    device = prepare(run.recipe, job.device)
+    record, trained, queries = None, None, dict[str, np.ndarray]()
+    if run.trained:
+        trained = store.folder(key.content["training"])
+        record = read_record(trained / RECORD, TrainingRecord)
+    if run.protocol == "choose_epoch":
+        assert trained is not None and record is not None
+        check_files(trained, record.files)
+        history = read_history(trained / "history.csv")
+        epoch = best_epoch(history, trained / "history.csv")
+        recalls = {name: value for name, value in history[epoch - 1].items() if name.startswith("recall@")}
+        found: dict[str, Any] = {"held_out_classes": {"epoch": epoch, **recalls}}
+        retrieved = held_out_retrieved(run.dataset)
+    else:
+        images = TestImages(run.dataset, run.recipe, job.workers)
+        retrieved = images.retrieved
+        if trained is not None and record is not None:
+            found, queries = evaluate_weights(images, kept_weights(trained, record), run.seed, device)
+        else:
+            found, queries = evaluate_pixels(images, device)
+    if queries:
+        write_arrays(folder / "queries.npz", queries)
+    content = MetricsRecord(
+        key=key.digest,
+        dataset=run.dataset,
+        retrieved=Retrieved(**retrieved),
+        metrics=found,
+        run=record,
+        data=key.content["data"],
+        code=key.content["code"],
+        device=key.content["device"],
+        instructions=key.content["instructions"],
+        packages=key.content["packages"],
+        files={"queries.npz": sha256(folder / "queries.npz")} if queries else {},
+    )
+    write_json(folder / METRICS, content.model_dump(mode="json"))
+    write_json(folder / MADE, provenance(device, time.monotonic() - start))
+
+
+def do(job: Job, key: Key, work: Callable[[Job, Key, Path], None]) -> None:
+    """Do a work whose key is not done; what it fails with is noted in the store. Raises `HeldError` where another
+    process does it, and `StoppedError`."""
+    with store.claim(key.digest):
+        if store.is_done(key.digest):
+            return
+        try:
+            with store.fill(key.digest) as folder:
+                work(job, key, folder)
+        except StoppedError:
+            raise
+        except Exception as error:
+            said = str(error) if isinstance(error, BadInputError) else f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # on a full disk the error itself matters more
+                store.note_error(key.digest, said)
+            raise
+
+
+def perform(job: Job) -> int:
+    """Train and evaluate a run as far as that is not done. Returns 0, `HELD` or `TERMINATED`."""
+    try:
+        if job.run.trained:
+            do(job, training_key(job.run, job.device), train_run)
+        do(job, evaluation_key(job.run, job.device), evaluate_run)
+    except store.HeldError:
+        return HELD
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return TERMINATED
+    return 0

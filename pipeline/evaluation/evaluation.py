@@ -1,0 +1,120 @@
+"""Metrics of embeddings of the test images, and what each query found, for pictures and tables of queries.
+
+`queries.npz` holds, for every query in the order of its manifest: `query` and `nearest` (image numbers in the packed
+index, int32 (queries,) and (queries, 8), best first, -1 where there is no more), `similarity` (float32 (queries, 8)),
+`first_hit` (how many irrelevant images come before the first relevant one, int32, -1 without one) and
+`average_precision` at R (float32, NaN where R is 0).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pipeline.base.config import Recipe
+from pipeline.base.files import submodule
+from pipeline.data.packed import PackedImages
+from pipeline.metrics.clustering import clustering
+from pipeline.metrics.ranks import NEVER, per_query
+from pipeline.metrics.retrieval import nearest, retrieval
+from pipeline.networks.network import embed, load_network
+from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
+
+NEIGHBOURS = 8
+
+
+def metrics(embeddings: Tensor, test: RetrievedImages, recipe: Recipe, seed: int) -> dict[str, float]:
+    """All metrics of test embeddings, float32 (images, dimension) of unit length, as fractions.
+
+    Clusters are made of all images that are retrieved, queries and gallery together.
+    """
+    found = retrieval(**test.search(embeddings), ks=recipe.recall_at, counting=recipe.counting)
+    return found | clustering(embeddings, test.labels, seed=seed, kmeans=recipe.kmeans)
+
+
+def query_results(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.ndarray]:
+    """What `queries.npz` holds, of test embeddings, float32 (images, dimension)."""
+    search = test.search(embeddings)
+    count, gallery = len(search["embeddings"]), search.get("gallery")
+    first, average_precision, _ = per_query(
+        search["embeddings"], search["labels"], gallery, search.get("gallery_labels"), "exact"
+    )
+    rows = torch.arange(count, device=embeddings.device)
+    found, similarities = nearest(search["embeddings"], rows, NEIGHBOURS, gallery=gallery)
+    numbers = np.array(test.numbers, np.int32)
+    neighbours = np.full((count, NEIGHBOURS), -1, np.int32)
+    neighbours[:, : found.shape[1]] = numbers[found.cpu().numpy() + (count if gallery is not None else 0)]
+    nearness = np.zeros((count, NEIGHBOURS), np.float32)
+    nearness[:, : found.shape[1]] = similarities.cpu().numpy()
+    return {
+        "query": numbers[:count],
+        "nearest": neighbours,
+        "similarity": nearness,
+        "first_hit": torch.where(first == NEVER, -1, first).cpu().numpy().astype(np.int32),
+        "average_precision": average_precision.cpu().numpy().astype(np.float32),
+    }
+
+
+class TestImages:
+    """The test images of a dataset as a recipe takes them."""
+
+    def __init__(self, dataset: str, recipe: Recipe, workers: int):
+        self.test = read_retrieved(Path("data/splits") / dataset)
+        self.recipe = recipe
+        channels = submodule("networks.backbones", recipe.backbone).Backbone.channels
+        packed = PackedImages(Path("data/packed") / dataset)
+        self.images: Tensor | CentredImages = test_images(packed, self.test.numbers, channels, recipe, workers)
+
+    @property
+    def retrieved(self) -> dict[str, int]:
+        """How many images of how many classes are retrieved."""
+        return {"images": len(self.test.numbers), "classes": len(self.test.labels.unique())}
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The images themselves as embeddings: flattened, scaled to unit length, float32 (images, pixels)."""
+        return normalize(torch.cat([part.flatten(1).float() for part in self.images.split(256)]).to(device))
+
+    def embeddings(self, weights: Path, device: torch.device) -> Tensor:
+        """Of the network with the weights that a run kept, float32 (images, dimension)."""
+        return embed(load_network(self.recipe, weights, device), self.images, self.recipe, device)
+
+
+def evaluate_weights(
+    images: TestImages, kept: dict[Path, int], seed: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metrics of a run's weights, files -> epochs, by the files' names without their ending; and what each query
+    found with the last of them. The same epoch is evaluated once."""
+    found: dict[str, Any] = {}
+    results: dict[str, np.ndarray] = {}
+    last = list(kept.values())[-1]
+    for path, epoch in kept.items():
+        same = [values for values in found.values() if values["epoch"] == epoch]
+        if same:
+            found[path.stem] = same[0]
+            continue
+        embeddings = images.embeddings(path, device)
+        found[path.stem] = {"epoch": epoch} | metrics(embeddings, images.test, images.recipe, seed)
+        if epoch == last:
+            results = query_results(embeddings, images.test)
+    return found, results
+
+
+def evaluate_pixels(images: TestImages, device: torch.device) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metrics of the images themselves, and what each query found: what no training gives."""
+    pixels = images.pixels(device)
+    return {"no_training": metrics(pixels, images.test, images.recipe, 0)}, query_results(pixels, images.test)
+
+
+def held_out_retrieved(dataset: str) -> dict[str, int]:
+    """How many images of how many classes a run that chooses an epoch is looked at on."""
+    held_out = read_retrieved(Path("data/splits") / dataset, held_out=True)
+    return {"images": len(held_out.numbers), "classes": len(held_out.labels.unique())}
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name as .npz, uncompressed, so that equal ones give equal bytes with every version of zlib."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

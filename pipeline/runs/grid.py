@@ -1,0 +1,146 @@
+"""Grids: the runs of the tables of a params file, and the names that people see them by.
+
+A grid is a folder of papers/ with a params.yaml, called by the folder's name; `default` is the project's own
+params.yaml.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.base.config import Params, Recipe, Table, folder_name, problem_lines, read_params
+from pipeline.base.files import BadInputError
+from pipeline.runs.run import Protocol, Run, make_run
+
+DEFAULT = "default"
+ENDINGS: dict[Protocol, str] = {
+    "test": "",
+    "raw_pixels": "",
+    "choose_epoch": "_choose_epoch",
+    "held_out": "_held_out",
+}
+"""What follows the seed in a run's name."""
+
+RAW_PIXELS = "raw_pixels"
+
+
+def grid_folder(grid: str) -> Path:
+    """The folder of a grid's params.yaml; an unknown grid is bad input."""
+    folder = Path() if grid == DEFAULT else Path("papers") / grid
+    if not (folder / "params.yaml").is_file():
+        raise BadInputError(f"{folder / 'params.yaml'} is missing: choose a grid among {', '.join(known_grids())}")
+    return folder
+
+
+def known_grids() -> list[str]:
+    """The names of all grids, the default first."""
+    return [DEFAULT, *sorted(path.parent.name for path in Path("papers").glob("*/params.yaml"))]
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """A run of a table's grid."""
+
+    grid: str
+    table: str
+    row: str
+    """The row's name: its values, as `folder_name` puts them together."""
+    run: Run
+    values: tuple[str, ...] = ()
+    """The row's values, one an axis of the table, as text; none of a row that is no row of the grid."""
+
+    @property
+    def place(self) -> Path:
+        """The run's name, below data/runs and the like: <grid>/<dataset>/<table>/<row>/<seed>."""
+        seed = f"{self.run.seed}{ENDINGS[self.run.protocol]}"
+        return Path(self.grid, self.run.dataset, self.table, self.row, seed)
+
+    @property
+    def weights(self) -> Path:
+        """The folder that shows the run's weights, history and record."""
+        return Path("data/runs") / self.place
+
+    @property
+    def queries(self) -> Path:
+        """The folder that shows what the evaluation kept beside the metrics."""
+        return Path("data/queries") / self.place
+
+    @property
+    def metrics(self) -> Path:
+        """The run's metrics file."""
+        return Path("metrics/runs") / self.place.with_name(f"{self.place.name}.json")
+
+    @property
+    def error(self) -> Path:
+        """The file that says why the run failed, where it did."""
+        return self.metrics.with_name(f"{self.place.name}.error.json")
+
+    @property
+    def made(self) -> Path:
+        """The file that says when and on what machine it was made."""
+        return Path("metrics/made") / self.place.with_name(f"{self.place.name}.json")
+
+
+def rows_of(table: Table) -> Iterator[tuple[Any, ...]]:
+    """The values of each row of a table, in order."""
+    return itertools.product(*table.rows.values())
+
+
+def _changed(path: Path, table: str, run: Run, changes: dict[str, Any]) -> Run:
+    """A run with some keys of its recipe or its loss changed, as a row says."""
+    recipe = {key: value for key, value in changes.items() if key in Recipe.model_fields}
+    loss = {key: value for key, value in changes.items() if key not in recipe}
+    try:
+        changed = Recipe.model_validate(run.recipe.model_dump() | recipe)
+    except ValidationError as error:
+        lines = problem_lines(error, "", Recipe)
+        raise BadInputError(f"{path}: tables.{table}.rows: {'; '.join(lines)}") from None
+    return replace(run, recipe=changed, loss_settings=run.loss_settings | loss)
+
+
+def row_run(path: Path, params: Params, name: str, dataset: str, values: tuple[Any, ...], seed: int) -> Run:
+    """The run, by the papers' protocol, of a row of the table `name` of the params file at `path`."""
+    table = params.tables[name]
+    row = dict(zip(table.rows, values, strict=True))
+    recipe = f"{row.pop('recipe')}_{dataset}" if "recipe" in row else None
+    loss = params.loss_entry(row.pop("loss", table.loss), dataset)
+    subset = {key: row.pop(key) for key in ("rate", "gamma") if key in row}
+    return _changed(path, name, make_run(path, params, dataset, loss, seed, recipe, **subset), row)
+
+
+def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -> list[GridRun]:
+    """The runs of a grid, or of one dataset or table of it, in the order in which they are to be run."""
+    path = grid_folder(grid) / "params.yaml"
+    params = read_params(path)
+    if table is not None and table not in params.tables:
+        raise BadInputError(f"{path}: tables.{table}: there is no such table, choose one of {', '.join(params.tables)}")
+    datasets = list(dict.fromkeys(known for of in params.tables.values() for known in of.datasets))
+    if dataset is not None and dataset not in datasets:
+        raise BadInputError(f"{path}: no table has the dataset {dataset}, choose one of {', '.join(datasets)}")
+    found: list[GridRun] = []
+    for name, of in params.tables.items():
+        for known in of.datasets:
+            if dataset in (None, known) and table in (None, name):
+                found += _table_runs(grid, path, params, name, known)
+    return found
+
+
+def _table_runs(grid: str, path: Path, params: Params, name: str, dataset: str) -> Iterator[GridRun]:
+    """The runs of one table on one dataset."""
+    table = params.tables[name]
+    if table.raw_pixels:
+        recipe, source = params.recipes[dataset], f"{path}: recipes.{dataset}"
+        yield GridRun(grid, name, RAW_PIXELS, Run(dataset, recipe, "none", {}, 0, "raw_pixels", source=source))
+    for values in rows_of(table):
+        for seed in table.seeds:
+            test = row_run(path, params, name, dataset, values, seed)
+            choice = replace(test, protocol="choose_epoch")
+            runs = {"test": test, "choose_epoch": choice}
+            runs["held_out"] = replace(test, protocol="held_out", chosen_by=choice)
+            wanted = ["choose_epoch"] if "held_out" in table.protocols else []
+            for protocol in dict.fromkeys([*wanted, *table.protocols]):
+                yield GridRun(grid, name, folder_name(values), runs[protocol], tuple(map(str, values)))

@@ -1,0 +1,149 @@
+"""The one meaning of "the same run": its key, the SHA-256 of all that decides its bytes, and of nothing else.
+
+A training's key holds
+- its settings: dataset, loss and all its settings, seed, protocol, subset, and the recipe but for what evaluation alone
+  reads; defaults of the recipe's keys are left out, so that a new key changes no run that does not use it;
+- the data: the packed index, which has the place and the SHA-256 of every image, and the manifests that it reads, by
+  their hashes; the SHA-256 that the pretrained weights must have; where another run chose the epoch, that run's key;
+- the code that computes, by syntax tree: what the training loop, the loss and the backbone import (`runs/code.py`);
+- the versions of the packages that compute (`runs/packages.py`);
+- the kind of device, cpu or cuda, and the instructions that the CPU's kernels are held to.
+
+Not in it: what does not change the bytes, such as the engine, the number of loader processes, file names, the grid and
+the table that ask for the run, Python's version, comments. What card a GPU is, the record says.
+
+An evaluation's key holds the training's key, the code of the evaluation, and what it reads besides: the test manifests
+and the recipe's keys that only it reads. So another metric trains nothing.
+"""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline.base.files import BadInputError, sha256
+from pipeline.data.checksums import pins
+from pipeline.networks.published import CLASSIFIERS, FILES
+from pipeline.runs.code import code_hash
+from pipeline.runs.packages import versions
+from pipeline.runs.run import EVALUATED, Run
+
+TRAINING = "pipeline.training.loop"
+EVALUATION = "pipeline.evaluation.evaluation"
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of what is JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@functools.cache
+def device_kind(device: str) -> str:
+    """cpu or cuda, as machine.device says; auto is cuda where torch sees a GPU."""
+    if device != "auto":
+        return device
+    # Where the system has no driver there is nothing to ask torch, whose import takes seconds.
+    if not any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia")):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@functools.cache
+def _hash(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, computed once while its size and time stay."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise NotReadyError(path) from None
+    return _hash(path, status.st_size, status.st_mtime_ns)
+
+
+class NotReadyError(BadInputError):
+    """A file of a run's data is not there yet, so the run has no key."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        super().__init__(f"{path} is missing: run the stages that make it (`dvc repro`)")
+
+
+def retrieved_manifests(dataset: str) -> list[Path]:
+    """The manifests of what is retrieved: test, or query and gallery where the dataset has those."""
+    splits = Path("data/splits") / dataset
+    parts = ("query", "gallery") if (splits / "query.csv").is_file() else ("test",)
+    return [splits / f"{part}.csv" for part in parts]
+
+
+def pretrained_hash(backbone: str) -> dict[str, Any]:
+    """What the pretrained weights of a backbone must be, be they there or not: their SHA-256, as published or pinned by
+    the first good download, and which entries are left out."""
+    if backbone not in FILES:
+        raise BadInputError(f"{backbone} has no published weights: set pretrained: false")
+    name = FILES[backbone].name
+    expected = pins().get(f"weights/{name}") or FILES[backbone].sha256
+    if expected is None:
+        raise NotReadyError(Path("data/weights") / name)
+    return {"sha256": expected, "without": CLASSIFIERS[backbone]}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, and what it is the hash of, which the record shows."""
+
+    digest: str
+    content: dict[str, Any]
+
+
+def _machine(device: str) -> dict[str, Any]:
+    kind = device_kind(device)
+    return {"device": kind, "instructions": pipeline.INSTRUCTIONS, "packages": versions(kind == "cuda")}
+
+
+def training_key(run: Run, device: str) -> Key:
+    """The key of a run's training on a device as machine.device says it. Raises `NotReadyError` where its data are not
+    all there."""
+    settings = run.settings()
+    settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key not in EVALUATED}
+    manifests = [run.manifest]
+    if run.protocol == "test":
+        manifests += retrieved_manifests(run.dataset)
+    elif run.protocol == "choose_epoch":
+        manifests.append(Path("data/splits") / run.dataset / "held_out_test.csv")
+    if run.rate is not None:
+        manifests.append(Path("data/splits") / run.dataset / "train.csv")  # the epoch's length comes from it
+    files = [Path("data/packed") / run.dataset / "index.csv", *manifests]
+    data: dict[str, Any] = {path.as_posix(): file_hash(path) for path in files}
+    if run.recipe.pretrained:
+        data["pretrained"] = pretrained_hash(run.recipe.backbone)
+    if run.chosen_by is not None:
+        data["chosen_by"] = training_key(run.chosen_by, device).digest
+    modules = (TRAINING, f"pipeline.losses.{run.loss}", f"pipeline.networks.backbones.{run.recipe.backbone}")
+    content = {"settings": settings, "data": data, "code": code_hash(*modules), **_machine(device)}
+    return Key(digest(content), content)
+
+
+def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
+    """The key of the evaluation of a run's weights; of those that were trained under the key `trained`, or under the
+    one that the run has now."""
+    files = [Path("data/packed") / run.dataset / "index.csv"]
+    if run.protocol == "choose_epoch":  # only its history is read
+        files.append(Path("data/splits") / run.dataset / "held_out_test.csv")
+    else:
+        files += retrieved_manifests(run.dataset)
+    settings = run.settings()
+    content = {
+        "training": (trained or training_key(run, device).digest) if run.trained else settings,
+        "settings": {key: getattr(run.recipe, key) for key in (*EVALUATED, "recall_at")},
+        "data": {path.as_posix(): file_hash(path) for path in files},
+        "code": code_hash(EVALUATION, f"pipeline.networks.backbones.{run.recipe.backbone}"),
+        **_machine(device),
+    }
+    return Key(digest(content), content)

@@ -1,0 +1,294 @@
+"""Training: one network with one loss and one seed, from the first epoch or from a checkpoint to the last.
+
+It writes `history.csv` (a line an epoch: mean loss, learning rates, the first digits of the weights' SHA-256, Recall@K
+where the recipe evaluates) and the weights that its protocol keeps: `best_test_epoch.pt` and `last_epoch.pt`, or
+`held_out.pt`, or none of a run that chooses an epoch.
+"""
+
+import csv
+import hashlib
+import io
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.base import sampling
+from pipeline.base.config import Recipe
+from pipeline.base.files import BadInputError, submodule, whole
+from pipeline.data.packed import PackedImages
+from pipeline.metrics.retrieval import recall_at_k
+from pipeline.networks.freezing import set_trainable
+from pipeline.networks.network import EmbeddingNetwork, embed, initial_network
+from pipeline.runs.run import Run
+from pipeline.training import checkpoint
+from pipeline.training.loading import (
+    CentredImages,
+    RetrievedImages,
+    read_retrieved,
+    read_training,
+    test_images,
+    training_batches,
+    training_images,
+)
+from pipeline.training.plan import plan_batches
+from pipeline.training.step import build_optimiser, learning_rates, training_step
+
+CHECKED_EVERY = 50
+"""Steps between looks at the losses: each look waits for the GPU."""
+
+
+@dataclass
+class Progress:
+    """What a run has beside its network, loss and optimiser: the epoch and the step that come next, and what lies
+    behind. All of it is in the checkpoint."""
+
+    epoch: int = 1
+    step: int = 0
+    step_losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of all processes that have worked on the run, less the present one."""
+    epoch_seconds: list[float] = field(default_factory=list)
+    images_per_second: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Parts:
+    """What a run is made of in memory."""
+
+    network: EmbeddingNetwork
+    criterion: nn.Module
+    optimiser: torch.optim.Optimizer
+    batches: Any
+    images: Any
+    test: RetrievedImages | None
+    searched: Tensor | CentredImages | None
+    training_images: int
+    classes: int
+
+    def stateful(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in the checkpoint."""
+        return {"network": self.network, "criterion": self.criterion, "optimiser": self.optimiser}
+
+
+def evaluates(recipe: Recipe, epoch: int) -> bool:
+    """Whether the test set is looked at after an epoch, counted from 1."""
+    every = recipe.evaluated_epochs
+    return epoch in every if isinstance(every, list) else epoch % every == 0
+
+
+def build_loss(module: str, settings: dict[str, Any], classes: int, dimension: int, source: str) -> nn.Module:
+    """The loss of a file of pipeline/losses; settings that it refuses together are bad input, found at `source`."""
+    try:
+        return submodule("losses", module).Loss(classes, dimension, **settings)
+    except ValueError as error:
+        raise BadInputError(f"{source}: {error}") from None
+
+
+def build(run: Run, device: torch.device, workers: int) -> Parts:
+    """All that a run needs, as it is before the first step."""
+    recipe, splits = run.recipe, Path("data/splits") / run.dataset
+    numbers, labels = read_training(run.manifest)
+    whole_set = len(numbers) if run.rate is None else len(read_training(splits / "train.csv")[0])
+    batches = plan_batches(run, labels, whole_set)
+    test = None if run.protocol == "held_out" else read_retrieved(splits, run.protocol == "choose_epoch")
+    classes = int(labels.max()) + 1
+    sampling.seed_torch(run.seed, "network")
+    network = initial_network(recipe).to(device)
+    sampling.seed_torch(run.seed, "proxies")
+    criterion = build_loss(run.loss, run.loss_settings, classes, recipe.dimension, run.loss_source).to(device)
+    packed = PackedImages(Path("data/packed") / run.dataset)
+    channels = network.backbone.channels
+    images = training_images(packed, numbers, labels, channels, recipe, run.seed)
+    searched = test_images(packed, test.numbers, channels, recipe, workers) if test else None
+    optimiser = build_optimiser(recipe, network, criterion)
+    return Parts(network, criterion, optimiser, batches, images, test, searched, len(numbers), classes)
+
+
+def restore(parts: Parts, saved: dict[str, Any], recipe: Recipe) -> Progress:
+    """Put a checkpoint's state into the parts and give the rest of it."""
+    for name, part in parts.stateful().items():
+        part.load_state_dict(saved.pop(name))
+    if recipe.frozen_gradients == "zero":
+        # As they were when the run was broken off: what has been trained has a gradient, be it of zeros.
+        for parameter in parts.optimiser.state:
+            parameter.grad = torch.zeros_like(parameter)
+    return Progress(**saved)
+
+
+def check_finite(losses: list[Tensor], epoch: int, rates: tuple[float, float]) -> None:
+    """Raise `FloatingPointError` if one of an epoch's losses so far is NaN or infinite."""
+    values = torch.stack(losses).double().cpu()
+    if not values.isfinite().all():
+        step = int((~values.isfinite()).int().argmax())
+        last = f"the last finite loss is {values[step - 1].item()}" if step else "it is the epoch's first"
+        raise FloatingPointError(
+            f"the loss is {values[step].item()} at epoch {epoch}, step {step + 1}, with a learning rate of {rates[0]} "
+            f"for the network and {rates[1]} for the proxies; {last}"
+        )
+
+
+def kept(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of a network's weights and buffers on the CPU."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+
+
+def weights_hash(weights: dict[str, Tensor]) -> str:
+    """The first 16 digits of the SHA-256 of weights, by which two runs are compared epoch by epoch."""
+    hashed = hashlib.sha256()
+    for name, value in weights.items():
+        hashed.update(name.encode())
+        hashed.update(value.numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+class Training:
+    """A run in progress on a device. `name` is how messages call it; `last_epoch` the epoch that it ends with."""
+
+    def __init__(
+        self, run: Run, name: str, last_epoch: int, device: torch.device, workers: int, saved_at: Path, history: Path
+    ):
+        self.run, self.name, self.last_epoch, self.device = run, name, last_epoch, device
+        self.workers, self.saved_at, self.history_file = workers, saved_at, history
+        self.started = time.monotonic()
+        self.termination = checkpoint.Termination()
+        self.parts = build(run, device, workers)
+        saved = checkpoint.load(saved_at)
+        self.progress = restore(self.parts, saved, run.recipe) if saved else Progress()
+        if saved:
+            print(f"{name}: goes on from epoch {self.progress.epoch}, step {self.progress.step + 1}", file=sys.stderr)
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes that have worked on the run."""
+        return self.progress.seconds + time.monotonic() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        stateful = {name: part.state_dict() for name, part in self.parts.stateful().items()}
+        checkpoint.save(self.saved_at, vars(self.progress) | {"seconds": self.seconds} | stateful)
+
+    def train(self) -> None:
+        """Train to the last epoch. Raises `StoppedError`, after saving, when told to stop."""
+        progress = self.progress
+        loader = iter(
+            training_batches(
+                self.parts.images,
+                self.parts.batches,
+                range(progress.epoch, self.last_epoch + 1),
+                self.workers,
+                pin=self.device.type == "cuda",
+                first_step=progress.step,
+            )
+        )
+        write_history(self.history_file, progress.history)
+        for epoch in range(progress.epoch, self.last_epoch + 1):
+            start = time.monotonic()
+            seen = self.train_epoch(epoch, loader)
+            trained = time.monotonic()
+            line = self.look(epoch)
+            progress.history.append(line)
+            write_history(self.history_file, progress.history)
+            seconds, speed = time.monotonic() - start, seen / max(trained - start, 1e-9)
+            if seen:  # nothing, where the process before this one was stopped after the epoch's last step
+                progress.epoch_seconds.append(round(seconds, 3))
+                progress.images_per_second.append(round(speed, 1))
+            progress.epoch, progress.step, progress.step_losses = epoch + 1, 0, torch.empty(0)
+            self.save()
+            self.report(epoch, line, seconds, speed)
+
+    def train_epoch(self, epoch: int, loader: Iterator[tuple[Tensor, Tensor]]) -> int:
+        """Take the epoch's steps, from the one that comes next, and return the number of images seen."""
+        run, parts, progress = self.run, self.parts, self.progress
+        rates, seen = learning_rates(run.recipe, epoch), 0
+        for group, rate in zip(parts.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate
+        set_trainable(parts.network, run.recipe, epoch)
+        losses = list(progress.step_losses.to(self.device))
+        steps = parts.batches.steps
+        bar = tqdm(total=steps, initial=progress.step, desc=f"{self.name} epoch {epoch}", leave=False, disable=None)
+        for step in range(progress.step + 1, steps + 1):
+            pixels, labels = next(loader)
+            losses.append(
+                training_step(run.recipe, parts.network, parts.criterion, parts.optimiser, pixels, labels, self.device)
+            )
+            seen += len(labels)
+            bar.update()
+            if step % CHECKED_EVERY == 0 or step == steps or self.termination.came:
+                check_finite(losses, epoch, rates)
+            if self.termination.came:
+                progress.step, progress.step_losses = step, torch.stack(losses).cpu()
+                self.save()
+                raise checkpoint.StoppedError(
+                    f"{self.name}: told to stop, saved at epoch {epoch}, step {step}; run it again"
+                )
+        bar.close()
+        progress.step_losses = torch.stack(losses)
+        return seen
+
+    def look(self, epoch: int) -> dict[str, Any]:
+        """The history's line of an epoch that has been trained; keeps the weights where they are the best so far."""
+        recipe, parts, progress = self.run.recipe, self.parts, self.progress
+        rates, weights = learning_rates(recipe, epoch), kept(parts.network)
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": progress.step_losses.double().mean().item(),
+            "network_learning_rate": rates[0],
+            "proxy_learning_rate": rates[1],
+            "weights": weights_hash(weights),
+        }
+        if parts.test and parts.searched is not None and (evaluates(recipe, epoch) or epoch == self.last_epoch):
+            embeddings = embed(parts.network, parts.searched, recipe, self.device)
+            line |= recall_at_k(**parts.test.search(embeddings), ks=recipe.recall_at)
+            if line["recall@1"] > progress.best:
+                progress.best, progress.best_weights = line["recall@1"], weights
+        return line
+
+    def report(self, epoch: int, line: dict[str, Any], seconds: float, speed: float) -> None:
+        """Print how an epoch went."""
+        searched = "held-out" if self.run.protocol == "choose_epoch" else "test"
+        recall = f", {searched} Recall@1 {line['recall@1']:.2%}" if "recall@1" in line else ""
+        left = tqdm.format_interval(seconds * (self.last_epoch - epoch))
+        print(
+            f"{self.name} epoch {epoch}/{self.last_epoch}: loss {line['loss']:.4f}{recall}, {seconds:.1f} s "
+            f"({speed:,.0f} images/s), {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def write(self, folder: Path) -> list[str]:
+        """Write what the protocol keeps into `folder`, which is there, and give the files' names."""
+        weights = {"best_test_epoch": self.progress.best_weights, "last_epoch": kept(self.parts.network)}
+        if self.run.protocol != "test":
+            weights = {"held_out": kept(self.parts.network)} if self.run.protocol == "held_out" else {}
+        for name, values in weights.items():
+            write_weights(folder / f"{name}.pt", values)
+        write_history(folder / "history.csv", self.progress.history)
+        return [*(f"{name}.pt" for name in weights), "history.csv"]
+
+
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights so that equal ones give equal bytes: torch writes a file's own name into it, a buffer has none."""
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    path.write_bytes(buffer.getvalue())
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write the lines of a history so far, as CSV: what was not evaluated is empty."""
+    columns = list(dict.fromkeys(name for line in history for name in line)) or ["epoch"]
+    content = io.StringIO()
+    writer = csv.DictWriter(content, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with whole(path) as temporary:
+        temporary.write_text(content.getvalue(), encoding="utf-8")

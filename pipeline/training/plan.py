@@ -1,0 +1,37 @@
+"""The batches of a run: which kind, of what size, how many an epoch."""
+
+import torch
+
+from pipeline.base.files import BadInputError
+from pipeline.runs.run import Run
+from pipeline.training.batches import ClassBalanced, Shuffled
+
+
+def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | ClassBalanced:
+    """The batches of every epoch of a run whose training images have these labels, int64 (images,), out of `whole_set`
+    images of the whole training set. Raises `BadInputError` where there are too few images or classes for one."""
+    recipe = run.recipe
+    key = f"{run.source}.batch_size: {recipe.batch_size}"
+    images, classes = len(labels), int(labels.max()) + 1
+    if recipe.batch_size > images:
+        raise BadInputError(f"{key} is more than the {images} images of {run.manifest}, use a smaller batch")
+    if recipe.samples_per_class is None:
+        if recipe.head == "normalised" and images % recipe.batch_size == 1:
+            raise BadInputError(
+                f"{key} leaves one of the {images} images of {run.manifest} for the last batch, which the head's batch "
+                "norm cannot normalise: use another batch size"
+            )
+        return Shuffled(images, recipe.batch_size, run.seed)
+    if recipe.batch_size // recipe.samples_per_class > classes:
+        raise BadInputError(
+            f"{key} with {recipe.samples_per_class} images a class needs more classes than the {classes} of "
+            f"{run.manifest}, use a smaller batch"
+        )
+    counted = images - 1 if run.rate is None else int(whole_set * run.rate)
+    steps = counted // recipe.batch_size
+    by_class_size = run.gamma is not None
+    if not steps:
+        raise BadInputError(
+            f"{key} leaves no whole batch of the {images} images of {run.manifest}, use a smaller batch"
+        )
+    return ClassBalanced(labels.numpy(), recipe.batch_size, recipe.samples_per_class, run.seed, steps, by_class_size)
