@@ -2,9 +2,9 @@
 
 Each table is written as .md, .tex, .csv and .json, and as .svg where the paper has a chart; metrics/headlines/<grid>
 gets one small file a row, which `dvc metrics show` and `dvc metrics diff` list. A number is the mean over seeds in
-percent with the half-width of its 95 % t-interval. Where the grid has a published.yaml each line compares a printed number with
-ours. Runs of the grid that have no metrics file are named, those that failed with their error; files of runs that are
-not in the grid are ignored.
+percent with the half-width of its 95 % t-interval. Where the grid has a published.yaml each line compares a printed
+number with ours. Runs of the grid that have no metrics file are named, those that failed with their error; files of
+runs that are not in the grid are ignored.
 """
 
 import argparse

@@ -29,8 +29,8 @@ def paired(best: list[float], other: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A row's place in a ranking: `difference` is its Recall@1 less the best row's, by seed; `p`, and `p_holm` corrected
-    for the number of rows tested, are None where no test was made."""
+    """A row's place in a ranking: `difference` is its Recall@1 less the best row's, by seed; `p`, and `p_holm`
+    corrected for the number of rows tested, are None where no test was made."""
 
     row: Row
     difference: Cell | None

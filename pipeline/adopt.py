@@ -1,0 +1,131 @@
+"""Take a table's runs over to the code as it is now, where it is shown to compute the same bytes.
+
+For a change of code that cannot change results, such as a faster way to the same numbers. The first run of the table
+that is not done is trained again, whole or, with --epochs, its first epochs. The SHA-256 of its weights after every
+epoch and its history are compared with those of the run that other code made. Only where all are equal do this run and
+the table's others of that very code become runs of the code as it is now. The record of each says so and why, and the
+tables say it.
+
+What must be the same besides: settings, data, packages, kind of device. Evaluations are made anew: that trains nothing.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError, exit_with, write_json
+from pipeline.engines.work import Job, train_run
+from pipeline.runs import store
+from pipeline.runs.grid import GridRun, grid_folder, grid_runs
+from pipeline.runs.key import Key, training_key
+from pipeline.runs.record import MADE, RECORD, TakenOver, TrainingRecord, check_files, read_record
+from pipeline.runs.run import read_history
+
+SAME = ("settings", "data", "device", "instructions", "packages")
+"""What must be equal between a run and its successor; only the code may differ."""
+
+
+def comparable(record: TrainingRecord) -> dict[str, object]:
+    """A record's content as a key has it, less its code."""
+    names = ("dataset", "loss", "loss_settings", "seed", "protocol", "subset")
+    settings = {name: getattr(record, name) for name in names}
+    settings["recipe"] = record.recipe.model_dump(mode="json", exclude_defaults=True)
+    data = {name: value for name, value in record.data.items() if name != "chosen_by"}
+    content = {"settings": settings, "data": data, "device": record.device}
+    return json.loads(json.dumps(content | {"instructions": record.instructions, "packages": record.packages}))
+
+
+def wanted(run: GridRun, key: Key) -> dict[str, object]:
+    """The same of the run as it would be made now."""
+    data = {name: value for name, value in key.content["data"].items() if name != "chosen_by"}
+    content = {name: key.content[name] for name in ("device", "instructions", "packages")}
+    return json.loads(json.dumps(content | {"settings": run.run.settings(), "data": data}))
+
+
+def predecessors(runs: list[GridRun], device: str) -> list[tuple[GridRun, TrainingRecord]]:
+    """For each trained run that is not done, a record of the store that differs from it by its code alone."""
+    records = [read_record(path, TrainingRecord) for path in sorted(store.STORE.glob(f"*/{RECORD}"))]
+    found = []
+    for run in runs:
+        key = training_key(run.run, device)
+        if not store.is_done(key.digest):
+            same = [record for record in records if comparable(record) == wanted(run, key)]
+            if same:
+                found.append((run, same[-1]))
+    return found
+
+
+def compare(run: GridRun, record: TrainingRecord, device: str, workers: int, epochs: int | None) -> str:
+    """Train a run again and raise `BadInputError` unless it equals the one of `record`; says how far it was."""
+    old = store.folder(record.key)
+    check_files(old, record.files)
+    key = training_key(run.run, device)
+    last = min(epochs or record.epochs, record.epochs)
+    with tempfile.TemporaryDirectory(dir=store.STORE, prefix=".adopt-") as name:
+        train_run(Job(run.run, f"{run.place} again", device, workers), key, Path(name), last)
+        new = read_record(Path(name) / RECORD, TrainingRecord)
+        pairs = zip(read_history(Path(name) / "history.csv"), read_history(old / "history.csv"), strict=False)
+        for one, other in pairs:
+            if one != other:
+                raise BadInputError(
+                    f"{run.place}: in epoch {one['epoch']} the code as it is now computes {one}, where "
+                    f"{record.key} has {other}: nothing is taken over"
+                )
+        if last == record.epochs and new.files != record.files:
+            raise BadInputError(f"{run.place}: its files are not those of {record.key}: nothing is taken over")
+    store.beside(key.digest, "checkpoint").unlink(missing_ok=True)
+    return f"{record.key}, {last} of {record.epochs} epochs"
+
+
+def take_over(run: GridRun, record: TrainingRecord, device: str, because: str, compared: str) -> None:
+    """Put a run that other code made into the store under the key that it has now."""
+    key = training_key(run.run, device)
+    check_files(store.folder(record.key), record.files)
+    taken = TakenOver(key=record.key, because=because, compared=compared)
+    content = {"key": key.digest, "code": key.content["code"], "data": key.content["data"], "taken_over": taken}
+    with store.claim(key.digest):
+        if store.is_done(key.digest):
+            return
+        with store.fill(key.digest) as folder:
+            for name in [*record.files, *([MADE] if (store.folder(record.key) / MADE).is_file() else [])]:
+                (folder / name).hardlink_to(store.folder(record.key) / name)
+            write_json(folder / RECORD, record.model_copy(update=content).model_dump(mode="json"))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.adopt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", help="default, or a folder of papers/, such as proxygml")
+    parser.add_argument("table", help="one of its tables")
+    parser.add_argument("--because", required=True, help="why the change of code cannot change results")
+    parser.add_argument("--epochs", type=int, help="train so many epochs of the compared run; all if not given")
+    words = parser.parse_args()
+    if words.epochs is not None and words.epochs < 1:
+        parser.error("--epochs: at least 1")
+    machine = read_params(grid_folder(words.grid) / "params.yaml").machine
+    runs = [run for run in grid_runs(words.grid, table=words.table) if run.run.trained]
+    found = predecessors(runs, machine.device)
+    if not found:
+        raise BadInputError(
+            f"grid {words.grid}, table {words.table}: every run is done, or the store has none that differs by its "
+            "code alone"
+        )
+    first, old = found[0]
+    # The other runs have to be of the code that was compared, not of a third.
+    same_code = [(run, record) for run, record in found if record.code == old.code]
+    compared = compare(first, old, machine.device, machine.workers, words.epochs)
+    for run, record in same_code:
+        take_over(run, record, machine.device, words.because, compared)
+        print(f"{run.place}: taken over from {record.key}")
+    others = len(found) - len(same_code)
+    if others:
+        print(f"{others} runs are of yet other code: call this again for them", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,113 @@
+"""All grids at a glance: how many runs each table has, how many are done, running, failed or left, and how long the
+rest would take.
+
+A run is done when the store holds its key, by the same question that the stages ask. The time is estimated from the
+runs of the same dataset and network that are done here: training images an epoch over their median images/s, and the
+median of what an epoch took besides, for each of the recipe's epochs; evaluation comes on top. It says unknown where
+none is done, or the list of a run's training images is not made yet. A run that two tables share counts once, in the
+first.
+"""
+
+import argparse
+import functools
+import statistics
+from pathlib import Path
+
+from pipeline.base.config import read_params
+from pipeline.base.files import exit_with, read_json
+from pipeline.engines.local import final_key, state
+from pipeline.runs.grid import GridRun, grid_folder, grid_runs, known_grids
+from pipeline.runs.key import NotReadyError
+
+STATES = ("done", "running", "failed")
+
+
+@functools.cache
+def images_in(manifest: Path) -> int | None:
+    """The number of images of a manifest; None where it is not made yet."""
+    return manifest.read_text(encoding="utf-8").count("\n") - 1 if manifest.is_file() else None
+
+
+def kind(run: GridRun) -> str:
+    """What runs have in common that take about the same time an image."""
+    return f"{run.run.dataset} {run.run.recipe.backbone}"
+
+
+def speeds(runs: list[GridRun]) -> dict[str, tuple[float, float]]:
+    """Of runs that were made here, by `kind`: images/s of training, and seconds an epoch beside it; medians."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        images = images_in(run.run.manifest)
+        if images and run.made.is_file():
+            made = read_json(run.made).get("training", {})
+            for speed, seconds in zip(made.get("images_per_second", []), made.get("epoch_seconds", []), strict=False):
+                pairs.setdefault(kind(run), []).append((speed, seconds - images / speed))
+    return {
+        name: (statistics.median(speed for speed, _ in of), max(0.0, statistics.median(rest for _, rest in of)))
+        for name, of in pairs.items()
+    }
+
+
+def seconds_left(run: GridRun, measured: dict[str, tuple[float, float]]) -> float | None:
+    """How long a run that is not done would take to train; None where that is not known."""
+    images, speed = images_in(run.run.manifest), measured.get(kind(run))
+    if not run.run.trained:
+        return 0.0
+    return run.run.recipe.epochs * (images / speed[0] + speed[1]) if images and speed else None
+
+
+def hours(runs: list[GridRun], measured: dict[str, tuple[float, float]]) -> str:
+    """The time for some runs, in words."""
+    known = [seconds for run in runs if (seconds := seconds_left(run, measured)) is not None]
+    unknown = len(runs) - len(known)
+    if not runs or unknown == len(runs):
+        return "unknown" if runs else ""
+    return f"{sum(known) / 3600:.1f} h" + (f" and {unknown} runs of unknown time" if unknown else "")
+
+
+def state_of(run: GridRun, device: str) -> tuple[str, str | None]:
+    """A run's state and key; "not run" without a key where its data are not there yet."""
+    try:
+        return state(run, device), final_key(run, device)
+    except NotReadyError:
+        return "not run", None
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grids", nargs="*", metavar="GRID", help="such as proxygml; all if not given")
+    grids = parser.parse_args().grids or known_grids()
+    by_grid = {grid: grid_runs(grid) for grid in grids}
+    measured = speeds([run for runs in by_grid.values() for run in runs])
+    print(
+        f"{'grid':18} {'table':12} {'runs':>5} {'done':>5} {'running':>7} {'failed':>6} {'left':>5}  time for the rest"
+    )
+    seen: set[str] = set()
+    every: list[GridRun] = []
+    for grid, runs in by_grid.items():
+        device = read_params(grid_folder(grid) / "params.yaml").machine.device
+        for table in dict.fromkeys(run.table for run in runs):
+            counts, left, shared = dict.fromkeys(STATES, 0), [], 0
+            for run in (run for run in runs if run.table == table):
+                known, key = state_of(run, device)
+                if key in seen:
+                    shared += 1
+                    continue
+                seen |= {key} if key else set()
+                if known in counts:
+                    counts[known] += 1
+                if known != "done":
+                    left.append(run)
+            every += left
+            total = counts["done"] + len(left)
+            note = f"; {shared} more are runs of tables above" if shared else ""
+            numbers = f"{total:5} {counts['done']:5} {counts['running']:7} {counts['failed']:6} {len(left):5}"
+            print(f"{grid:18} {table:12} {numbers}  {hours(left, measured)}{note}".rstrip())
+    print(f"all: {len(every)} runs left{', ' + hours(every, measured) if every else ''}")
+
+
+if __name__ == "__main__":
+    exit_with(main)
