@@ -15,7 +15,7 @@ import sys
 from pipeline.base.config import backbone_problems, loss_problems, read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.engines.local import TERMINATED, Pool, failure_of, final_key, state
-from pipeline.runs import store
+from pipeline.runs import cache, store
 from pipeline.runs.grid import GridRun, grid_folder, grid_runs
 from pipeline.runs.key import training_key
 from pipeline.runs.record import MADE, METRICS
@@ -69,11 +69,17 @@ def _made(key: str, work: str) -> dict[str, object]:
 
 
 def take_in(runs: list[GridRun], device: str) -> None:
-    """Put into the store what stands under the runs' names, such as what `dvc pull` has brought."""
+    """Put into the store what stands under the runs' names, such as what `dvc pull` has brought, or lies in DVC's cache
+    by dvc.lock, and is one of these runs."""
     for run in runs:
         for place in (run.weights, run.queries):
             if store.take_in(place):
                 print(f"{place}: taken into the store", file=sys.stderr)
+    wanted = {final_key(run, device) for run in runs}
+    wanted |= {training_key(run.run, device).digest for run in runs if run.run.trained}
+    wanted = {key for key in wanted if not store.is_done(key)}
+    if wanted and (count := cache.take_in(wanted)):
+        print(f"{count} runs and evaluations taken into the store from DVC's cache", file=sys.stderr)
 
 
 def main() -> None:

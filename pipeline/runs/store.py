@@ -155,18 +155,25 @@ def unshow(target: Path) -> None:
 def take_in(target: Path) -> bool:
     """Put a run's folder that stands under a name, such as one that `dvc pull` brought, into the store, if it is not
     there and its files are what its record says."""
-    key = key_of(target)
-    if key is None or not target.is_dir() or is_done(key):
+    return target.is_dir() and take_in_files({file.name: file for file in target.iterdir()})
+
+
+def take_in_files(files: dict[str, Path]) -> bool:
+    """Put the files of a run or an evaluation, by name, into the store, if it is not there and they are what its record
+    says."""
+    record = files.get(RECORD) or files.get(METRICS)
+    key = key_of(record) if record is not None else None
+    if record is None or key is None or is_done(key):
         return False
-    files = read_json(target / (RECORD if (target / RECORD).is_file() else METRICS)).get("files", {})
-    if not all((target / name).is_file() and sha256(target / name) == known for name, known in files.items()):
+    known = read_json(record).get("files", {})
+    if not all(name in files and sha256(files[name]) == known[name] for name in known):
         return False
     try:
         with claim(key):
             if not is_done(key):
                 with fill(key) as temporary:
-                    for file in target.iterdir():
-                        _link(file, temporary / file.name)
+                    for name, file in files.items():
+                        _link(file, temporary / name)
     except HeldError:
         return False
     return True
