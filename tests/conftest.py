@@ -35,8 +35,8 @@ class Project:
             text=True,
         )
         for name in filter(None, listed.stdout.split("\0")):
-            # DVC reads every dvc.yaml whatever it is asked: without the papers' hundreds of stages it takes a second.
-            if (ROOT / name).is_file() and not name.startswith("papers/"):
+            # DVC reads every dvc.yaml whatever it is asked: without the papers' stages it takes a second.
+            if (ROOT / name).is_file() and not name.startswith(("papers/", "metrics/")):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         (folder / "dvc.lock").unlink(missing_ok=True)
@@ -66,6 +66,13 @@ class Project:
         """Commit everything to git."""
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", "state")
+
+    def copy(self, folder: Path) -> "Project":
+        """The project with all it has, store and DVC's cache too, in another folder."""
+        other = type(self).__new__(type(self))
+        other.folder = folder
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return other
 
     def edit_params(self, edit) -> None:
         """Change params.yaml by a function of its content."""

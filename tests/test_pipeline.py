@@ -2,36 +2,33 @@
 
 import json
 import re
+import shutil
 
 import pytest
-import yaml
 
-CELLS = {"train@proxy_an-0", "train@proxy_an-1", "evaluate@proxy_an", "tabulate"}
+ROWS = {"proxy_an", "proxy_nca", "raw_pixels"}
 
 
 def metrics_files(project):
-    files = sorted((project.folder / "metrics/runs/glyphs").glob("*/[0-9].json"))
-    return {f"{file.parent.name}/{file.name}": json.loads(file.read_text()) for file in files}
+    files = sorted((project.folder / "metrics/runs/default/glyphs/glyphs").glob("*/[0-9].json"))
+    return {f"{file.parent.name}/{file.stem}": json.loads(file.read_text()) for file in files}
+
+
+def started(output):
+    """The runs that a stage started, by row and seed."""
+    return set(re.findall(r"^default/glyphs/glyphs/(\S+): started$", output, re.M))
 
 
 def test_first_repro_runs_the_whole_road(project):
-    ran = set(project.first_repro)
-    trained = {f"train@{loss}-{seed}" for loss in ("proxy_an", "proxy_nca") for seed in (0, 1)}
-    evaluated = {"evaluate@proxy_an", "evaluate@proxy_nca", "raw_pixels"}
-    assert ran == trained | evaluated | {"download", "convert", "split", "code", "tabulate"}
-    assert project.first_repro[-1] == "tabulate"
-    assert set(metrics_files(project)) == {
-        "proxy_an/0.json",
-        "proxy_an/1.json",
-        "proxy_nca/0.json",
-        "proxy_nca/1.json",
-        "raw_pixels/0.json",
-    }
+    assert project.first_repro == ["download", "convert", "split", "runs", "tabulate"]
+    assert set(metrics_files(project)) == {"proxy_an/0", "proxy_an/1", "proxy_nca/0", "proxy_nca/1", "raw_pixels/0"}
+    headlines = project.folder / "metrics/headlines/default/glyphs/glyphs"
+    assert {path.stem for path in headlines.iterdir()} == ROWS
 
 
 def test_training_beats_raw_pixels_on_every_seed(project):
     files = metrics_files(project)
-    raw = files.pop("raw_pixels/0.json")["metrics"]["no_training"]["recall@1"]
+    raw = files.pop("raw_pixels/0")["metrics"]["no_training"]["recall@1"]
     assert 0.25 < raw < 0.33
     for name, content in files.items():
         assert content["metrics"]["last_epoch"]["recall@1"] > raw + 0.05, name
@@ -42,103 +39,168 @@ def test_second_repro_runs_nothing(project):
     assert "up to date" in project.run("dvc", "status", "dvc.yaml")
 
 
-def test_changing_one_losss_parameter_runs_its_cells_and_shows_the_difference(project):
-    project.run("dvc", "repro", "--dry")
+def test_a_changed_setting_trains_its_rows_and_changed_back_it_trains_nothing(project):
     text = (project.folder / "params.yaml").read_text()
     project.edit_params(lambda params: params["losses"]["proxy_an"].update(alpha=12.0))
     try:
-        assert set(project.repro()) == CELLS
-        shown = project.run("dvc", "metrics", "diff", "--all")
-        row = re.search(r"proxy_an\.last_epoch\.recall@1\.mean\s+([\d.]+)\s+([\d.]+)\s+(-?[\d.]+)", shown)
-        assert row and float(row[2]) - float(row[1]) == pytest.approx(float(row[3]), abs=1e-4) != 0
-        unmoved = re.search(r"proxy_nca\.last_epoch\.recall@1\.mean\s+([\d.]+)\s+([\d.]+)\s+(\S+)", shown)
-        assert unmoved and unmoved[1] == unmoved[2]
+        assert started(project.run("dvc", "repro")) == {"proxy_an/0", "proxy_an/1"}
+        shown = project.run("dvc", "metrics", "diff").splitlines()
+        assert max(map(len, shown)) <= 100
+        rows = [line.split() for line in shown[1:]]
+        assert {row[0].rsplit("/", 1)[1] for row in rows} == {"proxy_an.json"}, "a row that did not change is shown"
+        old, new, change = map(float, next(row[2:5] for row in rows if row[1] == "Recall@1"))
+        assert new - old == pytest.approx(change, abs=1e-3) != 0
         assert re.search(r"losses\.proxy_an\.alpha\s+32\.0\s+12\.0", project.run("dvc", "params", "diff"))
     finally:
         (project.folder / "params.yaml").write_text(text)
-        # From the run-cache: the cells of before come back without training.
-        project.run("dvc", "repro")
+        assert started(project.run("dvc", "repro")) == set()
     assert project.run("git", "status", "--porcelain") == ""
 
 
-def test_editing_one_losss_file_runs_its_cells(project):
-    path = project.folder / "pipeline/losses/proxy_an.py"
-    text = path.read_text()
-    path.write_text(text + "\n# Another line.\n")
-    try:
-        stale = project.run("dvc", "status", "--json", "dvc.yaml")
-    finally:
-        path.write_text(text)
-    direct = {name for name, why in json.loads(stale).items() if "pipeline/losses/proxy_an.py" in json.dumps(why)}
-    assert direct == {"train@proxy_an-0", "train@proxy_an-1"}
+def test_metrics_show_is_one_readable_line_a_row(project):
+    shown = project.run("dvc", "metrics", "show").splitlines()
+    assert len(shown) == 1 + len(ROWS) and max(map(len, shown)) <= 100
+    assert shown[0].split() == ["Path", "MAP@R", "Recall@1"]
 
 
-def test_adding_a_loss_makes_nothing_stale(project):
-    path = project.folder / "pipeline/losses/mine.py"
-    path.write_text('"""Mine."""\n')
-    try:
-        assert "up to date" in project.run("dvc", "status", "dvc.yaml")
-    finally:
-        path.unlink()
+@pytest.fixture
+def copy(project, tmp_path):
+    return project.copy(tmp_path / "copy")
 
 
-def test_experiments_run_and_show(project):
-    project.run("dvc", "exp", "run", "--set-param", "losses.proxy_an.margin=0.2", "--name", "wider")
-    try:
-        shown = project.run("dvc", "exp", "show", "--csv", "--only-changed")
-        assert "wider" in shown and "losses.proxy_an.margin" in shown
-        assert "proxy_an.last_epoch.recall@1.mean" in project.run("dvc", "exp", "diff", "HEAD", "wider")
-    finally:
-        project.run("git", "checkout", "--", ".")
-        project.run("dvc", "checkout", "--quiet", "dvc.yaml")
+def edit(folder, name, old, new):
+    path = folder / "pipeline" / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
 
 
-def test_stages_depend_on_the_code_they_read_and_no_other(project):
-    with (project.folder / "dvc.lock").open() as file:
-        stages = yaml.safe_load(file)["stages"]
+def test_what_cannot_change_a_result_trains_nothing(copy):
+    """A docstring and a comment in every module, another layout, the message of an error, a new loss, new versions of
+    packages that do not compute, another number of loader processes."""
+    for path in copy.folder.glob("pipeline/**/*.py"):
+        text = path.read_text()
+        if text.startswith('"""'):
+            text = '"""Another sentence. ' + text[3:]
+        path.write_text(text + "\n\n# Another comment.\n")
+    edit(copy.folder, "training/loop.py", 'f"the loss is', 'f"this loss is')
+    (copy.folder / "pipeline/losses/mine.py").write_text('"""Mine."""\n')
+    lock = copy.folder / "requirements.lock"
+    lock.write_text(lock.read_text().replace("\ndvc==", "\ndvc==9").replace("\nrequests==", "\nrequests==9"))
+    copy.edit_params(lambda params: params["machine"].update(workers=1))
+    output = copy.run("python", "-m", "pipeline.run_grid", "default", "glyphs")
+    assert started(output) == set()
 
-    def declared(stage):
-        paths = [dep["path"] for dep in stages[stage]["deps"]]
-        for path in [path for path in paths if path.startswith("data/code/")]:
-            paths += [line.split("  ")[1] for line in (project.folder / path).read_text().splitlines()]
-        return {path for path in paths if path.endswith(".py")}
 
-    files = metrics_files(project)
-    trained = files["proxy_an/0.json"]
-    assert set(trained["run"]["provenance"]["code"]) == declared("train@proxy_an-0")
-    shared = {"pipeline/losses/__init__.py"}  # in every list
-    assert set(trained["provenance"]["code"]) | shared == declared("evaluate@proxy_an")
-    assert set(files["raw_pixels/0.json"]["provenance"]["code"]) | shared == declared("raw_pixels")
-    report = (
-        "import sys, runpy; sys.argv[1:] = {arguments!r}; runpy.run_module('pipeline.{stage}', run_name='__main__'); "
-        "print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'pipeline'] + ['pipeline/{stage}.py'])"
+@pytest.mark.parametrize(
+    ("name", "old", "new", "trained"),
+    [
+        ("losses/proxy_an.py", "self.alpha * (own", "1.001 * self.alpha * (own", {"proxy_an"}),
+        ("losses/__init__.py", "EXCLUDED = -1e30", "EXCLUDED = -1e29", {"proxy_an", "proxy_nca"}),
+        ("training/images.py", "ATTEMPTS = 10", "ATTEMPTS = 11", {"proxy_an", "proxy_nca"}),
+        ("evaluation/evaluation.py", "NEIGHBOURS = 8", "NEIGHBOURS = 9", set()),
+        ("metrics/clustering.py", "niter=20", "niter=21", set()),
+    ],
+)
+def test_what_can_change_a_result_runs_what_it_concerns(copy, name, old, new, trained):
+    edit(copy.folder, name, old, new)
+    states = copy.run("python", "-m", "pipeline.run_grid", "default", "glyphs", "--dry-run").splitlines()
+    rows = {line.split("/")[3]: line.rsplit(": ", 1)[1] for line in states}
+    assert {row for row, state in rows.items() if state == "not run" and row != "raw_pixels"} == trained
+    others = {state for row, state in rows.items() if row not in trained and row != "raw_pixels"}
+    assert others <= ({"done"} if trained else {"not evaluated"})
+
+
+def test_packages_that_compute_are_in_the_key(copy):
+    """Of a new version of simplejpeg everything is run, of dvc nothing."""
+    script = (
+        "import importlib.metadata as m, sys; version, changed = m.version, sys.argv[1]; "
+        "m.version = lambda name: version(name) + ('.1' if name == changed else ''); del sys.argv[1]; "
+        "from pipeline.run_grid import main; main()"
     )
-    for stage, arguments in (
-        ("download", ["glyphs"]),
-        ("convert", ["glyphs"]),
-        ("split", ["glyphs"]),
-        ("tabulate", ["--table", "glyphs", "--runs", "metrics/runs", "--out", "scratch/glyphs"]),
-    ):
-        printed = project.run("python", "-c", report.format(stage=stage, arguments=arguments))
-        read = set(re.findall(r"(pipeline/[\w/]+\.py)'", printed.splitlines()[-1]))
-        assert read == declared(stage), stage
-    project.run("git", "clean", "-fdq", "scratch")
+    for package, state in (("dvc", "done"), ("simplejpeg", "not run")):
+        printed = copy.run("python", "-c", script, package, "default", "glyphs", "--dry-run")
+        assert {line.rsplit(": ", 1)[1] for line in printed.splitlines()} == {state}, package
 
 
-def test_provenance_says_where_a_number_comes_from(project):
-    content = metrics_files(project)["proxy_an/1.json"]
+def test_a_pushed_state_is_there_in_a_fresh_clone_and_stays_done(copy, tmp_path):
+    copy.run("dvc", "remote", "add", "--quiet", "--default", "folder", str(tmp_path / "remote"))
+    copy.commit()
+    copy.run("dvc", "push", "--quiet", "--run-cache")
+    other = type(copy).__new__(type(copy))
+    other.folder = tmp_path / "other machine"
+    copy.run("git", "clone", "--quiet", ".", str(other.folder))
+    assert other.run("dvc", "pull", "--quiet", "--allow-missing") == ""
+    assert "up to date" in other.run("dvc", "repro")
+    weights = "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt"
+    assert (other.folder / weights).read_bytes() == (copy.folder / weights).read_bytes()
+    # A stage that starts for another reason finds in DVC's cache what DVC has removed.
+    edit(other.folder, "training/loop.py", '"""Training', '"""The training')
+    output = other.run("dvc", "repro")
+    assert started(output) == set() and "taken into the store from DVC's cache" in output
+    shutil.rmtree(other.folder / "data/store")
+    assert "up to date" in other.run("dvc", "repro")
+    # What was copied by hand counts as done, too.
+    shutil.rmtree(other.folder / ".dvc/cache")
+    printed = other.run("python", "-m", "pipeline.run_grid", "default", "glyphs", "--dry-run")
+    assert {line.rsplit(": ", 1)[1] for line in printed.splitlines() if "taken" not in line} == {"done"}
+    # And a file that is not what its record says does not.
+    shutil.rmtree(other.folder / "data/store")
+    damaged = other.folder / weights
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(content)
+    printed = other.run("python", "-m", "pipeline.run_grid", "default", "glyphs", "--dry-run").splitlines()
+    states = dict(line.rsplit(": ", 1) for line in printed if "taken" not in line)
+    assert states["default/glyphs/glyphs/proxy_an/0"] != "done" and states["default/glyphs/glyphs/proxy_an/1"] == "done"
+
+
+def test_experiments_run_and_show(copy):
+    copy.run("dvc", "exp", "run", "--set-param", "losses.proxy_an.margin=0.2", "--name", "wider")
+    shown = copy.run("dvc", "exp", "show", "--csv", "--only-changed")
+    assert "wider" in shown and "losses.proxy_an.margin" in shown
+    assert "Recall@1" in copy.run("dvc", "exp", "diff", "HEAD", "wider")
+
+
+def test_an_experiment_in_a_folder_of_its_own_trains_only_what_changes(copy):
+    assert "Key 'typo' is not in" in copy.run("dvc", "exp", "run", "-S", "losses.proxy_nca.typo=1", fails=255)
+    output = copy.run("dvc", "exp", "run", "--temp", "-S", "+losses.proxy_nca.typo=1", fails=255)
+    assert "losses.proxy_nca.typo: unknown key" in output and started(output) == set()
+    output = copy.run("dvc", "exp", "run", "--temp", "--set-param", "losses.proxy_an.alpha=12.0", "--name", "twelve")
+    assert started(output) == {"proxy_an/0", "proxy_an/1"}
+    copy.run("dvc", "exp", "apply", "twelve")
+    assert metrics_files(copy)["proxy_an/0"]["run"]["loss_settings"]["alpha"] == 12.0
+
+
+def test_records_say_where_a_number_comes_from(project):
+    content = metrics_files(project)["proxy_an/1"]
     run = content["run"]
     assert (run["loss"], run["seed"], run["loss_settings"]) == ("proxy_an", 1, {"alpha": 32.0, "margin": 0.1})
-    assert run["recipe"]["epochs"] == 2
-    for made in (run["provenance"], content["provenance"]):
-        assert made["git"]["clean"] and re.fullmatch("[0-9a-f]{40}", made["git"]["revision"])
-        assert made["machine"]["cpu"] and made["machine"]["gpu"] is None and made["image"] is None
-        assert made["seconds"] > 0 and made["peak_memory_bytes"] > 1e8
-        assert made["versions"]["torch"].startswith("2.") and made["versions"]["dvc"] == "3.67.1"
-        assert "data/packed/glyphs/images.bin" in made["inputs"]
-    assert "data/runs/glyphs/proxy_an/1/best_test_epoch.pt" in content["provenance"]["inputs"]
+    assert run["recipe"]["epochs"] == 2 and run["epochs"] == 2 and run["images"] == 3114 and run["classes"] == 31
+    assert run["packages"]["torch"].startswith("2.") and "dvc" not in run["packages"]
+    assert set(run["data"]) == {
+        "data/packed/glyphs/index.csv",
+        "data/splits/glyphs/test.csv",
+        "data/splits/glyphs/train.csv",
+    }
+    assert set(run["files"]) == {"best_test_epoch.pt", "last_epoch.pt", "history.csv"}
+    made = json.loads((project.folder / "metrics/made/default/glyphs/glyphs/proxy_an/1.json").read_text())
+    assert made["training"]["key"] == run["key"] and made["evaluation"]["key"] == content["key"]
+    for work in made.values():
+        assert work["git"]["clean"] and re.fullmatch("[0-9a-f]{40}", work["git"]["revision"])
+        assert work["machine"]["cpu"] and work["machine"]["gpu"] is None and work["image"] is None
+        assert work["seconds"] > 0 and work["peak_memory_bytes"] > 1e8
+    assert len(made["training"]["epoch_seconds"]) == 2
 
 
-def test_every_stage_has_a_help_page(project):
-    for stage in ("download", "convert", "split", "train", "evaluate", "tabulate"):
-        assert "usage: python -m pipeline." + stage in project.run("python", "-m", f"pipeline.{stage}", "--help")
+def test_every_link_of_the_table_resolves(project):
+    page = project.folder / "metrics/tables/default/glyphs.md"
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert len(links) == 2 * 5 and all((page.parent / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize(
+    "stage", ["download", "convert", "split", "train", "evaluate", "run_grid", "tabulate", "status", "prune", "adopt"]
+)
+def test_every_command_has_a_help_page(project, stage):
+    assert "usage: python -m pipeline." + stage in project.run("python", "-m", f"pipeline.{stage}", "--help")
