@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, remove
-from pipeline.engines.local import final_key
+from pipeline.engines.local import keys_of
 from pipeline.runs import store
 from pipeline.runs.grid import grid_folder, grid_runs, known_grids
-from pipeline.runs.key import NotReadyError, training_key
+from pipeline.runs.key import NotReadyError
 
 
 def named() -> set[str]:
@@ -24,9 +24,7 @@ def named() -> set[str]:
         device = read_params(grid_folder(grid) / "params.yaml").machine.device
         for run in grid_runs(grid):
             try:
-                keys.add(final_key(run, device))
-                if run.run.trained:
-                    keys.add(training_key(run.run, device).digest)
+                keys |= set(keys_of(run, device))
             except NotReadyError:
                 continue  # its data are not there, so nothing of it was made here
     for folder in (Path("data/runs"), Path("data/queries")):

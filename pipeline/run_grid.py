@@ -14,7 +14,7 @@ import sys
 
 from pipeline.base.config import backbone_problems, loss_problems, read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
-from pipeline.engines.local import TERMINATED, Pool, failure_of, final_key, state
+from pipeline.engines.local import TERMINATED, Pool, failure_of, final_key, keys_of, state
 from pipeline.runs import cache, store
 from pipeline.runs.grid import GridRun, grid_folder, grid_runs
 from pipeline.runs.key import training_key
@@ -75,9 +75,7 @@ def take_in(runs: list[GridRun], device: str) -> None:
         for place in (run.weights, run.queries):
             if store.take_in(place):
                 print(f"{place}: taken into the store", file=sys.stderr)
-    wanted = {final_key(run, device) for run in runs}
-    wanted |= {training_key(run.run, device).digest for run in runs if run.run.trained}
-    wanted = {key for key in wanted if not store.is_done(key)}
+    wanted = {key for run in runs for key in keys_of(run, device) if not store.is_done(key)}
     if wanted and (count := cache.take_in(wanted)):
         print(f"{count} runs and evaluations taken into the store from DVC's cache", file=sys.stderr)
 

@@ -35,8 +35,7 @@ class Project:
             text=True,
         )
         for name in filter(None, listed.stdout.split("\0")):
-            # DVC reads every dvc.yaml whatever it is asked: without the papers' stages it takes a second.
-            if (ROOT / name).is_file() and not name.startswith(("papers/", "metrics/")):
+            if (ROOT / name).is_file() and not name.startswith("metrics/"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         (folder / "dvc.lock").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.files import exit_with
 from pipeline.runs import store
@@ -32,16 +33,19 @@ def final_key(run: GridRun, device: str) -> str:
     return evaluation_key(run.run, device).digest
 
 
+def keys_of(run: GridRun, device: str) -> list[str]:
+    """The keys of a run's training, where there is one, and of its evaluation."""
+    return [*([training_key(run.run, device).digest] if run.run.trained else []), final_key(run, device)]
+
+
 def state(run: GridRun, device: str) -> str:
     """One of "done", "running", "failed", "not evaluated", "waits" (for the run that chooses its epoch), "not run"."""
-    if store.is_done(final_key(run, device)):
+    keys = keys_of(run, device)
+    if all(map(store.is_done, keys)):
         return "done"
-    keys = [final_key(run, device)]
-    if run.run.trained:
-        keys.insert(0, training_key(run.run, device).digest)
-    if any(store.holder(key) for key in keys):
+    if any(map(store.holder, keys)):
         return "running"
-    if any(store.failure(key) for key in keys):
+    if any(map(store.failure, keys)):
         return "failed"
     if store.is_done(keys[0]):
         return "not evaluated"
@@ -51,13 +55,9 @@ def state(run: GridRun, device: str) -> str:
     return "not run"
 
 
-def failure_of(run: GridRun, device: str) -> dict[str, object] | None:
+def failure_of(run: GridRun, device: str) -> dict[str, Any] | None:
     """The note of a run's last try, where it failed and the run is not done."""
-    if store.is_done(final_key(run, device)):
-        return None
-    keys = [training_key(run.run, device).digest] if run.run.trained else []
-    notes = (store.failure(key) for key in [*keys, final_key(run, device)])
-    return next((note for note in notes if note), None)
+    return next((note for key in keys_of(run, device) if (note := store.failure(key))), None)
 
 
 def _child(run: GridRun, device: str, workers: int, log: Path) -> None:
@@ -157,7 +157,7 @@ class Pool:
             waits_in_vain = now == "waits" and any(run.run.chosen_by == failed.run for failed in outcome.failed)
             if now == "done":
                 outcome.done.append(run)
-            elif waits_in_vain or (note and float(str(note["time"])) >= self.started):
+            elif waits_in_vain or (note and note["time"] >= self.started):
                 outcome.failed.append(run)  # another process's try, or the run that it waits for
             elif now in ("running", "waits") or not free or self.told_to_stop:
                 later.append(run)
@@ -166,8 +166,7 @@ class Pool:
         return later
 
     def _fork(self, slot: Slot, run: GridRun) -> None:
-        key = training_key(run.run, self.device).digest if run.run.trained else final_key(run, self.device)
-        slot.run, slot.log = run, store.beside(key, "log")
+        slot.run, slot.log = run, store.beside(keys_of(run, self.device)[0], "log")
         slot.log.parent.mkdir(parents=True, exist_ok=True)
         slot.log.touch()
         slot.read = slot.log.stat().st_size
@@ -194,7 +193,8 @@ class Pool:
             if self.kills[run.place] < KILLED_AT_MOST:
                 print(f"{run.place}: killed by {signal.Signals(-code).name}, started again", file=sys.stderr)
                 return [run]
-            key = training_key(run.run, self.device).digest if run.run.trained else final_key(run, self.device)
-            store.note_error(key, f"killed by {signal.Signals(-code).name} {KILLED_AT_MOST} times")
+            store.note_error(
+                keys_of(run, self.device)[0], f"killed by {signal.Signals(-code).name} {KILLED_AT_MOST} times"
+            )
         outcome.failed.append(run)
         return []

@@ -1,0 +1,70 @@
+"""Choose the grids that are stages of DVC here: writes papers/chosen.yaml, which papers/dvc.yaml and data/dvc.yaml read.
+
+A fresh clone has none, because DVC's own commands (`dvc status`, `dvc pull`, `dvc exp apply`) complain of every stage
+that has never been run. What a grid needs (datasets, pretrained weights, subsets of training images) follows from its
+params.yaml. Without a grid this prints what is chosen; `all` chooses every grid, `none` none.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.base.config import read_yaml
+from pipeline.base.files import exit_with, write_text
+from pipeline.runs.grid import DEFAULT, GridRun, grid_runs, known_grids
+
+CHOSEN = Path("papers/chosen.yaml")
+HEAD = """\
+# The grids that are stages of DVC here, and what they need. Written by `python -m pipeline.choose GRID...`: commit it.
+# weights: the pretrained weights that a stage's recipes read; lists: where its training lists lie. A stage that needs
+# none of the one, or no others than its splits, repeats its splits.
+"""
+DRAWN = "glyphs"
+"""The dataset of the embedded default, whose stages are in the dvc.yaml at the top."""
+
+
+def stage(grid: str, dataset: str, runs: list[GridRun]) -> dict[str, str]:
+    """What papers/dvc.yaml has to know of the stage of a grid's runs on one dataset."""
+    networks = {run.run.recipe.backbone for run in runs if run.run.recipe.pretrained}
+    splits = f"data/splits/{dataset}"
+    weights = f"data/weights/{min(networks)}.pth" if len(networks) == 1 else "data/weights" if networks else splits
+    lists = f"data/subsets/{dataset}" if any(run.run.subset for run in runs) else splits
+    return {"grid": grid, "dataset": dataset, "weights": weights, "lists": lists}
+
+
+def chosen(grids: list[str]) -> dict[str, Any]:
+    """The content of papers/chosen.yaml for some grids."""
+    content: dict[str, Any] = {"runs": {}, "tables": grids, "datasets": [], "subsets": [], "networks": []}
+    needed: dict[str, set[str]] = {"datasets": set(), "subsets": set(), "networks": set()}
+    for grid in grids:
+        by_dataset: dict[str, list[GridRun]] = {}
+        for run in grid_runs(grid):
+            by_dataset.setdefault(run.run.dataset, []).append(run)
+        for dataset, runs in by_dataset.items():
+            content["runs"][f"{grid}-{dataset}"] = stage(grid, dataset, runs)
+            needed["datasets"] |= {dataset} - {DRAWN}
+            needed["subsets"] |= {dataset for run in runs if run.run.subset}
+            needed["networks"] |= {run.run.recipe.backbone for run in runs if run.run.recipe.pretrained}
+    return content | {name: sorted(values) for name, values in needed.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.choose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [grid for grid in known_grids() if grid != DEFAULT]
+    parser.add_argument("grids", nargs="*", metavar="GRID", help=f"all, none, or some of {', '.join(known)}")
+    asked = parser.parse_args().grids
+    if asked:
+        grids = known if asked == ["all"] else [] if asked == ["none"] else list(dict.fromkeys(asked))
+        body = yaml.safe_dump(chosen(grids), sort_keys=False, width=120)
+        write_text(CHOSEN, HEAD + body)
+    content = read_yaml(CHOSEN)
+    print(f"stages of DVC here: {', '.join(content['runs']) or 'none but the embedded default'}")
+
+
+if __name__ == "__main__":
+    exit_with(main)
