@@ -1,11 +1,15 @@
-"""The stage of many runs: what is done stays, what failed is told, what was changed is run again, and nothing else."""
+"""The stage of many runs: each is done once, whoever works on it and whatever is killed; nothing is lost."""
 
+import contextlib
 import json
+import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -22,122 +26,312 @@ WAITING = """
             open("waiting", "w").close()
             time.sleep(0.05)
 """
+KEPT = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
+
+
+class Grid:
+    """A copy of the small project with a loss that can be made to fail, and a grid `mine` of a few short runs."""
+
+    def __init__(self, project, folder: Path):
+        self.project = project.copy(folder)
+        self.folder = folder
+        loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
+        head, body = re.split(r"\n    def forward.*:\n", loss)
+        (folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + WAITING + body)
+        content = yaml.safe_load((folder / "params.yaml").read_text())
+        content["tables"] = {
+            "two": {"datasets": ["glyphs"], "rows": {"loss": ["moody", "proxy_an"]}, "seeds": [0]},
+            "one": {
+                "datasets": ["glyphs"],
+                "rows": {"dimension": [16]},
+                "seeds": [3],
+                "loss": "proxy_nca",
+                "protocols": ["test", "held_out"],
+            },
+        }
+        content["losses"]["moody"] = {}
+        content["recipes"]["glyphs"] |= {"epochs": 1, "decay_epochs": [1]}
+        (folder / "papers/mine").mkdir()
+        self.settings(lambda new: new.update(content))
+
+    def settings(self, edit) -> None:
+        path = self.folder / "papers/mine/params.yaml"
+        content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        edit(content)
+        path.write_text(yaml.safe_dump(content))
+
+    def command(self, *options: str) -> list[str]:
+        return ["python", "-m", "pipeline.run_grid", "mine", "glyphs", *options]
+
+    def run(self, *options: str, table: str | None = "two", fails: int = 0) -> str:
+        return self.project.run(*self.command(*(["--table", table] if table else []), *options), fails=fails)
+
+    def start(self, *options: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(*options), cwd=self.folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+
+    def states(self, table: str | None = "two") -> dict[str, str]:
+        lines = self.run("--dry-run", table=table).splitlines()
+        return dict(line.removeprefix("mine/glyphs/").rsplit(": ", 1) for line in lines)
+
+    def shown(self, place: str) -> Path:
+        return self.folder / "data/runs/mine/glyphs" / place
+
+
+def written(folder: Path) -> dict[str, tuple[int, int]]:
+    """When each file of a run was written, and which file it is."""
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+
+
+def started(output: str) -> list[str]:
+    return re.findall(r"^mine/glyphs/(\S+): started$", output, re.M)
 
 
 @pytest.fixture
 def grid(project, tmp_path):
-    """A copy of the small project with a loss that can be made to fail, and a grid of two losses; gives its `run`."""
-    copy = type(project).__new__(type(project))
-    copy.folder = tmp_path / "project"
-    shutil.copytree(project.folder, copy.folder, symlinks=True)
-    loss = (copy.folder / "pipeline/losses/proxy_nca.py").read_text()
-    head, body = re.split(r"\n    def forward.*:\n", loss)
-    (copy.folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + WAITING + body)
-    content = yaml.safe_load((copy.folder / "params.yaml").read_text())
-    content["tables"] = {
-        "two": {"datasets": ["glyphs"], "rows": {"loss": ["moody", "proxy_an"]}, "seeds": [0]},
-        "one": {
-            "datasets": ["glyphs"],
-            "rows": {"dimension": [16]},
-            "seeds": [3],
-            "loss": "proxy_nca",
-            "held_out": True,
-        },
-    }
-    content["losses"]["moody"] = {}
-    content["recipes"]["glyphs"] |= {"epochs": 1, "decay_epochs": [1]}
-    (copy.folder / "grid").mkdir()
-    (copy.folder / "grid/params.yaml").write_text(yaml.safe_dump(content))
-    shutil.rmtree(copy.folder / "data/failures", ignore_errors=True)  # of other tests
-
-    def run(*options, table="two", fails=0):
-        command = ["python", "-m", "pipeline.run_grid", "--params", "grid/params.yaml", "--dataset", "glyphs"]
-        return copy.run(*command, "--table", table, *options, fails=fails)
-
-    run.folder, run.content = copy.folder, content
-    return run
+    return Grid(project, tmp_path / "project")
 
 
-def trained(output):
-    return re.findall(r"^\$ python -m pipeline\.train .*--out data/runs/grid/\w+/glyphs/(\S+)$", output, re.M)
-
-
-def test_a_failed_run_is_told_and_leaves_the_others_alone(grid):
-    runs, metrics = grid.folder / "data/runs/grid/two/glyphs", grid.folder / "metrics/runs/grid/two/glyphs"
+def test_a_failed_run_is_named_and_leaves_the_others_alone(grid):
+    metrics = grid.folder / "metrics/runs/mine/glyphs/two"
     (grid.folder / "broken").touch()
-    output = grid(fails=1)
-    assert trained(output) == ["moody/0", "proxy_an/0"]
-    assert "error: 1 of 2 runs failed, as told above: data/runs/grid/two/glyphs/moody/0" in output
-    assert (metrics / "proxy_an/0.json").is_file() and not (metrics / "moody").exists()
-    table = ["python", "-m", "pipeline.tabulate", "--params", "grid/params.yaml", "--table", "two"]
-    table += ["--runs", "metrics/runs/grid/two", "--out", "scratch/two"]
-    run = subprocess.run(table, cwd=grid.folder, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
-    assert "Failed: glyphs/moody/0: ValueError: this is broken on 32 images" in run and "| not run" in run
-
+    output = grid.run(fails=1)
+    assert started(output) == ["two/moody/0", "two/proxy_an/0"]
+    assert "error: 1 of 2 runs failed, as said above: mine/glyphs/two/moody/0" in output
+    assert (metrics / "proxy_an/0.json").is_file() and not (metrics / "moody/0.json").exists()
+    assert grid.states() == {"two/moody/0": "failed", "two/proxy_an/0": "done"}
+    printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
+    assert "Failed: glyphs/moody/0: ValueError: this is broken on 32 images" in printed and "| not run" in printed
+    assert "1 of 2 planned runs are in this table" in printed
     (grid.folder / "broken").unlink()
-    before = (runs / "proxy_an/0/run.json").read_bytes(), (metrics / "proxy_an/0.json").read_bytes()
     (grid.folder / "killed").touch()
-    assert trained(grid(fails=1)) == ["moody/0"]
-    (note,) = (grid.folder / "data/failures").iterdir()
-    assert json.loads(note.read_text())["error"] == "ChildProcessError: killed by SIGKILL"
+    output = grid.run(fails=1)
+    assert output.count("killed by SIGKILL, started again") == 2
+    note = json.loads((metrics / "moody/0.error.json").read_text())
+    assert note["error"] == "killed by SIGKILL 3 times"
     (grid.folder / "killed").unlink()
-    assert trained(grid()) == ["moody/0"] and not list((grid.folder / "data/failures").iterdir())
-    assert before == ((runs / "proxy_an/0/run.json").read_bytes(), (metrics / "proxy_an/0.json").read_bytes())
-    lost = metrics / "proxy_an/0_retrievals.json"
+    before = written(grid.shown("two/proxy_an/0"))
+    assert started(grid.run()) == ["two/moody/0"]
+    assert written(grid.shown("two/proxy_an/0")) == before
+    assert not (metrics / "moody/0.error.json").exists() and set(grid.states().values()) == {"done"}
+
+
+def test_a_finished_run_outranks_any_note_of_a_failure(grid):
+    """A try by hand that fails, such as on a GPU that is not there, takes nothing out of a table."""
+    grid.run()
+    words = ["--params", "papers/mine/params.yaml", "--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0"]
+    words += ["--out", "scratch/run"]
+    grid.project.run("python", "-m", "pipeline.train", *words, "--device", "cuda", fails=2)
+    key = json.loads((grid.shown("two/proxy_an/0") / "run.json").read_text())["key"]
+    (grid.folder / f"data/store/{key}.error.json").write_text(json.dumps({"error": "old", "time": time.time()}))
+    assert set(grid.states().values()) == {"done"} and started(grid.run()) == []
+    printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
+    assert "Failed" not in printed and "old" not in printed
+
+
+def test_what_a_run_lost_is_made_again_and_nothing_else(grid):
+    grid.run()
+    lost = grid.folder / "metrics/runs/mine/glyphs/two/proxy_an/0.json"
+    key = json.loads(lost.read_text())["key"]
+    shutil.rmtree(grid.folder / "data/store" / key)
     lost.unlink()
-    again = grid()
-    assert trained(again) == [] and again.count("$ python -m pipeline.evaluate") == 1 and lost.is_file()
-    assert "$" not in grid(), "there was something left to do"
+    assert grid.states()["two/proxy_an/0"] == "done", "the queries' folder holds it, too"
+    shutil.rmtree(grid.folder / "data/store" / key)
+    shutil.rmtree(grid.folder / "data/queries")
+    weights = written(grid.shown("two/proxy_an/0"))
+    assert grid.states()["two/proxy_an/0"] == "not evaluated"
+    assert started(grid.run()) == ["two/proxy_an/0"] and lost.is_file()
+    assert written(grid.shown("two/proxy_an/0")) == weights
 
 
-def test_a_stop_reaches_the_run_and_the_next_start_goes_on(grid):
-    (grid.folder / "wait").touch()
-    command = ["python", "-m", "pipeline.run_grid", "--params", "grid/params.yaml", "--table", "two"]
-    process = subprocess.Popen(
-        [*command, "--dataset", "glyphs", "--row", "moody"], cwd=grid.folder, env=ENVIRONMENT, stderr=subprocess.PIPE
-    )
-    while not (grid.folder / "waiting").exists():
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
         assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(3)  # it has been passed on before the run may go on to look at it
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_reaches_the_run_and_the_next_start_goes_on(grid, number):
+    (grid.folder / "wait").touch()
+    process = grid.start("--row", "moody")
+    wait_for(grid.folder / "waiting", process)
+    process.send_signal(number)
+    time.sleep(1)  # it has been passed on before the run may go on to look at it
     (grid.folder / "wait").unlink()
-    _, errors = process.communicate()
-    assert process.returncode == 143 and b"told to stop, saved at epoch 1, step 1" in errors
-    assert not list(grid.folder.glob("data/failures/*"))
-    assert "goes on from epoch 1, step 2" in grid("--row", "moody", "--seed", "0")
+    errors = process.communicate()[1]
+    assert process.returncode == 143 and "told to stop, saved at epoch 1, step 1" in errors
+    assert "Traceback" not in errors and grid.states()["two/moody/0"] == "not run"
+    assert "goes on from epoch 1, step 2" in grid.run("--row", "moody", "--seed", "0")
 
 
-def test_what_was_changed_is_run_again_and_nothing_else(grid):
-    def states(table="one"):
-        return [line.rsplit("glyphs/", 1)[1] for line in grid("--dry-run", table=table).splitlines()]
+def test_the_held_out_protocol_and_what_a_changed_setting_runs(grid):
+    rows = ["one/16/3_choose_epoch", "one/16/3", "one/16/3_held_out"]
+    assert sorted(started(grid.run(table="one"))) == sorted(rows)
+    record = json.loads((grid.folder / "metrics/runs/mine/glyphs/one/16/3_held_out.json").read_text())
+    assert record["run"]["protocol"] == "held_out" and record["run"]["recipe"]["dimension"] == 16
+    choice = json.loads((grid.shown("one/16/3_choose_epoch") / "run.json").read_text())
+    assert record["run"]["data"]["chosen_by"] == choice["key"] and set(record["metrics"]) == {"held_out"}
+    assert not any("test" in name for name in choice["data"] if name != "data/splits/glyphs/held_out_test.csv")
+    assert sorted(path.name for path in grid.shown("one/16/3_choose_epoch").iterdir()) == ["history.csv", "run.json"]
+    assert sorted(path.name for path in grid.shown("one/16/3_held_out").iterdir()) == [
+        "held_out.pt",
+        "history.csv",
+        "run.json",
+    ]
+    assert set(grid.states("one").values()) == {"done"}
+    grid.settings(lambda content: content["recipes"]["glyphs"].update(kmeans="scikit-learn"))
+    assert set(grid.states("one").values()) == {"not evaluated"}
+    grid.settings(lambda content: content["recipes"]["glyphs"].update(weight_decay=0.5, kmeans="faiss"))
+    assert grid.states("one") == dict.fromkeys(rows[:2], "not run") | {rows[2]: "waits"}
+    assert "choose among the rows 16 and the seeds 3" in grid.run("--row", "17", table="one", fails=2)
+    printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
+    assert "Run with other settings than now, and not shown: glyphs/16/3_choose_epoch, glyphs/16/3" in printed
+    grid.settings(lambda content: content["recipes"]["glyphs"].update(weight_decay=0.0001))
+    assert set(grid.states("one").values()) == {"done"}
 
-    def settings(edit):
-        edit(grid.content)
-        (grid.folder / "grid/params.yaml").write_text(yaml.safe_dump(grid.content))
 
-    rows = ["16/3", "16/3_held_out_choice", "16/3_held_out"]
-    assert trained(grid(table="one")) == rows
-    runs, metrics = grid.folder / "data/runs/grid/one/glyphs/16", grid.folder / "metrics/runs/grid/one/glyphs/16"
-    told = json.loads((metrics / "3_held_out.json").read_text())
-    assert told["run"]["protocol"] == "held_out" and told["run"]["recipe"]["dimension"] == 16
-    assert states() == [f"{row}: done" for row in rows]
-    evaluate = grid.folder / "pipeline/evaluate.py"
-    evaluate.write_text(evaluate.read_text() + "\n# Another line.\n")
-    assert states() == ["16/3: not evaluated", "16/3_held_out_choice: done", "16/3_held_out: not evaluated"]
-    settings(lambda content: content["recipes"]["glyphs"].update(weight_decay=0.5))
-    assert states() == [f"{row}: stale" for row in rows]
-    assert "choose among the rows 16 and the seeds 3" in grid("--row", "17", table="one", fails=2)
-    settings(lambda content: content["tables"]["one"].update(held_out=False, seeds=[3, 4]))
-    assert trained(grid("--row", "16", "--seed", "3", table="one")) == ["16/3"]
-    kept = [sorted(path.name for path in folder.iterdir()) for folder in (runs, metrics)]
-    assert kept == [["3"], ["3.json", "3_retrievals.json"]]
-    listed = subprocess.run(
-        ["python", "-m", "pipeline.grid", "grid/params.yaml"],
-        cwd=grid.folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert re.search(r"^grid +one +2 +1 +0 +0  0\.0 h$", listed, re.M), listed
+def test_a_cell_that_two_tables_share_is_trained_once(grid):
+    def edit(content):
+        same = {"datasets": ["glyphs"], "rows": {"margin": [0.1]}, "loss": "proxy_an", "seeds": [0]}
+        content["tables"] = {"two": content["tables"]["two"], "again": same}
+        content["tables"]["two"]["rows"] = {"loss": ["proxy_an"]}
+
+    grid.settings(edit)
+    output = grid.run(table=None)
+    assert started(output) == ["two/proxy_an/0"]
+    files = [grid.shown(place) / "last_epoch.pt" for place in ("two/proxy_an/0", "again/0.1/0")]
+    assert files[0].stat().st_ino == files[1].stat().st_ino
+
+
+def test_nothing_is_removed_but_by_the_command_that_is_asked_for_it(grid):
+    grid.run()
+    by_hand = grid.shown("two/by_hand/0")
+    by_hand.mkdir(parents=True)
+    (by_hand / "notes.txt").write_text("mine")
+    grid.settings(lambda content: content["tables"]["two"].update(rows={"loss": ["proxy_an"]}))
+    before = {path: path.stat().st_mtime_ns for path in grid.folder.glob("data/runs/mine/**/*")}
+    assert started(grid.run()) == []
+    assert before == {path: path.stat().st_mtime_ns for path in grid.folder.glob("data/runs/mine/**/*")}
+    told = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
+    assert "0 files and folders" in told, "what a name shows is kept"
+    shutil.rmtree(grid.shown("two/moody"))
+    shutil.rmtree(grid.folder / "data/queries/mine/glyphs/two/moody")
+    told = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
+    would = re.findall(r"would remove (data/store/\w{64})$", told, re.M)
+    assert len(would) == 2 and all((grid.folder / path).is_dir() for path in would)
+    grid.project.run("python", "-m", "pipeline.prune")
+    assert not any((grid.folder / path).exists() for path in would) and set(grid.states().values()) == {"done"}
+
+
+def test_a_name_that_somebody_else_uses_is_refused(grid):
+    grid.run("--row", "proxy_an")
+    place = grid.shown("two/proxy_an/0")
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "thesis.tex").write_text("years of work")
+    assert "is a folder that this stage did not make" in grid.run("--row", "proxy_an", fails=2)
+    assert (place / "thesis.tex").read_text() == "years of work"
+
+
+def many(grid) -> None:
+    """Eight short runs."""
+
+    def edit(content):
+        content["tables"] = {
+            "many": {"datasets": ["glyphs"], "rows": {"loss": ["proxy_an", "proxy_nca"]}, "seeds": [0, 1, 2, 3]}
+        }
+        content["recipes"]["glyphs"] |= {"batch_size": 512, "epochs": 2}
+
+    grid.settings(edit)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What the runs kept, and their metrics, by place."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("data/runs/mine/**/*.*")}
+    metrics = folder.glob("metrics/runs/mine/**/*.json")
+    return found | {str(path.relative_to(folder)): path.read_bytes() for path in metrics}
+
+
+@pytest.fixture(scope="module")
+def sequential(project, tmp_path_factory):
+    grid = Grid(project, tmp_path_factory.mktemp("sequential") / "project")
+    many(grid)
+    grid.run(table=None)
+    found = files_of(grid.folder)
+    assert len(found) == 8 * (len(KEPT) + 1)
+    return found
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_without_a_partition_do_every_run_once(grid, sequential, workers):
+    many(grid)
+    processes = [grid.start() for _ in range(workers)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * workers, errors
+    trained = [re.findall(r"^(\S+) epoch 2/2", text, re.M) for text in errors]
+    names = [name for of_worker in trained for name in of_worker]
+    assert len(names) == len(set(names)) == 8
+    assert files_of(grid.folder) == sequential
+
+
+def children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True).stdout
+    direct = [int(pid) for pid in listed.split()]
+    return direct + [grandchild for child in direct for grandchild in children(child)]
+
+
+def test_kill_9_of_a_worker_its_child_or_both_twenty_times(grid, sequential):
+    many(grid)
+    generator = random.Random(0)
+    for turn in range(20):
+        process = grid.start()
+        time.sleep(generator.uniform(1.5, 4))
+        victims = [*children(process.pid)][-1:] if turn % 3 == 0 else []
+        victims = [process.pid] if turn % 3 == 1 else victims or [process.pid, *children(process.pid)]
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        if turn % 3 == 0:
+            process.kill()
+        process.communicate()
+    output = grid.run(table=None)
+    assert "error" not in output
+    assert files_of(grid.folder) == sequential
+
+
+def test_a_run_whose_driver_was_killed_saves_and_ends(grid):
+    (grid.folder / "wait").touch()
+    process = grid.start("--row", "moody")
+    wait_for(grid.folder / "waiting", process)
+    runs = children(process.pid)
+    process.kill()
+    process.communicate()
+    (grid.folder / "wait").unlink()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{run}").exists() and "Z" not in Path(f"/proc/{run}/stat").read_text() for run in runs):
+        assert time.monotonic() < deadline, "its run goes on"
+        time.sleep(0.1)
+    assert "goes on from epoch 1" in grid.run("--row", "moody")
+
+
+def test_runs_of_other_code_are_taken_over_where_they_compute_the_same(grid):
+    many(grid)
+    grid.run("--row", "proxy_an", "--seed", "0", table=None)
+    grid.run("--row", "proxy_an", "--seed", "1", table=None)
+    loss = grid.folder / "pipeline/losses/proxy_an.py"
+    text = loss.read_text()
+    adopt = ["python", "-m", "pipeline.adopt", "mine", "many", "--because", "margin is only written in another way"]
+    loss.write_text(text.replace("cosine + self.margin", "cosine + 2 * self.margin"))
+    assert "nothing is taken over" in grid.project.run(*adopt, fails=2)
+    loss.write_text(text.replace("cosine + self.margin", "cosine + 1 * self.margin"))
+    assert grid.states("many")["many/proxy_an/0"] == "not run"
+    output = grid.project.run(*adopt, "--epochs", "1")
+    assert output.count("taken over from") == 2
+    assert started(grid.run("--row", "proxy_an", "--seed", "0", table=None)) == ["many/proxy_an/0"]  # to evaluate it
+    record = json.loads((grid.shown("many/proxy_an/0") / "run.json").read_text())
+    assert record["taken_over"]["because"] == "margin is only written in another way"
+    assert record["taken_over"]["compared"].endswith(", 1 of 2 epochs")
+    printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
+    assert "Taken over from other code: glyphs/proxy_an/0: margin is only written in another way" in printed
+    assert "every run is done, or the store has none" in grid.project.run(*adopt, fails=2)
