@@ -1,20 +1,22 @@
 """Runs that are killed, told to stop, or started twice: finished, they equal an undisturbed one to the byte."""
 
+import json
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.base.files import BadInputError
+from pipeline.runs import store
 from pipeline.training import checkpoint
 from tests.conftest import ENVIRONMENT
 
-FILES = ("best_test_epoch.pt", "last_epoch.pt", "history.jsonl")
+FILES = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,26 @@ def longer(project):
     (project.folder / "params.yaml").write_text(text)
     arguments = ["--params", "longer.yaml", "--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0", "--out"]
     project.run("python", "-m", "pipeline.train", *arguments, "scratch/undisturbed")
+    forget(project.folder)
     yield arguments
     shutil.rmtree(project.folder / "scratch")
     (project.folder / "longer.yaml").unlink()
 
 
+def forget(folder: Path) -> Path:
+    """Take the undisturbed run out of the store, and say where it was."""
+    key = json.loads((folder / "scratch/undisturbed/run.json").read_text())["key"]
+    shutil.rmtree(folder / "data/store" / key)
+    return folder / "data/store" / key
+
+
 def assert_equal_to_undisturbed(folder: Path, out: str) -> None:
     for name in FILES:
         assert (folder / out / name).read_bytes() == (folder / "scratch/undisturbed" / name).read_bytes(), name
-    left = [path.name for path in (folder / "data/checkpoints").iterdir() if path.suffix != ".lock"]
-    assert not left, f"checkpoints left behind: {left}"
+    stored = forget(folder)
+    left = [path.suffix for path in stored.parent.glob(f"{stored.name}.*")]
+    assert left == [".lock"], f"left behind: {left}"
+    shutil.rmtree(folder / out)
 
 
 def test_killed_twenty_times(project, longer):
@@ -65,30 +77,44 @@ def test_told_to_stop_it_saves_within_the_epoch_and_goes_on(project, longer, wor
     output = project.run(*command)
     assert re.search(r"goes on from epoch [3-5], step \d+", output)
     assert_equal_to_undisturbed(project.folder, "scratch/stopped")
-    shutil.rmtree(project.folder / "scratch/stopped")
 
 
-def test_another_configurations_checkpoint_is_not_resumed(tmp_path):
-    path = tmp_path / "run.pt"
-    first, second = (checkpoint.fingerprint({"alpha": alpha}) for alpha in (32.0, 12.0))
-    assert checkpoint.load(path, first) is None
-    checkpoint.save(path, first, {"epoch": 3, "weights": {"a": torch.ones(2)}})
-    assert checkpoint.load(path, second) is None
-    saved = checkpoint.load(path, first)
-    assert (
-        saved["epoch"] == 3
-        and torch.equal(saved["weights"]["a"], torch.ones(2))
-        and saved.keys() == {"epoch", "weights"}
-    )
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_checkpoint_is_whole_or_absent(tmp_path):
+    path = tmp_path / "run.checkpoint"
+    assert checkpoint.load(path) is None
+    checkpoint.save(path, {"epoch": 3, "weights": {"a": torch.ones(2)}})
+    saved = checkpoint.load(path)
+    assert saved["epoch"] == 3 and torch.equal(saved["weights"]["a"], torch.ones(2))
+    with pytest.raises(TypeError, match="pickle"):
+        checkpoint.save(path, {"epoch": 4, "lock": threading.Lock()})
+    assert checkpoint.load(path)["epoch"] == 3 and list(tmp_path.iterdir()) == [path]
+
+
+def test_another_settings_checkpoint_is_not_resumed(project, longer):
+    """Its key is another one, so its checkpoint lies elsewhere."""
+    command = ["python", "-m", "pipeline.train", *longer, "scratch/other"]
+    process = subprocess.Popen(command, cwd=project.folder, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE)
+    for line in process.stderr:
+        if "epoch 2/10" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    output = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGTERM and "told to stop" in output and "Traceback" not in output
+    assert "goes on" not in project.run(*command, "--set", "loss.margin=0.3")
+    shutil.rmtree(project.folder / "scratch/other")
+    assert "goes on from epoch" in project.run(*command)
+    assert_equal_to_undisturbed(project.folder, "scratch/other")
 
 
 def test_a_second_process_is_told_who_holds_the_run(project, longer, monkeypatch):
     monkeypatch.chdir(project.folder)
-    with checkpoint.held(checkpoint.place(Path("scratch/held"))):
+    key = json.loads(Path("scratch/undisturbed/run.json").read_text())["key"]
+    with store.claim(key):
         output = project.run("python", "-m", "pipeline.train", *longer, "scratch/held", fails=2)
         assert re.search(r"is being trained by process \d+ on \S+: wait for it", output)
-        with pytest.raises(BadInputError, match="process"), checkpoint.held(checkpoint.place(Path("scratch/held"))):
+        assert store.holder(key).startswith("process") and store.failure(key) is None
+        with pytest.raises(store.HeldError, match="process"), store.claim(key):
             pass
-    with checkpoint.held(checkpoint.place(Path("scratch/held"))):
+    assert store.holder(key) is None
+    with store.claim(key):
         pass

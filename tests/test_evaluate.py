@@ -1,18 +1,23 @@
 """Evaluation: what is searched among what, pictures that agree with the metrics, embeddings alone and in company."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline import evaluate
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest, write_manifest
 from pipeline.data.packed import PackedImages
-from pipeline.evaluate import metrics, retrievals
+from pipeline.evaluation.evaluation import metrics, query_results
 from pipeline.networks.network import embed, load_network, prepare
+from pipeline.runs import store
 from pipeline.runs.run import best_epoch, read_history
 from pipeline.training.loading import as_stored, read_retrieved
+from pipeline.training.loop import write_history
 
 CPU = torch.device("cpu")
 
@@ -21,7 +26,7 @@ CPU = torch.device("cpu")
 def trained(project):
     """(recipe, network, packed images, what is retrieved, its pixels) of one run."""
     recipe = read_params(project.folder / "params.yaml").recipes["glyphs"]
-    network = load_network(recipe, project.folder / "data/runs/glyphs/proxy_an/0/last_epoch.pt", CPU)
+    network = load_network(recipe, project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt", CPU)
     packed = PackedImages(project.folder / "data/packed/glyphs")
     test = read_retrieved(project.folder / "data/splits/glyphs")
     return recipe, network, packed, test, as_stored(packed, test.numbers, 1, 32)
@@ -39,38 +44,97 @@ def test_an_embedding_does_not_depend_on_the_other_images(trained):
 
 def test_metrics_are_those_of_the_kept_weights(project, trained):
     recipe, network, _, test, images = trained
-    written = json.loads((project.folder / "metrics/runs/glyphs/proxy_an/0.json").read_text())["metrics"]
+    written = json.loads((project.folder / "metrics/runs/default/glyphs/glyphs/proxy_an/0.json").read_text())["metrics"]
     prepare(recipe, "cpu")
     found = metrics(embed(network, images, recipe, CPU), test, recipe, seed=0)
     assert {"epoch": 2} | found == written["last_epoch"]
-    history = project.folder / "data/runs/glyphs/proxy_an/0/history.jsonl"
-    assert best_epoch(read_history(history)) == written["best_test_epoch"]["epoch"]
-    tested = read_history(history)[1]["recall"]
+    history = project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/history.csv"
+    assert best_epoch(read_history(history), history) == written["best_test_epoch"]["epoch"]
+    tested = {name: value for name, value in read_history(history)[1].items() if name.startswith("recall@")}
     assert {name: found[name] for name in tested} == tested, "training and evaluation disagree"
 
 
 def test_the_best_epoch_is_the_first_of_the_highest(tmp_path):
-    values = ((1, 0.1), (2, None), (3, 0.3), (4, 0.3), (5, 0.2))
-    lines = [{"epoch": epoch} | ({"recall": {"recall@1": value}} if value else {}) for epoch, value in values]
-    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert best_epoch(read_history(tmp_path / "history.jsonl")) == 3
+    path = tmp_path / "history.csv"
+    write_history(path, [line(1, 0.1), line(2), line(3, 0.3), line(4, 0.3), line(5, 0.2)])
+    assert best_epoch(read_history(path), path) == 3
     with pytest.raises(BadInputError, match="train the run that writes it"):
-        read_history(tmp_path / "none.jsonl")
+        read_history(tmp_path / "none.csv")
 
 
-def test_retrievals_show_hits_and_misses(project):
-    folder = project.folder / "metrics/runs/glyphs"
-    pages = [json.loads((folder / f"{run}_retrievals.json").read_text()) for run in ("proxy_an/0", "raw_pixels/0")]
-    assert [page["query"] for page in pages[0]] == [page["query"] for page in pages[1]], "not the same queries"
-    for page in pages:
-        assert len(page) == 32
-        for shown in page:
-            similarities = [other["similarity"] for other in shown["nearest"]]
-            assert len(similarities) == 8 and similarities == sorted(similarities, reverse=True)
-            assert all(other["hit"] == (other["label"] == shown["label"]) for other in shown["nearest"])
-            assert shown["query"] not in [other["image"] for other in shown["nearest"]]
-    hits = [other["hit"] for shown in pages[0] for other in shown["nearest"]]
-    assert 0.1 < sum(hits) / len(hits) < 0.9
+def line(epoch, recall=None):
+    return {"epoch": epoch, "loss": 1.5, "weights": "0" * 16} | ({} if recall is None else {"recall@1": recall})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "epoch,loss\n",
+        "epoch,loss,weights,recall@1\n1,nan,0,0.5\n",
+        "epoch,loss,weights,recall@1\n2,1.0,0,0.5\n",
+        "epoch,loss,weights,recall@1\n1,1.0,0,0.5\n1,1.0,0,0.5\n",
+        "epoch,loss,weights,recall@1\n1,1.0,0,1.5\n",
+        "epoch,loss,weights\n1,1.0,0\n",
+        "<html>",
+    ],
+)
+def test_a_damaged_history_chooses_no_epoch(tmp_path, text):
+    path = tmp_path / "history.csv"
+    path.write_text(text)
+    with pytest.raises(BadInputError, match=r"history\.csv"):
+        best_epoch(read_history(path), path)
+
+
+DAMAGES = {
+    "flipped bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "null": lambda path: path.write_text("null"),
+    "a list": lambda path: path.write_text("[]"),
+    "older schema": lambda path: path.write_text(path.read_text().replace('"schema_number": 1', '"schema_number": 0')),
+    "no key": lambda path: path.write_text(path.read_text().replace('"key"', '"kee"', 1)),
+    "HTML": lambda path: path.write_text("<html>not found</html>"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("run.json", damage) for damage in DAMAGES),
+        *((name, damage) for name in ("last_epoch.pt", "history.csv") for damage in list(DAMAGES)[:4]),
+    ],
+)
+def test_a_damaged_run_is_not_evaluated(project, tmp_path, monkeypatch, capsys, name, damage):
+    """In this process, on a copy of the run that the store does not have."""
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(store, "STORE", tmp_path / "store")
+    run = tmp_path / "run"
+    shutil.copytree(project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0", run)
+    copy = (run / name).read_bytes()
+    (run / name).unlink()
+    (run / name).write_bytes(copy)
+    DAMAGES[damage](run / name)
+    monkeypatch.setattr("sys.argv", ["evaluate", str(run), "--out", str(tmp_path / "metrics.json")])
+    with pytest.raises(BadInputError, match=r"run"):
+        evaluate.main()
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("run", ["proxy_an/0", "raw_pixels/0"])
+def test_what_each_query_found_agrees_with_the_metrics(project, trained, run):
+    found = np.load(project.folder / f"data/queries/default/glyphs/glyphs/{run}/queries.npz", allow_pickle=False)
+    written = json.loads((project.folder / f"metrics/runs/default/glyphs/glyphs/{run}.json").read_text())["metrics"]
+    values = written.get("last_epoch") or written["no_training"]
+    labels = np.array([entry.label for entry in trained[2].entries])
+    assert found["query"].shape == (3107,) and found["nearest"].shape == found["similarity"].shape == (3107, 8)
+    assert (np.diff(found["similarity"], axis=1) <= 0).all() and (found["nearest"] != found["query"][:, None]).all()
+    hits = labels[found["nearest"]] == labels[found["query"]][:, None]
+    for k in (1, 2, 4, 8):
+        assert ((found["first_hit"] >= 0) & (found["first_hit"] < k)).mean() == pytest.approx(values[f"recall@{k}"])
+        assert hits[:, :k].any(1).mean() == pytest.approx(values[f"recall@{k}"], abs=0.005), "but for ties"
+    assert np.nanmean(found["average_precision"]) == pytest.approx(values["map@r"], rel=1e-5)
 
 
 def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
@@ -87,11 +151,11 @@ def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
     right = labels[similarities.argmax(1)] == torch.tensor([row.label for row in query])
     found = metrics(embeddings, test, recipe, seed=0)
     assert found["recall@1"] == pytest.approx(right.double().mean().item(), abs=2 / len(query))  # less ties
-    names = {row.name for row in gallery}
-    for shown in retrievals(embeddings, test, packed.entries):
-        assert shown["query"] in {row.name for row in query}
-        assert all(other["image"] in names for other in shown["nearest"])
-        assert all(other["hit"] == (other["label"] == shown["label"]) for other in shown["nearest"])
+    shown = query_results(embeddings, test)
+    assert shown["query"].tolist() == [row.image for row in query]
+    assert set(shown["nearest"].ravel()) <= {row.image for row in gallery}
+    best = [gallery[place].image for place in similarities.argmax(1)]
+    assert (shown["nearest"][:, 0] == best).mean() > 0.99, "but for ties"
 
 
 def test_an_empty_manifest_is_refused(tmp_path):
@@ -104,7 +168,7 @@ def test_an_empty_manifest_is_refused(tmp_path):
 
 def test_weights_of_another_recipe_are_refused(project, trained):
     recipe = trained[0].model_copy(update={"dimension": 32})
-    path = project.folder / "data/runs/glyphs/proxy_an/0/last_epoch.pt"
+    path = project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt"
     with pytest.raises(BadInputError, match="does not fit the recipe"):
         load_network(recipe, path, CPU)
     with pytest.raises(BadInputError, match="run the train stage"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 from pipeline.base import sampling
 from pipeline.base.config import read_params
-from pipeline.train import learning_rates
+from pipeline.runs.run import read_history
 from pipeline.training.batches import Shuffled
 from pipeline.training.loading import ShiftedImages, training_batches
+from pipeline.training.step import learning_rates
 
 
 def train(project, out, *options, loss="proxy_an", fails=0):
@@ -21,24 +23,27 @@ def train(project, out, *options, loss="proxy_an", fails=0):
 
 
 def test_the_same_bytes_on_a_rerun_with_any_number_of_workers(project, tmp_path):
-    first = project.folder / "data/runs/glyphs/proxy_an/0"
+    runs = project.folder / "data/runs/default/glyphs/glyphs/proxy_an"
+    first, other = runs / "0", runs / "1"
+    key = json.loads((first / "run.json").read_text())["key"]
     for workers in ("0", "1", "4"):
+        shutil.rmtree(project.folder / "data/store" / key)
         train(project, tmp_path / workers, "--workers", workers)
-        for name in ("best_test_epoch.pt", "last_epoch.pt", "history.jsonl"):
+        for name in ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json"):
             assert (tmp_path / workers / name).read_bytes() == (first / name).read_bytes(), f"{name}, {workers} workers"
-    other = project.folder / "data/runs/glyphs/proxy_an/1"
     assert (other / "last_epoch.pt").read_bytes() != (first / "last_epoch.pt").read_bytes()
 
 
 def test_losses_of_one_seed_start_from_the_same_network(project):
     histories = [
-        (project.folder / f"data/runs/glyphs/{loss}/0/history.jsonl").read_text().splitlines()
+        read_history(project.folder / f"data/runs/default/glyphs/glyphs/{loss}/0/history.csv")
         for loss in ("proxy_an", "proxy_nca")
     ]
     assert [len(lines) for lines in histories] == [2, 2]
-    line = json.loads(histories[0][1])
+    line = histories[0][1]
     assert line["epoch"] == 2 and line["network_learning_rate"] == pytest.approx(0.001)
-    assert set(line["recall"]) == {"recall@1", "recall@2", "recall@4", "recall@8"}
+    assert {name for name in line if "@" in name} == {"recall@1", "recall@2", "recall@4", "recall@8"}
+    assert re.fullmatch("[0-9a-f]{16}", line["weights"]) and line["weights"] != histories[0][0]["weights"]
 
 
 LOOK = """
@@ -95,7 +100,7 @@ def test_losses_are_in_float32_forward_and_backward_whatever_the_precision(proje
 
 
 def test_weights_load_without_pickled_code_and_keep_their_names(project):
-    weights = torch.load(project.folder / "data/runs/glyphs/proxy_an/0/last_epoch.pt", weights_only=True)
+    weights = torch.load(project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt", weights_only=True)
     assert weights["embedding.weight"].shape == (64, 1024)
     assert weights["backbone.blocks.0.convolution.weight"].shape == (16, 1, 5, 5)
 
@@ -178,3 +183,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(project, tmp_path):
         project.run("git", "checkout", "--", "params.yaml")
     assert re.search(r"the loss is (nan|inf) at epoch 1, step \d+, .* of 1e\+30 .* the last finite loss is", output)
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_is_somebody_elses_is_refused(project, tmp_path):
+    """Before anything is trained: the folder that holds the clone, git's, the code, a link to somebody's folder."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    (tmp_path / "link").symlink_to(theirs)
+    before = sorted(path for path in project.folder.rglob("*") if "data/store" not in str(path))
+    for out in ("..", ".", ".git", "pipeline", "data", "README.md", theirs, tmp_path / "link"):
+        output = train(project, out, fails=2)
+        assert re.search("is a (folder|file) that this stage did not make|is a symbolic link", output), out
+        assert "epoch" not in output and "Traceback" not in output
+    assert (theirs / "thesis.tex").read_text() == "years of work" and (tmp_path / "link").is_symlink()
+    assert before == sorted(path for path in project.folder.rglob("*") if "data/store" not in str(path))
+
+
+def test_a_run_of_the_same_place_is_replaced(project, tmp_path):
+    for margin in ("0.1", "0.2"):
+        train(project, tmp_path / "out", "--set", f"loss.margin={margin}", "recipe.epochs=1", "recipe.decay_epochs=[]")
+        record = json.loads((tmp_path / "out/run.json").read_text())
+        assert record["loss_settings"]["margin"] == float(margin)
+    stored = [json.loads(path.read_text()) for path in (project.folder / "data/store").glob("*/run.json")]
+    margins = [record["loss_settings"].get("margin") for record in stored if record["epochs"] == 1]
+    assert {0.1, 0.2} <= set(margins), "the run that was there before is in the store"
