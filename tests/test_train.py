@@ -14,7 +14,7 @@ from pipeline.base.config import read_params
 from pipeline.runs.run import read_history
 from pipeline.training.batches import Shuffled
 from pipeline.training.loading import ShiftedImages, training_batches
-from pipeline.training.step import learning_rates
+from pipeline.training.optimiser import learning_rates
 
 
 def train(project, out, *options, loss="proxy_an", fails=0):

@@ -45,13 +45,16 @@ class Recipe(BaseModel):
     """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
     pooling: Literal["none", "average", "average_and_maximum"]
     """Of a spatial backbone's maps over height and width; the last is the sum of both."""
-    head: Literal["linear", "normalised", "orthogonal"]
-    """To the embedding: a linear layer alone; after a LayerNorm and a BatchNorm1d; alone, its weight starting
-    orthogonal and its bias at zero."""
+    head: Literal["linear", "normalised", "normalised_orthogonal"]
+    """To the embedding: a linear layer; or a LayerNorm, a BatchNorm1d and a linear layer; or the same with the linear
+    layer's weight starting orthogonal and its bias at zero."""
     batch_norm: Literal["trained", "fixed_statistics", "fixed"]
     """What trains of the backbone's batch norms. With fixed statistics they normalise by the running ones, which stay,
     while scale and shift train: what ProxyGML means, and what Proxy-AN's code does where it means fixed, because its
     thaw after the head's epochs takes scale and shift along."""
+    batch_norm_momentum: Annotated[float, Gt(0), Le(1)]
+    """The share that a batch has in the new running statistics of the backbone's batch norms: 0.1 is PyTorch's default.
+    The head's batch norm always has that."""
     head_only_epochs: list[Positive]
     """The epochs, counted from 1, that train only head and proxies: for Proxy-AN 1 and 2. For ProxyGML 2, where its
     code means 1: it freezes after the first epoch and thaws after the second."""
@@ -70,6 +73,9 @@ class Recipe(BaseModel):
     optimiser: Literal["adam", "adamw"]
     epsilon: Rate
     """Of the optimiser: added to the root of the second moment."""
+    epsilon_added: Literal["before_correction", "after_correction"]
+    """Whether the epsilon is added to that root before the root's bias is corrected (PyTorch up to 1.2) or after (since
+    1.3). Before, a large epsilon is a hidden warm-up: see `pipeline/training/optimiser.py`."""
     network_learning_rate: Rate
     proxy_learning_rate: Rate
     weight_decay: Annotated[float, Ge(0)]

@@ -44,13 +44,16 @@ class EmbeddingNetwork(nn.Module):
         self.pooling, features = recipe.pooling, self.backbone.features
         self.norms = (
             nn.Sequential(nn.LayerNorm(features), nn.BatchNorm1d(features))
-            if recipe.head == "normalised"
+            if recipe.head != "linear"
             else nn.Identity()
         )
         self.embedding = nn.Linear(features, recipe.dimension)
-        if recipe.head == "orthogonal":
+        if recipe.head == "normalised_orthogonal":
             nn.init.orthogonal_(self.embedding.weight)
             nn.init.zeros_(self.embedding.bias)
+        for norm in self.backbone.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = recipe.batch_norm_momentum
         self.precision = recipe.precision
         self.to(memory_format=MEMORY_FORMATS[recipe.memory_format])
 

@@ -37,8 +37,9 @@ from pipeline.training.loading import (
     training_batches,
     training_images,
 )
+from pipeline.training.optimiser import build_optimiser, learning_rates, set_learning_rates
 from pipeline.training.plan import plan_batches
-from pipeline.training.step import build_optimiser, learning_rates, training_step
+from pipeline.training.step import training_step
 
 CHECKED_EVERY = 50
 """Steps between looks at the losses: each look waits for the GPU."""
@@ -210,8 +211,7 @@ class Training:
         """Take the epoch's steps, from the one that comes next, and return the number of images seen."""
         run, parts, progress = self.run, self.parts, self.progress
         rates, seen = learning_rates(run.recipe, epoch), 0
-        for group, rate in zip(parts.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate
+        set_learning_rates(parts.optimiser, run.recipe, epoch)
         set_trainable(parts.network, run.recipe, epoch)
         losses = list(progress.step_losses.to(self.device))
         steps = parts.batches.steps

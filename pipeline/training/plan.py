@@ -13,10 +13,11 @@ def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | C
     recipe = run.recipe
     key = f"{run.source}.batch_size: {recipe.batch_size}"
     images, classes = len(labels), int(labels.max()) + 1
-    if recipe.batch_size > images:
+    subset = bool(run.subset)
+    if recipe.batch_size > images and not (subset and recipe.samples_per_class):
         raise BadInputError(f"{key} is more than the {images} images of {run.manifest}, use a smaller batch")
     if recipe.samples_per_class is None:
-        if recipe.head == "normalised" and images % recipe.batch_size == 1:
+        if recipe.head != "linear" and images % recipe.batch_size == 1:
             raise BadInputError(
                 f"{key} leaves one of the {images} images of {run.manifest} for the last batch, which the head's batch "
                 "norm cannot normalise: use another batch size"
@@ -27,11 +28,14 @@ def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | C
             f"{key} with {recipe.samples_per_class} images a class needs more classes than the {classes} of "
             f"{run.manifest}, use a smaller batch"
         )
-    counted = images - 1 if run.rate is None else int(whole_set * run.rate)
-    steps = counted // recipe.batch_size
-    by_class_size = run.gamma is not None
+    # A partial set's epoch is as long as its share of the whole set is, which has more images than the classes' shares
+    # together. Proxy-AN's code ends an epoch before the images do, and draws one batch, with repeats, from a subset
+    # that is smaller than a batch.
+    counted = images if run.rate is None else int(whole_set * run.rate)
+    steps = max((counted - 1) // recipe.batch_size, int(subset))
     if not steps:
         raise BadInputError(
             f"{key} leaves no whole batch of the {images} images of {run.manifest}, use a smaller batch"
         )
+    by_class_size = run.gamma is not None
     return ClassBalanced(labels.numpy(), recipe.batch_size, recipe.samples_per_class, run.seed, steps, by_class_size)

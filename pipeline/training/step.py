@@ -8,24 +8,7 @@ from torch import Tensor, nn
 from pipeline.base.config import Recipe
 from pipeline.networks.network import computing
 from pipeline.training.images import normalise
-
-
-def learning_rates(recipe: Recipe, epoch: int) -> tuple[float, float]:
-    """The network's and the proxies' learning rate in an epoch, counted from 1."""
-    every = recipe.decay_epochs
-    decays = sum(epoch >= decay for decay in every) if isinstance(every, list) else (epoch - 1) // every
-    factor = recipe.decay_factor**decays
-    return recipe.network_learning_rate * factor, recipe.proxy_learning_rate * factor
-
-
-def build_optimiser(recipe: Recipe, network: nn.Module, criterion: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser: the network's parameters in the first group, the loss's in the second."""
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
-        [{"params": network.parameters()}, {"params": criterion.parameters()}],
-        eps=recipe.epsilon,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+from pipeline.training.optimiser import take_step
 
 
 def training_step(
@@ -52,5 +35,5 @@ def training_step(
     if recipe.clip_value:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_value_(parameters, recipe.clip_value)
-    optimiser.step()
+    take_step(optimiser, recipe)
     return loss.detach()
