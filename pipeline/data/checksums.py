@@ -22,7 +22,7 @@ def pins() -> dict[str, str]:
     lines = [line for line in CHECKSUMS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     for line in lines:
         if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
-            raise BadInputError(f"{CHECKSUMS}: the line {line!r} is not a SHA-256, two spaces and a path: mend it")
+            raise BadInputError(f"{CHECKSUMS}: the line {line!r} is not a SHA-256, two spaces and a path: fix it")
     return {path: sha256 for sha256, path in (line.split("  ", 1) for line in lines)}
 
 
