@@ -11,6 +11,7 @@ floating point are refused: nothing says which of their numbers is white.
 """
 
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -27,6 +28,9 @@ MODES = {1: "L", 3: "RGB"}
 
 EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 """Pillow's modes whose pixels have 8 bits a channel, or fewer, and become RGB and grey."""
+
+# Pillow prints what it logs of damaged files, without a file's name: their errors say enough.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,7 +89,8 @@ def _by_simplejpeg(encoded: bytes) -> np.ndarray | None:
         if colours not in ("YCbCr", "Gray") or height * width > PIXEL_LIMIT:
             return None
         return simplejpeg.decode_jpeg(encoded, "RGB")
-    except ValueError:
+    # A KeyError, too, for samplings that it has no name for.
+    except Exception:
         return None
 
 

@@ -2,21 +2,25 @@
 
 A row holds the image's number, its byte range, its size in pixels, its class, the part of the published split it
 belongs to (empty where the split goes by class), its original name, and the SHA-256 of its bytes. So the SHA-256 of
-index.csv stands for all bytes of images.bin, too: each image is checked against its row when it is first read.
+index.csv stands for all bytes of images.bin, too: each image is checked against its row when it is first read. The
+index itself is checked against the SHA256SUMS beside it, and against itself, whenever it is read.
 
 Where images are turned upright by their EXIF data, a last column says how each is turned.
 """
 
 import csv
 import functools
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from pipeline.base.files import BadInputError
+from pipeline.data.checksums import check_sum, read_sums
 
 FILE = "index.csv"
+AGAIN = "run the convert stage again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +67,41 @@ def read_index(folder: Path) -> list[Entry]:
 def _read_once(path: Path, changed: int, size: int, inode: int) -> list[Entry]:
     """The rows of an index, read and checked once while the file stays: a run needs them for each of its manifests."""
     entries: list[Entry] = []
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        # One line that csv cannot read is damaged like any other.
+    for line, row in read_rows(path, (COLUMNS, COLUMNS[:-1]), AGAIN):
         try:
-            if next(lines, None) not in (COLUMNS, COLUMNS[:-1]):
-                raise BadInputError(
-                    f"{path} does not begin with the columns {','.join(COLUMNS[:-1])}: run the convert stage again"
-                )
-            for a, b, c, d, e, f, class_name, part, name, sha256, *turn in lines:
-                numbers = (int(a), int(b), int(c), int(d), int(e), int(f))
-                entries.append(Entry(*numbers, class_name, part, name, sha256, *map(int, turn)))
-            line, problem = _misfit(entries)
-        except (TypeError, ValueError, csv.Error) as error:
-            line, problem = lines.line_num, f"is not an entry ({error})"
+            a, b, c, d, e, f, class_name, part, name, sha256, *turn = row
+            numbers = (int(a), int(b), int(c), int(d), int(e), int(f))
+            entries.append(Entry(*numbers, class_name, part, name, sha256, *map(int, turn)))
+        except (TypeError, ValueError) as error:
+            raise BadInputError(f"{path} line {line} is not an entry ({error}): {AGAIN}") from None
+    place, problem = _misfit(entries)
     if problem:
-        raise BadInputError(f"{path} line {line} {problem}: run the convert stage again")
+        raise BadInputError(f"{path} line {place + 2} {problem}: {AGAIN}")
+    check_sum(path.parent, FILE, read_sums(path.parent, AGAIN), AGAIN)
     return entries
 
 
+def read_rows(path: Path, headers: Sequence[list[str]], again: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row below the header of a CSV file. Raises `BadInputError`, with what to do
+    `again`, where it begins with none of `headers` or cannot be read."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadInputError(f"{path} line {line} is not UTF-8 text: {again}") from None
+    lines = csv.reader(io.StringIO(text, newline=""))
+    try:
+        if next(lines, None) not in headers:
+            raise BadInputError(f"{path} does not begin with the columns {','.join(headers[-1])}: {again}")
+        for row in lines:
+            yield lines.line_num, row
+    except csv.Error as error:
+        raise BadInputError(f"{path} line {lines.line_num} cannot be read ({error}): {again}") from None
+
+
 def _misfit(entries: list[Entry]) -> tuple[int, str]:
-    """The first line that contradicts itself or another one, and how; the problem is empty where there is none."""
+    """The place of the first entry that contradicts itself or another one, and how; empty where there is none."""
     end = 0
     names: set[str] = set()
     class_of: dict[int, str] = {}
@@ -105,7 +123,7 @@ def _misfit(entries: list[Entry]) -> tuple[int, str]:
         elif label_of.setdefault(entry.class_name, entry.label) != entry.label:
             problem = f"gives {entry.class_name!r} the label {entry.label}, which was {label_of[entry.class_name]}"
         if problem:
-            return place + 2, problem
+            return place, problem
         names.add(entry.name)
         end += entry.length
     return 0, ""

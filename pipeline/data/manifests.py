@@ -1,27 +1,22 @@
 """Manifests: CSV lists of images by number, label and name, in the order of the packed index.
 
-A folder of manifests holds a file SHA256SUMS besides, with the hashes of its manifests and of the files that they were
-made from: `cd data/splits/cub && sha256sum --check SHA256SUMS`. `read_manifest` is the one way to a manifest's rows: it
-holds them against the index, that list, and the fingerprints pinned in data/checksums, so that a run trains and tests
-on what the stages wrote, or not at all.
+`read_manifest` is the one way to a manifest's rows: it holds them against the index, the SHA256SUMS beside them and the
+fingerprints pinned in data/checksums, so that a run trains and tests on what the stages wrote, or not at all.
 """
 
 import csv
 import hashlib
-import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.base.files import BadInputError, sha256
-from pipeline.data.checksums import CHECKSUMS, pins
+from pipeline.base.files import BadInputError
+from pipeline.data.checksums import CHECKSUMS, check_sum, pins, read_sums, write_sums
 from pipeline.data.index import FILE as INDEX
-from pipeline.data.index import Entry, read_index
+from pipeline.data.index import Entry, read_index, read_rows
 
 COLUMNS = ["image", "label", "name"]
-SUMS = "SHA256SUMS"
 
 
 class Row(NamedTuple):
@@ -52,9 +47,7 @@ def write_manifests(folder: Path, manifests: Mapping[str, Sequence[Row]], source
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(rows)
-    made = [*sorted(folder.glob("*.csv")), *sources]
-    lines = (f"{sha256(path)}  {os.path.relpath(path, folder)}\n" for path in made)
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="")
+    write_sums(folder, [*sorted(folder.glob("*.csv")), *sources])
 
 
 def read_manifest(path: Path) -> list[Row]:
@@ -63,22 +56,24 @@ def read_manifest(path: Path) -> list[Row]:
     Raises `BadInputError`, which names the line and the stage to run, where it is missing or damaged, does not agree
     with the dataset's index, or is not what its stage wrote last.
     """
-    kind, dataset = path.parts[-3:-1] if len(path.parts) > 2 else ("splits", "")
-    again = f"run the {'subsets' if kind == 'subsets' else 'split'} stage again"
-    rows = _parsed(path, again)
-    entries = read_index(path.parents[2] / "packed" / dataset)
-    for line, row in enumerate(rows, 2):
-        if not 0 <= row.image < len(entries):
-            problem = f"has the image {row.image}, the index has {len(entries)} images"
-        elif (row.label, row.name) != ((entry := entries[row.image]).label, entry.name):
-            found, due = (f"{of.label},{of.name}" for of in (row, entry))
-            problem = f"has {found!r} for the image {row.image}, the index has {due!r}"
-        elif line > 2 and row.image <= rows[line - 3].image:
-            problem = f"has the image {row.image} after the image {rows[line - 3].image}"
-        else:
-            continue
-        raise BadInputError(f"{path} line {line} {problem}: {again}")
-    _check_sums(path, again)
+    kind, dataset = path.parent.parent.name, path.parent.name
+    stage = "subsets" if kind == "subsets" else "split"
+    again = f"run the {stage} stage again"
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing: run the {stage} stage (`dvc repro`)")
+    rows: list[Row] = []
+    for line, (image, label, name) in _fields(path, again):
+        try:
+            rows.append(Row(int(image), int(label), name))
+        except ValueError as error:
+            raise BadInputError(f"{path} line {line} is not a row ({error}): {again}") from None
+    entries = read_index(path.parent.parent.parent / "packed" / dataset)
+    sums = read_sums(path.parent, again)
+    sources = [name for name in sums if name.startswith("..")]
+    for source in sources or [INDEX]:
+        check_sum(path.parent, source, sums, again)
+    _check_rows(path, rows, entries, again)
+    check_sum(path.parent, path.name, sums, again)
     pinned = pins().get(f"{kind}/{dataset}/{path.stem}")
     if pinned and pinned != fingerprint(rows):
         raise BadInputError(
@@ -88,31 +83,26 @@ def read_manifest(path: Path) -> list[Row]:
     return rows
 
 
-def _parsed(path: Path, again: str) -> list[Row]:
-    """The lines of a manifest, as they are."""
-    if not path.is_file():
-        raise BadInputError(f"{path} is missing: {again.removesuffix(' again')} (`dvc repro`)")
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        try:
-            if next(lines, None) != COLUMNS:
-                raise BadInputError(f"{path} does not begin with the columns {','.join(COLUMNS)}: {again}")
-            return [Row(int(image), int(label), name) for image, label, name in lines]
-        except (ValueError, csv.Error) as error:
-            raise BadInputError(f"{path} line {lines.line_num} is not a row ({error}): {again}") from None
+def _fields(path: Path, again: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and the three fields of each row."""
+    for line, row in read_rows(path, [COLUMNS], again):
+        if len(row) != len(COLUMNS):
+            raise BadInputError(f"{path} line {line} is not a row ({len(row)} fields): {again}")
+        yield line, row
 
 
-def _check_sums(path: Path, again: str) -> None:
-    """Hold a manifest and what it was made from against the hashes that its stage wrote beside it."""
-    sums = path.with_name(SUMS)
-    if not sums.is_file():
-        raise BadInputError(f"{sums} is missing: {again}")
-    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    known = {match[2]: match[1] for line in lines if (match := re.fullmatch(r"([0-9a-f]{64})  (.+)", line))}
-    sources = [name for name in known if name.startswith("..")]
-    if path.name not in known or not any(name.endswith(f"/{INDEX}") for name in sources):
-        raise BadInputError(f"{sums} has no line for {path.name}, or none for the index: {again}")
-    for name in (path.name, *sources):
-        file = Path(os.path.normpath(path.parent / name))
-        if not file.is_file() or sha256(file) != known[name]:
-            raise BadInputError(f"{file} is not what {sums} was written for: it has changed since; {again}")
+def _check_rows(path: Path, rows: list[Row], entries: list[Entry], again: str) -> None:
+    """Raise `BadInputError` where a row is not one of the index, or not behind the one before it."""
+    before = -1
+    for line, row in enumerate(rows, 2):
+        problem = ""
+        if not 0 <= row.image < len(entries):
+            problem = f"has the image {row.image}, the index has {len(entries)} images"
+        elif (row.label, row.name) != ((entry := entries[row.image]).label, entry.name):
+            found, due = (f"{of.label},{of.name}" for of in (row, entry))
+            problem = f"has {found!r} for the image {row.image}, the index has {due!r}"
+        elif row.image <= before:
+            problem = f"has the image {row.image} after the image {before}"
+        if problem:
+            raise BadInputError(f"{path} line {line} {problem}: {again}")
+        before = row.image

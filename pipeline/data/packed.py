@@ -1,7 +1,8 @@
 """The packed store: a dataset's image files, unchanged, one after another in one file, with an index beside it.
 
-`images.bin` holds the bytes, `index.csv` (pipeline/data/index.py) says whose they are. The same images give the same
-two files on every machine. Each image's bytes are checked against the index when a process first reads them.
+`images.bin` holds the bytes, `index.csv` (pipeline/data/index.py) says whose they are, `SHA256SUMS` has the hashes of
+both. The same images give the same files on every machine. Each image's bytes are checked against the index when a
+process first reads them.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from pipeline.base.files import BadInputError
 from pipeline.data import decoding
+from pipeline.data.checksums import write_sums
+from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import Entry, read_index, write_index
 
 SHOWN = 20
@@ -93,6 +96,7 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
     if ordered != [entry for _, entry in rows]:
         ordered = _reorder(arrived, ordered)
     write_index(folder, ordered, upright)
+    write_sums(folder, [arrived, folder / INDEX])
     return Packed(len(rows), turned)
 
 
@@ -118,18 +122,14 @@ def _check_names(source: SourceImage, names: set[str]) -> None:
 
 def _check_classes(entries: list[Entry]) -> None:
     """Raise `BadInputError` where a class has two labels, or a label two classes."""
-    class_of: dict[int, str] = {}
-    label_of: dict[str, int] = {}
+    by_label: dict[int, Entry] = {}
+    by_class: dict[str, Entry] = {}
     for entry in entries:
-        class_name = class_of.setdefault(entry.label, entry.class_name)
-        label = label_of.setdefault(entry.class_name, entry.label)
-        if (class_name, label) != (entry.class_name, entry.label):
-            raise BadInputError(
-                f"the classes contradict each other: {shown(class_name)} has the label {entry.label}, then "
-                f"{shown(entry.class_name)} has the label {entry.label}"
-                if class_name != entry.class_name
-                else f"the classes contradict each other: {shown(class_name)} has the labels {label} and {entry.label}"
-            )
+        firsts = by_label.setdefault(entry.label, entry), by_class.setdefault(entry.class_name, entry)
+        for first in firsts:
+            if (first.label, first.class_name) != (entry.label, entry.class_name):
+                told = (f"{of.name} has the label {of.label} and the class {of.class_name}" for of in (first, entry))
+                raise BadInputError(f"the dataset's lists contradict each other: {', '.join(told)}")
 
 
 def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
