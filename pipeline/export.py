@@ -6,6 +6,7 @@ folders in again.
 """
 
 import argparse
+import errno
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,12 +34,20 @@ def export(packed: PackedImages, manifests: dict[str, list[int]], target: Path) 
         for image in tqdm(images, unit=" images", desc=part, disable=None):
             entry = packed.entries[image]
             folder = target / part / quoted(entry.class_name)
-            folder.mkdir(parents=True, exist_ok=True)
             path = folder / quoted(entry.name.rsplit("/", 1)[-1])
-            if path.exists():
-                path = folder / quoted(entry.name)
-            with path.open("xb") as file:
-                file.write(packed.encoded(image))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    path = folder / quoted(entry.name)
+                with path.open("xb") as file:
+                    file.write(packed.encoded(image))
+            except OSError as error:
+                # What another file system takes: long names, or names that differ by case only.
+                if error.errno not in (errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL):
+                    raise
+                raise BadInputError(
+                    f"{path}: {error.strerror}: export to a file system that takes such names"
+                ) from None
             count += 1
     return count
 

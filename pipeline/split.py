@@ -1,36 +1,39 @@
 """Stage: write which images each part of a protocol sees, as CSV manifests: data/packed -> data/splits.
 
-Manifests hold image number, label and name, in the order of the index. Their counts and fingerprints are asserted
-against the dataset's file: the classification split of the same images, or an older edition, is refused. A fingerprint
-that nobody published is pinned in data/checksums by the first good split.
+Manifests hold image number, label and name, in the order of the index. Their counts are asserted against the dataset's
+file and their fingerprints against data/checksums, where the first good split pins them: the classification split of
+the same images, or an older edition, is refused. So is a split that nothing can be trained or retrieved on. Images that
+are there twice, where that flatters or spoils a result, are counted in a warning.
 """
 
 import argparse
-import hashlib
-from collections.abc import Iterable
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError, exit_with, submodule, whole
 from pipeline.data.checksums import CHECKSUMS, pin, pins
-from pipeline.data.manifests import Row, write_manifest
-from pipeline.data.packed import Entry, read_index
+from pipeline.data.index import FILE as INDEX
+from pipeline.data.index import Entry, read_index
+from pipeline.data.manifests import Row, fingerprint, without_relevant, write_manifests
+
+Manifests = Mapping[str, list[Entry]]
+
+TRAINED = ("train", "held_out_train", "held_out_test")
+"""The manifests of the training classes; all others are of those that are retrieved."""
 
 
-def fingerprint(entries: list[Entry]) -> str:
-    """SHA-256 of the lines "label,name" of `entries`: the same images with the same labels in the same order."""
-    return hashlib.sha256("".join(f"{entry.label},{entry.name}\n" for entry in entries).encode()).hexdigest()
+def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str]:
+    """Raise `BadInputError` unless every manifest is zero-shot, can be evaluated, and is what the dataset's `EXPECTED`
+    and data/checksums say.
 
-
-def check(name: str, dataset: ModuleType, manifests: dict[str, list[Entry]]) -> dict[str, str]:
-    """Raise `BadInputError` unless every manifest is zero-shot and what the dataset's `EXPECTED` says.
-
-    Returns the fingerprints that are known neither there nor in data/checksums, by the name to pin them under.
+    Returns the fingerprints that are not in data/checksums yet, by the name to pin them under.
     """
     labels = {part: {entry.label for entry in entries} for part, entries in manifests.items()}
-    seen = set().union(*(labels[part] for part in labels.keys() - {"train", "held_out_train", "held_out_test"}))
-    shared = labels["train"] & seen
+    shared = labels["train"] & set().union(*(labels[part] for part in labels.keys() - set(TRAINED)))
     if shared:
         raise BadInputError(
             f"{name}: {len(shared)} classes are both in train and among those to be retrieved. This is the "
@@ -40,25 +43,83 @@ def check(name: str, dataset: ModuleType, manifests: dict[str, list[Entry]]) -> 
     pinned, new = pins(), {}
     for part, expected in dataset.EXPECTED.items():
         entries, key = manifests[part], f"splits/{name}/{part}"
-        found = datasets.Expected(len(entries), len(labels[part]), fingerprint(entries))
-        expected = expected._replace(sha256=expected.sha256 or pinned.get(key))
+        found = datasets.Expected(len(entries), len(labels[part]))
         known = {field: value for field, value in expected._asdict().items() if value is not None}
         wrong = {field: value for field, value in found._asdict().items() if value != known.get(field, value)}
+        other = "this is another edition or another split of the dataset"
         if wrong:
-            where = CHECKSUMS if key in pinned and wrong.keys() == {"sha256"} else dataset.__file__
             raise BadInputError(
-                f"{where}: the manifest {part} of {name} should have {_told(known, wrong)}, "
-                f"but has {_told(wrong, wrong)}: this is another edition or another split of the dataset"
+                f"{dataset.__file__}: the manifest {part} of {name} should have {_words(known, wrong)}, "
+                f"but has {_words(wrong, wrong)}: {other}"
             )
-        if expected.sha256 is None:
+        if pinned.get(key, fingerprint(entries)) != fingerprint(entries):
+            raise BadInputError(
+                f"{CHECKSUMS}: the manifest {part} of {name} should have the fingerprint {pinned[key]}, "
+                f"but has {fingerprint(entries)}: {other}"
+            )
+        if key not in pinned:
             new[key] = fingerprint(entries)
+    _check_use(name, manifests)
     return new
 
 
-def _told(values: dict[str, int | str], fields: Iterable[str]) -> str:
+def _words(values: dict[str, int], fields: Iterable[str]) -> str:
     """The named ones of an `Expected`'s values, in words."""
-    words = {"images": "{:,} images", "classes": "{:,} classes", "sha256": "the fingerprint {}"}
+    words = {"images": "{:,} images", "classes": "{:,} classes"}
     return ", ".join(words[field].format(values[field]) for field in words if field in fields)
+
+
+def searches(manifests: Manifests) -> Iterator[tuple[str, list[Entry], list[Entry] | None]]:
+    """Who is searched for among whom: the name of each manifest of queries, its entries, and those of its gallery;
+    None where each is searched for among all others."""
+    if "query" in manifests:
+        yield "query", manifests["query"], manifests["gallery"]
+    for part in ("test", "held_out_test"):
+        if part in manifests:
+            yield part, manifests[part], None
+
+
+def _check_use(name: str, manifests: Manifests) -> None:
+    """Raise `BadInputError` where training has nothing to tell apart, or no query can be answered."""
+    classes = len({entry.label for entry in manifests["train"]})
+    if classes < 2:
+        raise BadInputError(f"{name}: train has {classes} class: training needs two classes or more")
+    for part, queries, gallery in searches(manifests):
+        if part != "held_out_test" and without_relevant(queries, gallery) == len(queries):
+            where = "among the others of test" if gallery is None else "in the gallery"
+            raise BadInputError(
+                f"{name}: none of the {len(queries)} images of {part} has another image of its class {where}, so that "
+                "no metric can be computed: give each class two images or more"
+            )
+
+
+def oddities(manifests: Manifests) -> Iterator[str]:
+    """What is odd about manifests and shows in results: queries that cannot be answered, images that come twice."""
+    for part, queries, gallery in searches(manifests):
+        unanswered = without_relevant(queries, gallery)
+        if unanswered == len(queries):
+            yield f"{part}: no image has another of its class: runs of the held-out protocol will be refused"
+        elif unanswered:
+            yield f"{part}: {unanswered} of {len(queries)} images have no other of their class to find, and never do"
+    if len({entry.label for entry in manifests.get("held_out_train", ())}) < 2:
+        yield "held_out_train: it has less than two classes: runs of the held-out protocol will be refused"
+    seen = {part: entries for part, entries in manifests.items() if not part.startswith("held_out")}
+    for part, entries in seen.items():
+        labels = defaultdict(list)
+        for entry in entries:
+            labels[entry.sha256].append(entry.label)
+        torn = sum(len(set(labels[entry.sha256])) > 1 for entry in entries)
+        if torn:
+            yield f"{part}: {torn} images have the same bytes as an image of another class"
+        doubled = sum(labels[entry.sha256].count(entry.label) > 1 for entry in entries)
+        if doubled and part == "test":
+            yield f"{part}: {doubled} images have the same bytes as another image of their class, which finds them"
+    hashes = {part: {entry.sha256 for entry in entries} for part, entries in seen.items()}
+    for part, others in (("train", ("test", "query", "gallery")), ("query", ("gallery",))):
+        for other in others:
+            both = sum(entry.sha256 in hashes.get(part, ()) for entry in seen.get(other, ()))
+            if both:
+                yield f"{other}: {both} images have the same bytes as an image of {part}"
 
 
 def main() -> None:
@@ -67,15 +128,19 @@ def main() -> None:
     parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
     name = parser.parse_args().dataset
     dataset = submodule("datasets", name)
-    entries = read_index(Path("data/packed") / name)
+    packed = Path("data/packed") / name
+    entries = read_index(packed)
     manifests = {part: [entries[image] for image in images] for part, images in dataset.split(entries).items()}
     new = check(name, dataset, manifests)
-    with whole(Path("data/splits") / name) as folder:
-        folder.mkdir()
-        for part, chosen in manifests.items():
-            rows = [Row(entry.image, entry.label, entry.name) for entry in chosen]
-            write_manifest(folder / f"{part}.csv", rows)
-            print(f"{name} {part}: {len(chosen)} images, {len({entry.label for entry in chosen})} classes")
+    for warning in oddities(manifests):
+        print(f"warning: {name} {warning}", file=sys.stderr)
+    with whole(Path("data/splits") / name, "train.csv") as folder:
+        rows = {
+            part: [Row(entry.image, entry.label, entry.name) for entry in chosen] for part, chosen in manifests.items()
+        }
+        write_manifests(folder, rows, [packed / INDEX])
+    for part, chosen in manifests.items():
+        print(f"{name} {part}: {len(chosen)} images, {len({entry.label for entry in chosen})} classes")
     pin(new)
 
 

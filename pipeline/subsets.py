@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.files import BadInputError, exit_with, whole
-from pipeline.data.manifests import Row, read_manifest, write_manifest
+from pipeline.data.checksums import SUMS
+from pipeline.data.index import FILE as INDEX
+from pipeline.data.manifests import Row, read_manifest, write_manifests
 
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 GAMMAS = [10, 20, 50, 100, 150]
@@ -75,15 +77,15 @@ def main() -> None:
         "--seeds", type=int, nargs="*", default=[2024], help="of imbalanced ones; the authors' 2024 if not given"
     )
     arguments = parser.parse_args()
-    rows = read_manifest(Path("data/splits") / arguments.dataset / "train.csv")
-    with whole(Path("data/subsets") / arguments.dataset) as folder:
-        folder.mkdir()
-        for rate in arguments.rates:
-            write_manifest(folder / f"partial_{rate}.csv", partial(rows, rate))
-        for gamma in arguments.gammas:
-            for seed in arguments.seeds:
-                write_manifest(folder / f"imbalanced_{gamma}_{seed}.csv", imbalanced(rows, gamma, seed))
-        print(f"{arguments.dataset}: {len(list(folder.iterdir()))} subsets of {len(rows)} images")
+    train = Path("data/splits") / arguments.dataset / "train.csv"
+    rows = read_manifest(train)
+    subsets = {f"partial_{rate}": partial(rows, rate) for rate in arguments.rates}
+    for gamma in arguments.gammas:
+        for seed in arguments.seeds:
+            subsets[f"imbalanced_{gamma}_{seed}"] = imbalanced(rows, gamma, seed)
+    with whole(Path("data/subsets") / arguments.dataset, SUMS) as folder:
+        write_manifests(folder, subsets, [train, Path("data/packed") / arguments.dataset / INDEX])
+    print(f"{arguments.dataset}: {len(subsets)} subsets of {len(rows)} images")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from pipeline.data.checksums import write_sums
+from pipeline.data.index import FILE, Entry, write_index
+from pipeline.data.manifests import Row, write_manifests
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -99,7 +103,7 @@ def project(
             shutil.copy(REPOSITORY / "data" / name, folder / "data" / name)
     for dataset, manifests in counts.items():
         with (folder / "pipeline" / "datasets" / f"{dataset}.py").open("a") as module:
-            expected = {part: f"Expected({images}, {classes}, None)" for part, (images, classes) in manifests.items()}
+            expected = {part: f"Expected({images}, {classes})" for part, (images, classes) in manifests.items()}
             module.write(f"\nTRAINING_CLASSES = {manifests['train'][1]}\n")
             module.write(f"EXPECTED = {{{', '.join(f'{part!r}: {value}' for part, value in expected.items())}}}\n")
             module.write(
@@ -110,6 +114,23 @@ def project(
         with (folder / "pipeline" / "networks" / "weights.py").open("a") as module:
             module.write("\nFILES = {name: file._replace(size=None, sha256=None) for name, file in FILES.items()}\n")
     return folder
+
+
+def manifests(root: Path, dataset: str, **parts: list[Row]) -> Path:
+    """Write data/splits/<dataset> under `root`, beside an index of the same images; the images themselves are not
+    there. Returns the folder of the manifests."""
+    rows = sorted({row for part in parts.values() for row in part})
+    packed, splits = root / "data/packed" / dataset, root / "data/splits" / dataset
+    packed.mkdir(parents=True)
+    splits.parent.mkdir(parents=True, exist_ok=True)
+    entries = [
+        Entry(row.image, place, 1, 1, 1, row.label, str(row.label), "", row.name, "0" * 64)
+        for place, row in enumerate(rows)
+    ]
+    write_index(packed, entries, upright=False)
+    write_sums(packed, [packed / FILE])
+    write_manifests(splits, parts, [packed / FILE])
+    return splits
 
 
 def stage(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

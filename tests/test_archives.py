@@ -163,7 +163,7 @@ def test_duplicate_names(tmp_path):
     name = ALBATROSS.removeprefix("CUB_200_2011/images/")
     assert (
         refused(cub, tmp_path / "raw")
-        == f"images that cannot be used, mend or replace them: 1\n  {name}: the name comes twice"
+        == f"images that cannot be used, fix or replace them: 1\n  {name}: the name comes twice"
     )
     files["CUB_200_2011/images.txt"] += f"13 {name}\n".encode()
     tgz(tmp_path / "raw" / TGZ, files)
@@ -178,7 +178,7 @@ def test_every_image_that_does_not_decode_is_named(tmp_path):
     files[names[2]] = b""
     tgz(tmp_path / "raw" / TGZ, files)
     message = refused(cub, tmp_path / "raw")
-    assert message.startswith("images that cannot be used, mend or replace them: 3\n")
+    assert message.startswith("images that cannot be used, fix or replace them: 3\n")
     assert all(name.removeprefix("CUB_200_2011/images/") in message for name in names[:3])
     assert message.count(": not an image") == 2
     assert "image file is truncated" in message

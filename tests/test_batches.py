@@ -15,10 +15,11 @@ from scipy.stats import chisquare
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.base.sampling import uniform
-from pipeline.data.manifests import Row, write_manifest
+from pipeline.data.manifests import Row
 from pipeline.runs.run import Run, plan_batches
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.loading import ShiftedImages, training_batches
+from tests import lookalikes
 
 RECIPE = read_params(Path(__file__).parent.parent / "papers/proxy_an/params.yaml").recipes["cub"]
 
@@ -179,9 +180,8 @@ def test_an_epoch_of_sop_and_those_behind_it_cost_little():
 
 def manifest(folder, sizes):
     """A training manifest in `folder`'s data/splits/cub."""
-    (folder / "data/splits/cub").mkdir(parents=True)
     rows = [Row(image, int(label), f"{image}.jpg") for image, label in enumerate(labels_of(sizes))]
-    write_manifest(folder / "data/splits/cub/train.csv", rows)
+    lookalikes.manifests(folder, "cub", train=rows)
 
 
 def test_a_partial_epoch_is_as_long_as_the_rate_of_all_images(tmp_path, monkeypatch):

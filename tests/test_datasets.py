@@ -1,13 +1,16 @@
 """Each dataset from a look-alike of its archive to its manifests, by the true stages."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import split
 from pipeline.base.files import BadInputError, sha256, submodule
-from pipeline.data.packed import PackedImages, pack, read_index
+from pipeline.data.checksums import write_sums
+from pipeline.data.index import read_index, write_index
+from pipeline.data.packed import PackedImages, pack
 from pipeline.datasets import cars, cub
 from tests import lookalikes
 from tests.lookalikes import CARS_COUNTS, CUB_COUNTS, INSHOP_COUNTS, SOP_COUNTS, project, stage
@@ -22,7 +25,7 @@ def run_stages(folder: Path, dataset: str, source: Path) -> dict[str, list[dict[
             done = stage(folder, f"pipeline.{name}", dataset, PIPELINE_MIRRORS=base)
             assert done.returncode == 0, done.stderr
     manifests = {}
-    for path in (folder / "data/splits" / dataset).iterdir():
+    for path in (folder / "data/splits" / dataset).glob("*.csv"):
         with path.open(newline="") as file:
             manifests[path.stem] = list(csv.DictReader(file))
     return manifests
@@ -69,7 +72,7 @@ def test_cars_layouts_pack_to_the_same_bytes(tmp_path):
     found = set()
     for name, build in builders.items():
         build(tmp_path / name)
-        assert pack(cars.images(tmp_path / name), tmp_path / "packed" / name) == 12
+        assert pack(cars.images(tmp_path / name), tmp_path / "packed" / name).images == 12
         found.add(tuple(sha256(tmp_path / "packed" / name / file) for file in ("images.bin", "index.csv")))
     assert len(found) == 1
     originals = sorted((label - 1, content) for label, _, content in lookalikes.cars_images())
@@ -160,15 +163,18 @@ def test_first_good_split_pins_fingerprints_that_later_ones_must_have(tmp_path):
     folder = project(tmp_path / "project", {"sop": SOP_COUNTS})
     run_stages(folder, "sop", tmp_path / "source")
     pinned = (folder / "data/checksums").read_text()
-    assert [line.split("  ")[1] for line in pinned.splitlines() if line[0] != "#"] == [
+    committed = (lookalikes.REPOSITORY / "data/checksums").read_text().splitlines()
+    assert [line.split("  ")[1] for line in pinned.splitlines() if line not in committed] == [
         "raw/sop/Stanford_Online_Products.zip",
         *(f"splits/sop/{part}" for part in ("held_out_test", "held_out_train", "test", "train")),
     ]
     assert stage(folder, "pipeline.split", "sop").returncode == 0
     assert (folder / "data/checksums").read_text() == pinned
-    index = folder / "data/packed/sop/index.csv"
+    packed = folder / "data/packed/sop"
     before = (folder / "data/splits/sop/train.csv").read_bytes()
-    index.write_text(index.read_text().replace("bicycle_final/111085122871_0.JPG", "bicycle_final/another.JPG"))
+    first, *others = read_index(packed)
+    write_index(packed, [replace(first, name="bicycle_final/another.JPG"), *others], upright=False)
+    write_sums(packed, [packed / "index.csv"])
     done = stage(folder, "pipeline.split", "sop")
     assert done.returncode == 2
     assert done.stderr.startswith("error: data/checksums: the manifest train of sop should have the fingerprint ")

@@ -10,7 +10,7 @@ import torch
 from pipeline import evaluate
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
-from pipeline.data.manifests import Row, read_manifest, write_manifest
+from pipeline.data.manifests import Row, read_manifest, write_manifests
 from pipeline.data.packed import PackedImages
 from pipeline.evaluation.evaluation import metrics, query_results
 from pipeline.networks.network import embed, load_network, prepare
@@ -18,6 +18,7 @@ from pipeline.runs import store
 from pipeline.runs.run import best_epoch, read_history
 from pipeline.training.loading import as_stored, read_retrieved
 from pipeline.training.loop import write_history
+from tests import lookalikes
 
 CPU = torch.device("cpu")
 
@@ -141,9 +142,11 @@ def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
     recipe, network, packed, _, _ = trained
     rows = read_manifest(project.folder / "data/splits/glyphs/test.csv")
     query, gallery = rows[::3], [row for place, row in enumerate(rows) if place % 3]
-    write_manifest(tmp_path / "query.csv", query)
-    write_manifest(tmp_path / "gallery.csv", gallery)
-    test = read_retrieved(tmp_path)
+    index = shutil.copytree(project.folder / "data/packed/glyphs", tmp_path / "packed/glyphs") / "index.csv"
+    splits = tmp_path / "splits/glyphs"
+    splits.parent.mkdir()
+    write_manifests(splits, {"query": query, "gallery": gallery}, [index])
+    test = read_retrieved(splits)
     assert test.queries == len(query) and [path.name for path in test.manifests] == ["query.csv", "gallery.csv"]
     embeddings = embed(network, as_stored(packed, test.numbers, 1, 32), recipe, CPU)
     similarities = embeddings[: len(query)] @ embeddings[len(query) :].T
@@ -159,11 +162,11 @@ def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
 
 
 def test_an_empty_manifest_is_refused(tmp_path):
-    write_manifest(tmp_path / "test.csv", [])
     with pytest.raises(BadInputError, match=r"test\.csv has no images"):
-        read_retrieved(tmp_path)
-    write_manifest(tmp_path / "test.csv", [Row(3, 9, "a")])
-    assert read_retrieved(tmp_path).labels.tolist() == [9]
+        read_retrieved(lookalikes.manifests(tmp_path / "empty", "mine", train=[Row(0, 0, "b")], test=[]))
+    rows = [Row(0, 8, "c"), Row(1, 9, "a"), Row(2, 9, "b")]
+    splits = lookalikes.manifests(tmp_path, "mine", train=rows[:1], test=rows[1:])
+    assert read_retrieved(splits).labels.tolist() == [9, 9]
 
 
 def test_weights_of_another_recipe_are_refused(project, trained):

@@ -65,7 +65,7 @@ def test_exported_and_taken_in_again_it_is_the_same_dataset(tmp_path, monkeypatc
             {e.sha256: e.class_name for e in read_index(place / "data/packed" / n)} for n in (name, "folder")
         )
         assert before == after
-        for path in (place / "data/splits" / name).iterdir():
+        for path in (place / "data/splits" / name).glob("*.csv"):
             others = read_manifest(place / "data/splits/folder" / path.name)
             assert len(read_manifest(path)) == len(others)
         done = stage(place, "pipeline.export", name, "--to", "data/raw/folder")
@@ -94,7 +94,7 @@ def test_export_before_split_says_what_to_run(monkeypatch):
         (lambda raw: (raw / "train/0.png").write_bytes(b""), "train/0.png lies beside folders of classes"),
         (
             lambda raw: (raw / "train/a/notes.txt").write_text("?"),
-            r"images that cannot be used, mend or replace them: 1\n  train/a/notes.txt: not an image",
+            r"images that cannot be used, fix or replace them: 1\n  train/a/notes.txt: not an image",
         ),
     ],
     ids=["no test", "empty class", "stray image", "no image"],

@@ -86,7 +86,7 @@ def test_a_cut_store_is_refused(project, tmp_path):
     store = tmp_path / "glyphs/images.bin"
     store.chmod(0o644)
     store.write_bytes(store.read_bytes()[:-1])
-    with pytest.raises(BadInputError, match="run convert again"):
+    with pytest.raises(BadInputError, match="run the convert stage again"):
         PackedImages(tmp_path / "glyphs")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.base.files import BadInputError
 from pipeline.data import packed
+from pipeline.data.index import COLUMNS
 from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
 from tests.lookalikes import REPOSITORY, picture
 
@@ -98,7 +99,7 @@ def test_images_are_packed_in_their_order_whatever_order_they_come_in(tmp_path):
     pack([sources[place] for place in (6, 7, 2, 3, 0, 1, 4, 5)], tmp_path / "b")
     for file in ("images.bin", "index.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert [path.name for path in sorted((tmp_path / "b").iterdir())] == ["images.bin", "index.csv"]
+    assert [path.name for path in sorted((tmp_path / "b").iterdir())] == ["SHA256SUMS", "images.bin", "index.csv"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_images_are_packed_in_their_order_whatever_order_they_come_in(tmp_path):
             lambda f: (f / "index.csv").write_text("image,offset\n"),
             "does not begin with the columns image,offset,length",
         ),
-        (lambda f: (f / "index.csv").write_text(",".join(packed.COLUMNS) + "\n0,0\n"), "line 2 is not an entry"),
+        (lambda f: (f / "index.csv").write_text(",".join(COLUMNS) + "\n0,0\n"), "line 2 is not an entry"),
     ],
     ids=["cut", "no images", "no index", "other columns", "cut row"],
 )

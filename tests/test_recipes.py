@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from pipeline.base.config import read_params
-from pipeline.data.manifests import Row, write_manifest
+from pipeline.data.manifests import Row
 from pipeline.datasets import cars, cub, inshop, sop
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
 from pipeline.runs.run import Run, plan_batches
 from pipeline.subsets import imbalanced, partial
 from pipeline.train import learning_rates
+from tests import lookalikes
 
 PAPERS = Path(__file__).parent.parent / "papers"
 GML, AN = (read_params(PAPERS / paper / "params.yaml") for paper in ("proxygml", "proxy_an"))
@@ -304,8 +305,7 @@ def test_steps_of_a_partial_epoch(tmp_path, monkeypatch, name, steps):
     """int(images * rate) // 81, such as int(586.4) // 81 = 7."""
     monkeypatch.chdir(tmp_path)
     rows = training_rows(name)
-    (tmp_path / "data/splits" / name).mkdir(parents=True)
-    write_manifest(tmp_path / "data/splits" / name / "train.csv", rows)
+    lookalikes.manifests(tmp_path, name, train=rows)
     for tenths, expected in enumerate(steps, 1):
         kept = labels_of(partial(rows, tenths / 10))
         batches = plan_batches(run_of(name, name, partial=tenths / 10), AN.recipes[name], kept)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline import subsets
 from pipeline.base.files import BadInputError
-from pipeline.data.manifests import Row, read_manifest, write_manifest
+from pipeline.data.manifests import Row, read_manifest
 from pipeline.subsets import imbalanced, partial
+from tests import lookalikes
 
 
 def rows_of(sizes: list[int]) -> list[Row]:
@@ -95,14 +96,14 @@ def test_impossible_subsets_are_refused(function, arguments, reason):
 def test_the_stage_writes_every_subset(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = rows_of([30, 20, 25])
-    (tmp_path / "data/splits/cub").mkdir(parents=True)
-    write_manifest(tmp_path / "data/splits/cub/train.csv", rows)
+    lookalikes.manifests(tmp_path, "cub", train=rows)
     monkeypatch.setattr("sys.argv", ["subsets", "cub", "--seeds", "1", "2"])
     subsets.main()
     files = sorted(path.name for path in (tmp_path / "data/subsets/cub").iterdir())
     assert files == sorted(
         [f"partial_{rate / 10}.csv" for rate in range(1, 11)]
         + [f"imbalanced_{gamma}_{seed}.csv" for gamma in (10, 20, 50, 100, 150) for seed in (1, 2)]
+        + ["SHA256SUMS"]
     )
     assert read_manifest(tmp_path / "data/subsets/cub/partial_1.0.csv") == rows
     assert read_manifest(tmp_path / "data/subsets/cub/imbalanced_50_2.csv") == imbalanced(rows, 50, 2)

@@ -1,7 +1,8 @@
 """Read files straight out of tar and zip archives, one at a time, nothing unpacked to disk.
 
-Nothing here writes, so a hostile archive could not reach outside a folder; one that tries is refused all the same, for
-it is not what was published. Every byte is read against the archive's own checksums (gzip's or zip's CRC).
+Nothing here writes, so a hostile archive cannot reach outside a folder; one that tries is refused all the same, because
+it is not what was published. What may be unpacked is limited, so that no archive keeps the stage busy for ever or takes
+its memory. Every byte is read against the archive's own checksums (gzip's or zip's CRC).
 """
 
 import functools
@@ -9,20 +10,23 @@ import gzip
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from pipeline.base.files import BadInputError
+from pipeline.data.decoding import BYTE_LIMIT
 
-READ_LIMIT = 64 << 20
+READ_LIMIT = BYTE_LIMIT
 """Bytes that one image or list may have; the largest in these data sets is 15 MB."""
 
 MEMBER_LIMIT = 1 << 30
 """Bytes that any member may have; CUB-200-2011 holds a table of 110 MB that is not read."""
 
-MEND = "remove it and download it again"
+FIX = "remove it and download it again"
+
+HEADER_LIMIT = 1 << 20
+"""Bytes that may lie between two members of a tar file and after the last one; a long name takes some thousand."""
 
 GROWTH_LIMIT = 20
 """How many times its own size an archive may hold, above one more `MEMBER_LIMIT`; images hardly shrink at all."""
@@ -39,6 +43,24 @@ class _Member(NamedTuple):
     read: Callable[[], bytes]
 
 
+class _Limited:
+    """A stream that gives up when more of it is read than the members account for: headers without an end, large ones,
+    and zeros after the archive's end, which gzip shrinks a thousandfold."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.path, self.left = file, path, HEADER_LIMIT
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`."""
+        content = self.file.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise BadInputError(
+                f"{self.path}: more than {HEADER_LIMIT:,} bytes in a row belong to no member, which is absurd: {FIX}"
+            )
+        return content
+
+
 def _tar(path: Path) -> Iterator[_Member]:
     """The members of a gzipped tar file, as a stream."""
 
@@ -49,13 +71,15 @@ def _tar(path: Path) -> Iterator[_Member]:
 
     kinds = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.LNKTYPE: "link"}
     with gzip.open(path) as unzipped:
-        with tarfile.open(fileobj=unzipped, mode="r|") as archive:
+        limited = _Limited(cast(BinaryIO, unzipped), path)
+        with tarfile.open(fileobj=cast(BinaryIO, limited), mode="r|") as archive:
             for info in archive:
+                limited.left = info.size + HEADER_LIMIT
                 kind = "file" if info.isreg() else kinds.get(info.type, "device")
                 yield _Member(info.name, kind, info.size, functools.partial(content, info))
                 # Or the list of members grows with the archive.
                 archive.members = []  # type: ignore[attr-defined]
-        while unzipped.read(1 << 20):
+        while limited.read(1 << 16):
             pass  # gzip compares its CRC at the very end
 
 
@@ -82,30 +106,41 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
         for member in _zip(path) if path.suffix == ".zip" else _tar(path):
             name = member.name.removeprefix("./")
             parts = PurePosixPath(name).parts
+            if (member.kind == "file" and not parts) or member.size < 0:
+                raise BadInputError(f"{path}: the member {name!r} has no name, or {member.size:,} bytes: {FIX}")
             if name.startswith("/") or ".." in parts or "\\" in name:
-                raise BadInputError(f"{path}: the member {name!r} leads out of the archive: {MEND}")
+                raise BadInputError(f"{path}: the member {name!r} leads out of the archive: {FIX}")
             if member.kind not in ("file", "folder"):
-                raise BadInputError(f"{path}: the member {name!r} is a {member.kind}, not a file: {MEND}")
+                raise BadInputError(f"{path}: the member {name!r} is a {member.kind}, not a file: {FIX}")
             budget -= member.size
             chosen = member.kind == "file" and not name.startswith("__MACOSX/") and not parts[-1].startswith("._")
             chosen = chosen and wanted(name)
             if member.size > (READ_LIMIT if chosen else MEMBER_LIMIT) or budget < 0:
-                raise BadInputError(f"{path}: {name!r} takes {member.size:,} bytes unpacked, which is absurd: {MEND}")
+                raise BadInputError(f"{path}: {name!r} takes {member.size:,} bytes unpacked, which is absurd: {FIX}")
             if chosen:
                 yield name, member.read()
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise BadInputError(f"{path} is damaged or cut short ({error}): {MEND}") from None
-    except (NotImplementedError, RuntimeError) as error:
+    except BadInputError:
+        raise
+    # What the readers of the standard library raise for damaged archives is of many kinds.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         # zipfile's words for an unknown method of compression and for a missing password
-        raise BadInputError(f"{path} cannot be read ({error}): {MEND}") from None
+        unknown = isinstance(error, (NotImplementedError, RuntimeError)) and not isinstance(error, RecursionError)
+        problem = "cannot be read" if unknown else "is damaged or cut short"
+        raise BadInputError(f"{path} {problem} ({reason}): {FIX}") from None
 
 
 def read_texts(path: Path, names: list[str], hint: str = "") -> list[bytes]:
-    """The content of the named files of an archive; `BadInputError` names those that are missing and gives the hint."""
-    found = dict(read(path, names.__contains__))
+    """The content of the named files of an archive; `BadInputError` names those that are missing, with the hint, or
+    there twice."""
+    found: dict[str, bytes] = {}
+    for name, content in read(path, names.__contains__):
+        if name in found:
+            raise BadInputError(f"{path} holds {name} twice: this is another archive: {FIX}{hint}")
+        found[name] = content
     missing = [name for name in names if name not in found]
     if missing:
-        raise BadInputError(f"{path} holds no {' and no '.join(missing)}: this is another archive: {MEND}{hint}")
+        raise BadInputError(f"{path} holds no {' and no '.join(missing)}: this is another archive: {FIX}{hint}")
     return [found[name] for name in names]
 
 
@@ -120,7 +155,7 @@ def read_annotated(path: Path, annotated: dict[str, Record], source: str) -> Ite
         yield name, annotated[name], content
     if missing:
         shown = "\n  ".join(sorted(missing)[:20]) + ("\n  …" if len(missing) > 20 else "")
-        raise BadInputError(f"{path} lacks {len(missing)} of the images that {source} names:\n  {shown}\n{MEND}")
+        raise BadInputError(f"{path} lacks {len(missing)} of the images that {source} names:\n  {shown}\n{FIX}")
 
 
 def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list[str]]:
@@ -131,7 +166,7 @@ def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list
     try:
         lines = text.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{source} is not text ({error}): {MEND}") from None
+        raise BadInputError(f"{source} is not text ({error}): {FIX}") from None
     for place, line in enumerate(lines[skip:], skip + 1):
         fields = line.split()
         if fields and len(fields) != columns:
@@ -140,9 +175,19 @@ def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list
             yield fields
 
 
+def by_id(text: bytes, source: str) -> dict[str, str]:
+    """The second field of each line of an annotation file by the first, its id; `BadInputError` for an id again."""
+    found: dict[str, str] = {}
+    for key, value in rows(text, source, 2):
+        if key in found:
+            raise BadInputError(f"{source} has the id {key} twice: {FIX}")
+        found[key] = value
+    return found
+
+
 def number(text: str, source: str) -> int:
     """A whole number from an annotation file, or `BadInputError`."""
     try:
         return int(text)
     except ValueError:
-        raise BadInputError(f"{source}: {text!r} should be a whole number: {MEND}") from None
+        raise BadInputError(f"{source}: {text!r} should be a whole number: {FIX}") from None

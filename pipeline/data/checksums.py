@@ -1,12 +1,20 @@
-"""SHA-256 of what nobody has published one for: pinned by the first good download or split, in a committed file."""
+"""SHA-256 of what nobody has published one for.
 
+`data/checksums`, which is committed, pins files and manifests: the first good download or split writes it. The folders
+that stages write hold a file SHA256SUMS each, with the hashes of what is in them and of what it was made from, so that
+a later stage notices what has changed since: `cd data/splits/cub && sha256sum --check SHA256SUMS`.
+"""
+
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.base.files import BadInputError, write_text
+from pipeline.base.files import BadInputError, sha256, write_text
 
+SUMS = "SHA256SUMS"
 DATA = Path("data")
 CHECKSUMS = DATA / "checksums"
 HEAD = """\
@@ -22,7 +30,7 @@ def pins() -> dict[str, str]:
     lines = [line for line in CHECKSUMS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     for line in lines:
         if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
-            raise BadInputError(f"{CHECKSUMS}: the line {line!r} is not a SHA-256, two spaces and a path: mend it")
+            raise BadInputError(f"{CHECKSUMS}: the line {line!r} is not a SHA-256, two spaces and a path: fix it")
     return {path: sha256 for sha256, path in (line.split("  ", 1) for line in lines)}
 
 
@@ -34,5 +42,35 @@ def pin(found: dict[str, str]) -> None:
     with FileLock(CHECKSUMS.with_name(".checksums.lock")):
         known = pins() | found
         write_text(CHECKSUMS, HEAD + "".join(f"{known[path]}  {path}\n" for path in sorted(known)))
-    for path, sha256 in found.items():
-        print(f"{path}: no SHA-256 was known; {sha256} is now pinned in {CHECKSUMS}: commit that file")
+    for path, digest in found.items():
+        print(f"{path}: no SHA-256 was known; {digest} is now pinned in {CHECKSUMS}: commit that file")
+
+
+def write_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Write the SHA-256 of `files`, which lie in `folder` or elsewhere under data, into the folder's SHA256SUMS."""
+    lines = (f"{sha256(path)}  {os.path.relpath(path, folder)}\n" for path in files)
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="")
+
+
+def read_sums(folder: Path, again: str) -> dict[str, str]:
+    """What `folder`/SHA256SUMS holds: SHA-256 by path from that folder. `again` says what to run where it is broken."""
+    path = folder / SUMS
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing: {again}")
+    found: dict[str, str] = {}
+    for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", text)
+        if not match:
+            raise BadInputError(f"{path} line {line} is not a SHA-256, two spaces and a path: {again}")
+        found[match[2]] = match[1]
+    return found
+
+
+def check_sum(folder: Path, name: str, sums: dict[str, str], again: str) -> None:
+    """Raise `BadInputError` unless the file of this path from `folder` is what `sums` say."""
+    # By its words, since a folder under data may be a link to another place.
+    path = Path(os.path.normpath(folder / name))
+    if name not in sums:
+        raise BadInputError(f"{folder / SUMS} has no line for {name}: {again}")
+    if not path.is_file() or sha256(path) != sums[name]:
+        raise BadInputError(f"{path} has changed since {folder / SUMS} was written: {again}")

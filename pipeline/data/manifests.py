@@ -1,11 +1,20 @@
-"""Manifests: CSV lists of images by number, label and name, in the order of the packed index."""
+"""Manifests: CSV lists of images by number, label and name, in the order of the packed index.
+
+`read_manifest` is the one way to a manifest's rows: it holds them against the index, the SHA256SUMS beside them and the
+fingerprints pinned in data/checksums, so that a run trains and tests on what the stages wrote, or not at all.
+"""
 
 import csv
-from collections.abc import Iterable
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.base.files import BadInputError
+from pipeline.data.checksums import CHECKSUMS, check_sum, pins, read_sums, write_sums
+from pipeline.data.index import FILE as INDEX
+from pipeline.data.index import Entry, read_index, read_rows
 
 COLUMNS = ["image", "label", "name"]
 
@@ -18,23 +27,82 @@ class Row(NamedTuple):
     name: str
 
 
-def write_manifest(path: Path, rows: Iterable[Row]) -> None:
-    """Write `rows` as a manifest."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
+def fingerprint(rows: Iterable[Row] | Iterable[Entry]) -> str:
+    """SHA-256 of the lines "label,name" of `rows`: the same images with the same labels in the same order."""
+    return hashlib.sha256("".join(f"{row.label},{row.name}\n" for row in rows).encode()).hexdigest()
+
+
+def without_relevant(queries: Sequence[Row] | Sequence[Entry], gallery: Sequence[Row] | Sequence[Entry] | None) -> int:
+    """How many queries have no image of their class among those that they are searched for in: the gallery, or all
+    other queries where there is none."""
+    count = Counter(row.label for row in (queries if gallery is None else gallery))
+    return sum(count[row.label] < (2 if gallery is None else 1) for row in queries)
+
+
+def write_manifests(folder: Path, manifests: Mapping[str, Sequence[Row]], sources: Sequence[Path]) -> None:
+    """Write each of `manifests` as `folder`/<name>.csv, and the list of hashes, which has those of `sources`, too."""
+    folder.mkdir()
+    for name, rows in manifests.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(rows)
+    write_sums(folder, [*sorted(folder.glob("*.csv")), *sources])
 
 
 def read_manifest(path: Path) -> list[Row]:
-    """The rows of a manifest. Raises `BadInputError` where it is missing or is none."""
+    """The rows of a manifest, data/splits/<dataset>/<part>.csv or one under data/subsets.
+
+    Raises `BadInputError`, which names the line and the stage to run, where it is missing or damaged, does not agree
+    with the dataset's index, or is not what its stage wrote last.
+    """
+    kind, dataset = path.parent.parent.name, path.parent.name
+    stage = "subsets" if kind == "subsets" else "split"
+    again = f"run the {stage} stage again"
     if not path.is_file():
-        raise BadInputError(f"{path} is missing: run the split stage (`dvc repro`)")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        if next(rows, None) != COLUMNS:
-            raise BadInputError(f"{path} does not begin with the columns {','.join(COLUMNS)}: run split again")
+        raise BadInputError(f"{path} is missing: run the {stage} stage (`dvc repro`)")
+    rows: list[Row] = []
+    for line, (image, label, name) in _fields(path, again):
         try:
-            return [Row(int(image), int(label), name) for image, label, name in rows]
+            rows.append(Row(int(image), int(label), name))
         except ValueError as error:
-            raise BadInputError(f"{path} line {rows.line_num} is not a row ({error}): run split again") from None
+            raise BadInputError(f"{path} line {line} is not a row ({error}): {again}") from None
+    entries = read_index(path.parent.parent.parent / "packed" / dataset)
+    sums = read_sums(path.parent, again)
+    sources = [name for name in sums if name.startswith("..")]
+    for source in sources or [INDEX]:
+        check_sum(path.parent, source, sums, again)
+    _check_rows(path, rows, entries, again)
+    check_sum(path.parent, path.name, sums, again)
+    pinned = pins().get(f"{kind}/{dataset}/{path.stem}")
+    if pinned and pinned != fingerprint(rows):
+        raise BadInputError(
+            f"{path} has the fingerprint {fingerprint(rows)}, {CHECKSUMS} has {pinned}: this is another edition or "
+            f"another split of the dataset: {again}"
+        )
+    return rows
+
+
+def _fields(path: Path, again: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and the three fields of each row."""
+    for line, row in read_rows(path, [COLUMNS], again):
+        if len(row) != len(COLUMNS):
+            raise BadInputError(f"{path} line {line} is not a row ({len(row)} fields): {again}")
+        yield line, row
+
+
+def _check_rows(path: Path, rows: list[Row], entries: list[Entry], again: str) -> None:
+    """Raise `BadInputError` where a row is not one of the index, or not behind the one before it."""
+    before = -1
+    for line, row in enumerate(rows, 2):
+        problem = ""
+        if not 0 <= row.image < len(entries):
+            problem = f"has the image {row.image}, the index has {len(entries)} images"
+        elif (row.label, row.name) != ((entry := entries[row.image]).label, entry.name):
+            found, due = (f"{of.label},{of.name}" for of in (row, entry))
+            problem = f"has {found!r} for the image {row.image}, the index has {due!r}"
+        elif row.image <= before:
+            problem = f"has the image {row.image} after the image {before}"
+        if problem:
+            raise BadInputError(f"{path} line {line} {problem}: {again}")
+        before = row.image

@@ -1,37 +1,46 @@
 """The packed store: a dataset's image files, unchanged, one after another in one file, with an index beside it.
 
-`images.bin` holds the bytes; `index.csv` has one row an image, in the order of the bytes: its number, the byte range,
-the size in pixels, the class, the part of the published split it belongs to (empty where the split goes by class), its
-original name, and the SHA-256 of its bytes. The same images give the same two files on every machine.
-
-JPEG files in colour or grey are decoded to RGB by simplejpeg (libjpeg-turbo), a quarter faster than by Pillow and, in
-the versions pinned here, equal in every pixel (tests/test_packed.py holds them to that); CMYK, which they turn to RGB
-with differences of 1 in 255, and everything that is no JPEG is left to Pillow.
+`images.bin` holds the bytes, `index.csv` (pipeline/data/index.py) says whose they are, `SHA256SUMS` has the hashes of
+both. The same images give the same files on every machine. Each image's bytes are checked against the index when a
+process first reads them.
 """
 
-import csv
 import hashlib
-import io
 import mmap
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.base.files import BadInputError
+from pipeline.data import decoding
+from pipeline.data.checksums import write_sums
+from pipeline.data.index import FILE as INDEX
+from pipeline.data.index import Entry, read_index, write_index
 
-MODES = {1: "L", 3: "RGB"}
+SHOWN = 20
+"""Images that an error names; where more are broken, the convert stage writes them all to a file."""
+
+
+class BrokenImagesError(BadInputError):
+    """Images that cannot be used; `problems` has a line for each of them, the message the first `SHOWN`."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        more = [f"… and {len(problems) - SHOWN:,} more"] if len(problems) > SHOWN else []
+        lines = [f"images that cannot be used, fix or replace them: {len(problems):,}", *problems[:SHOWN], *more]
+        super().__init__("\n  ".join(lines))
 
 
 class SourceImage(NamedTuple):
     """One image as a dataset's file yields it: `label` counts from 0 in the dataset's class order.
 
-    Images are packed in the order of `order`; equal ones stay as they come.
+    Images are packed in the order of `order`; equal ones stay as they come. `problem` says why the bytes could not even
+    be read; the image is then named together with those that cannot be decoded.
     """
 
     name: str
@@ -40,80 +49,87 @@ class SourceImage(NamedTuple):
     part: str
     encoded: bytes
     order: tuple[Any, ...] = ()
+    problem: str = ""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A row of the index. `offset` and `length` are in bytes, `width` and `height` in pixels."""
+class Packed(NamedTuple):
+    """How many images were packed, and how many of them say in EXIF that they are to be turned."""
 
-    image: int
-    offset: int
-    length: int
-    width: int
-    height: int
-    label: int
-    class_name: str
-    part: str
-    name: str
-    sha256: str
+    images: int
+    turned: int
 
 
-COLUMNS = [field.name for field in fields(Entry)]
+def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> Packed:
+    """Write `images.bin` and `index.csv` into `folder`, which must not exist yet.
 
-
-def _size(encoded: bytes) -> tuple[int, int]:
-    """Decode an image to see that it can be; return its width and height. Raises `ValueError` where it cannot."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            return image.size
-    except UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
-
-
-def pack(images: Iterable[SourceImage], folder: Path) -> int:
-    """Write `images.bin` and `index.csv` into `folder`, which must not exist yet, and return the number of images.
-
-    Every image is decoded once to see that it can be; those that cannot are named together in one `BadInputError`, and
-    so is a name that comes twice. Memory holds one image and the index, whatever the number of images.
+    Every image is decoded once, by the function that training decodes with. Those that cannot be are named together in
+    one `BrokenImagesError`, and so are names that come twice or that a list cannot hold. Memory holds one image and the
+    index, whatever the number of images. With `upright`, images are turned by their EXIF orientation when they are
+    used; their bytes stay as they are.
     """
     folder.mkdir(parents=True)
     broken: list[str] = []
     names: set[str] = set()
     rows: list[tuple[tuple[Any, ...], Entry]] = []
-    offset = 0
+    offset, turned = 0, 0
     arrived = folder / "images.bin"
     with arrived.open("wb") as store:
         for source in tqdm(images, unit=" images", desc="pack", disable=None):
-            if source.name in names:
-                broken.append(f"{source.name}: the name comes twice")
-            names.add(source.name)
             try:
-                width, height = _size(source.encoded)
+                _check_names(source, names)
+                width, height, orientation = decoding.check(source.encoded, upright)
             except ValueError as error:
-                broken.append(f"{source.name}: {error}")
+                broken.append(f"{shown(source.name)}: {error}")
                 continue
             texts = (source.class_name, source.part, source.name, hashlib.sha256(source.encoded).hexdigest())
-            length = len(source.encoded)
-            rows.append((source.order, Entry(len(rows), offset, length, width, height, source.label, *texts)))
+            numbers = (len(rows), offset, len(source.encoded), width, height, source.label)
+            rows.append((source.order, Entry(*numbers, *texts, orientation if upright else 1)))
             store.write(source.encoded)
-            offset += length
+            offset += len(source.encoded)
+            turned += orientation != 1
     if broken:
-        raise BadInputError(
-            f"images that cannot be used, mend or replace them: {len(broken)}\n  " + "\n  ".join(broken)
-        )
+        raise BrokenImagesError(broken)
     if not rows:
         raise BadInputError(f"{folder}: there is not one image to pack")
+    _check_classes([entry for _, entry in rows])
     ordered = [entry for _, entry in sorted(rows, key=lambda row: row[0])]
     if ordered != [entry for _, entry in rows]:
         ordered = _reorder(arrived, ordered)
-    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as index:
-        writer = csv.writer(index, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(entry) for entry in ordered)
-    return len(rows)
+    write_index(folder, ordered, upright)
+    write_sums(folder, [arrived, folder / INDEX])
+    return Packed(len(rows), turned)
+
+
+def shown(name: str) -> str:
+    """A name as a message shows it: in quotes and with escapes where it holds anything that cannot be printed."""
+    return name if name.isprintable() else repr(name)
+
+
+def _check_names(source: SourceImage, names: set[str]) -> None:
+    """Raise `ValueError` where an image could not be read, comes again, or has a name that no list can hold."""
+    if source.problem:
+        raise ValueError(source.problem)
+    if source.name in names:
+        raise ValueError("the name comes twice")
+    names.add(source.name)
+    for name in (source.name, source.class_name):
+        if not name:
+            raise ValueError(f"its {'class' if source.name else 'file'} has no name")
+        # Cc are control characters, line ends among them; Cs is what Python makes of bytes that are not UTF-8.
+        if {unicodedata.category(character) for character in name} & {"Cc", "Cs"}:
+            raise ValueError("its name holds control characters or is not UTF-8: rename it")
+
+
+def _check_classes(entries: list[Entry]) -> None:
+    """Raise `BadInputError` where a class has two labels, or a label two classes."""
+    by_label: dict[int, Entry] = {}
+    by_class: dict[str, Entry] = {}
+    for entry in entries:
+        firsts = by_label.setdefault(entry.label, entry), by_class.setdefault(entry.class_name, entry)
+        for first in firsts:
+            if (first.label, first.class_name) != (entry.label, entry.class_name):
+                told = (f"{of.name} has the label {of.label} and the class {of.class_name}" for of in (first, entry))
+                raise BadInputError(f"the dataset's lists contradict each other: {', '.join(told)}")
 
 
 def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
@@ -131,21 +147,6 @@ def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
     return entries
 
 
-def read_index(folder: Path) -> list[Entry]:
-    """The rows of `folder`/index.csv, in order. Raises `BadInputError` where the file is missing or cut."""
-    path = folder / "index.csv"
-    if not path.is_file():
-        raise BadInputError(f"{path} is missing: run the convert stage (`dvc repro`)")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        if next(rows, None) != COLUMNS:
-            raise BadInputError(f"{path} does not begin with the columns {','.join(COLUMNS)}: run convert again")
-        try:
-            return [Entry(int(a), int(b), int(c), int(d), int(e), int(f), *texts) for a, b, c, d, e, f, *texts in rows]
-        except (TypeError, ValueError) as error:
-            raise BadInputError(f"{path} line {rows.line_num} is not an entry ({error}): run convert again") from None
-
-
 class PackedImages:
     """Random access to a packed dataset. The file is memory-mapped, so a reader is cheap and may be used in any number
     of processes at once, forked or sent to them."""
@@ -157,9 +158,10 @@ class PackedImages:
         expected = self.entries[-1].offset + self.entries[-1].length if self.entries else 0
         found = store.stat().st_size if store.exists() else 0
         if not found or found != expected:
-            raise BadInputError(f"{store} has {found} bytes, its index ends at {expected}: run convert again")
+            raise BadInputError(f"{store} has {found} bytes, its index ends at {expected}: run the convert stage again")
         with store.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._checked = bytearray(len(self.entries))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -169,20 +171,33 @@ class PackedImages:
         return PackedImages, (self.folder,)
 
     def encoded(self, image: int) -> bytes:
-        """The original file of image number `image`."""
+        """The original file of image number `image`. Raises `BadInputError` where it is not what was packed."""
         entry = self.entries[image]
-        return self._bytes[entry.offset : entry.offset + entry.length]
+        encoded = self._bytes[entry.offset : entry.offset + entry.length]
+        if not self._checked[image]:
+            if hashlib.sha256(encoded).hexdigest() != entry.sha256:
+                raise self._damaged(entry, "its bytes are not those that were packed")
+            self._checked[image] = True
+        return encoded
 
     def decoded(self, image: int, channels: int) -> np.ndarray:
-        """Image number `image` as uint8 (height, width, channels); one channel is grey, three are RGB."""
-        encoded = self.encoded(image)
-        jpeg = channels == 3 and encoded.startswith(b"\xff\xd8\xff")
-        if jpeg and simplejpeg.decode_jpeg_header(encoded)[2] in ("YCbCr", "Gray"):
-            # Strict, it would refuse what Pillow takes: stray bytes between markers, which some cameras leave.
-            return simplejpeg.decode_jpeg(encoded, "RGB", strict=False)
-        with Image.open(io.BytesIO(encoded)) as opened:
-            pixels = np.array(opened.convert(MODES[channels]))  # a copy: PyTorch wants to be able to write
-        return pixels.reshape(*pixels.shape[:2], channels)
+        """Image number `image` as uint8 (height, width, channels); one channel is grey, three are RGB.
+
+        Raises `BadInputError`, which names the image, where it is damaged or cannot be decoded.
+        """
+        entry = self.entries[image]
+        try:
+            pixels = decoding.decode(self.encoded(image), channels, entry.orientation)
+        except ValueError as error:
+            raise self._damaged(entry, str(error)) from None
+        if pixels.shape[:2] != (entry.height, entry.width):
+            found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, the index has {entry.width} x {entry.height}"
+            raise self._damaged(entry, f"it has {found}")
+        return pixels
+
+    def _damaged(self, entry: Entry, problem: str) -> BadInputError:
+        place = f"{self.folder / 'images.bin'}: image {entry.image}, {entry.name}"
+        return BadInputError(f"{place}: {problem}: run the convert stage again")
 
 
 class DecodedImages:

@@ -11,18 +11,17 @@ among whom; `held_out_train` and `held_out_test` are the two halves of the train
 
 from typing import NamedTuple
 
-from pipeline.data.packed import Entry
+from pipeline.data.index import Entry
 
 
 class Expected(NamedTuple):
-    """What a manifest must hold: number of images, number of classes, and `split.fingerprint` of its rows.
+    """What a manifest must hold: number of images and of classes; None was never published.
 
-    None was never published: the first good split pins its fingerprint in `data/checksums`.
+    The fingerprints of manifests are in `data/checksums`, where the first good split pins them.
     """
 
     images: int | None
     classes: int
-    sha256: str | None
 
 
 def by_class(entries: list[Entry], training_classes: int) -> dict[str, list[int]]:

@@ -19,7 +19,8 @@ import scipy.io
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, fetch
-from pipeline.data.packed import Entry, SourceImage
+from pipeline.data.index import Entry
+from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 KAGGLE = "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset"
@@ -81,10 +82,10 @@ LAYOUTS = (
 TRAINING_CLASSES = 98
 
 EXPECTED = {
-    "train": Expected(8054, 98, None),
-    "test": Expected(8131, 98, None),
-    "held_out_train": Expected(None, 49, None),
-    "held_out_test": Expected(None, 49, None),
+    "train": Expected(8054, 98),
+    "test": Expected(8131, 98),
+    "held_out_train": Expected(None, 49),
+    "held_out_test": Expected(None, 49),
 }
 
 
@@ -108,7 +109,7 @@ def _matlab(content: bytes, source: str) -> dict[str, Any]:
         return scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)
     # The reader of damaged files runs into many kinds of errors.
     except Exception as error:
-        raise BadInputError(f"{source} is not a MATLAB file ({error}): {archives.MEND}") from None
+        raise BadInputError(f"{source} is not a MATLAB file ({error}): {archives.FIX}") from None
 
 
 def _labels(variables: dict[str, Any], source: str, field: str, folder: str) -> dict[str, int]:
@@ -118,7 +119,7 @@ def _labels(variables: dict[str, Any], source: str, field: str, folder: str) -> 
         names = [folder + str(name) for name in rows[field]]
         labels = dict(zip(names, (int(label) for label in rows["class"]), strict=True))
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise BadInputError(f"{source} has no annotations with {field} and class ({error}): {archives.MEND}") from None
+        raise BadInputError(f"{source} has no annotations with {field} and class ({error}): {archives.FIX}") from None
     if len(labels) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise BadInputError(f"{source} names {', '.join(twice)} twice")

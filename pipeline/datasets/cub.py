@@ -10,7 +10,8 @@ from pathlib import Path
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, fetch
-from pipeline.data.packed import Entry, SourceImage
+from pipeline.data.index import Entry
+from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 FILES = (
@@ -31,10 +32,10 @@ TRAINING_CLASSES = 100
 IMAGES_OF_2010 = 6033
 
 EXPECTED = {
-    "train": Expected(5864, 100, None),
-    "test": Expected(5924, 100, None),
-    "held_out_train": Expected(None, 50, None),
-    "held_out_test": Expected(None, 50, None),
+    "train": Expected(5864, 100),
+    "test": Expected(5924, 100),
+    "held_out_train": Expected(None, 50),
+    "held_out_test": Expected(None, 50),
 }
 
 
@@ -48,9 +49,9 @@ def images(raw: Path) -> Iterator[SourceImage]:
     archive, folder = raw / FILES[0].name, "CUB_200_2011"
     hint = f" (CUB-200 of 2010 has the same classes, but {IMAGES_OF_2010:,} images)"
     names, labels = archives.read_texts(archive, [f"{folder}/images.txt", f"{folder}/image_class_labels.txt"], hint)
-    label_of = dict(archives.rows(labels, f"{archive}: image_class_labels.txt", 2))
+    label_of = archives.by_id(labels, f"{archive}: image_class_labels.txt")
     annotated: dict[str, tuple[int, int, str]] = {}
-    for key, name in archives.rows(names, f"{archive}: images.txt", 2):
+    for key, name in archives.by_id(names, f"{archive}: images.txt").items():
         path = f"{folder}/images/{name}"
         if path in annotated:
             raise BadInputError(f"{archive}: images.txt names {name} twice")

@@ -2,31 +2,42 @@
 
 In place of `test` there may be `query` and `gallery`. A class is the path of its folder under `train` or `test`, so
 classes may lie in groups (`train/Greek/alpha/1.png` is of the class `Greek/alpha`); `%2F` in a folder's name is a
-slash, as `pipeline.export` writes it. `data/raw/folder` may be a symbolic link; names that begin with a dot are passed
-over. No count is published, so none is asserted; a class in both parts is refused.
+slash, as `pipeline.export` writes it, unless that would make one class of two folders. `data/raw/folder` and all in it
+may be symbolic links; names that begin with a dot are passed over. No count is published, so none is asserted; a class
+in both parts is refused.
 """
 
-import os
-from collections.abc import Iterator
+import stat
+import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data.packed import Entry, SourceImage
+from pipeline.data.decoding import BYTE_LIMIT
+from pipeline.data.index import Entry
+from pipeline.data.packed import SourceImage, shown
 from pipeline.datasets import Expected
 
 EXPECTED: dict[str, Expected] = {}
 
+LISTED = 20
+"""Lines of a list in a message."""
+
 
 def _parts(raw: Path) -> tuple[str, ...]:
     """The names of the parts that `raw` has: train and test, or train, query and gallery."""
+    present = {part for part in ("train", "test", "query", "gallery") if (raw / part).is_dir()}
     for parts in (("train", "test"), ("train", "query", "gallery")):
-        if all((raw / part).is_dir() for part in parts):
+        if present == set(parts):
             return parts
+    found = f"; {', '.join(sorted(present))} are there" if present else ""
     raise BadInputError(
         f"{raw} should hold your images as {raw}/train/<class>/<image> and {raw}/test/<class>/<image> "
-        "(or query and gallery in place of test): put them there, or make it a symbolic link to them"
+        f"(or query and gallery in place of test){found}: put them there, or make it a symbolic link to them"
     )
 
 
@@ -35,35 +46,97 @@ def download(raw: Path) -> None:
     _parts(raw)
 
 
-def _classes(folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """Name and files of each class under `folder`: every folder that has no folders in it is a class."""
-    for place, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = [Path(place, name) for name in sorted(files) if not name.startswith(".")]
-        path = Path(place)
-        if path == folder and not folders:
-            raise BadInputError(f"{folder} holds no class: give it one folder for each")
-        if images and (folders or path == folder):
-            raise BadInputError(f"{images[0]} lies beside folders of classes: put it into one of them")
-        if not images and not folders:
-            raise BadInputError(f"{path} is a class without an image: remove the folder or fill it")
-        if images:
-            yield unquote(path.relative_to(folder).as_posix()), images
+def _classes(top: Path, problems: list[str]) -> Iterator[tuple[str, list[Path]]]:
+    """The path under `top` and the files of each class: every folder that holds files. What is wrong with the folders
+    is added to `problems`."""
+    # Each folder with the real places of those that it was reached by.
+    ahead: list[tuple[Path, tuple[Path, ...]]] = [(top, (top.parent.resolve(),))]
+    while ahead:
+        folder, above = ahead.pop()
+        try:
+            paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            real = folder.resolve()
+        except OSError as error:
+            problems.append(f"{shown(str(folder))} cannot be read: {error.strerror}")
+            continue
+        if any(place.is_relative_to(real) for place in above):
+            problems.append(f"{shown(str(folder))} is a link to a folder that it lies in: remove the link")
+            continue
+        folders = [path for path in paths if path.is_dir()]
+        files = [path for path in paths if not path.is_dir()]
+        ahead += [(path, (*above, real)) for path in reversed(folders)]
+        if files and (folders or folder == top):
+            problems += [f"{shown(str(file))} {_astray(file)}" for file in files]
+        elif files:
+            yield folder.relative_to(top).as_posix(), files
+        elif folder == top and not folders:
+            problems.append(f"{folder} holds no class: give it one folder for each")
+        elif not folders:
+            problems.append(f"{shown(str(folder))} is a class without an image: remove the folder or fill it")
 
 
-def _unreadable(error: OSError) -> None:
-    """Do not pass over a folder that cannot be read, as os.walk would."""
-    raise BadInputError(f"{error.filename} cannot be read: {error.strerror}")
+def _astray(file: Path) -> str:
+    """What is wrong with a file that is in no class."""
+    if file.exists():
+        return "lies beside folders of classes: put it into one of them"
+    return "is a link to nothing: remove or correct it"
+
+
+def _class_names(paths: set[str]) -> dict[str, str]:
+    """The name of each class by the path of its folder: unquoted, where that keeps all of them apart."""
+    names = {path: unquote(path) for path in sorted(paths)}
+    return names if len(set(names.values())) == len(names) else {path: path for path in names}
+
+
+def _alike(names: Iterable[str]) -> Iterator[str]:
+    """The names of classes that differ by case or by Unicode's normal form only."""
+    groups = defaultdict(list)
+    for name in sorted(names):
+        groups[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())].append(ascii(name))
+    yield from (" and ".join(group) for group in groups.values() if len(group) > 1)
+
+
+def _listed(lines: list[str]) -> str:
+    """The first lines of a list, and how many more there are."""
+    more = [f"… and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
+    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file, or why they cannot be read."""
+    try:
+        status = path.stat()
+        # Opening a FIFO would wait for a writer for ever.
+        if not stat.S_ISREG(status.st_mode):
+            return b"", "not a file but a pipe, a socket or a device"
+        if status.st_size > BYTE_LIMIT:
+            return b"", f"{status.st_size:,} bytes, {BYTE_LIMIT:,} is the limit"
+        return path.read_bytes(), ""
+    except OSError as error:
+        return b"", "a link to nothing" if isinstance(error, FileNotFoundError) else str(error.strerror)
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
     """The files of each part in turn, classes and files by name; classes of train have the first labels."""
+    parts = _parts(raw)
+    problems: list[str] = []
+    files = {part: dict(_classes(raw / part, problems)) for part in parts}
+    if problems:
+        raise BadInputError(f"folders that cannot be used: {len(problems):,}{_listed(problems)}")
+    left_out = sorted(shown(path.name) for path in raw.iterdir() if path.name not in parts and path.name[0] != ".")
+    if left_out:
+        print(f"warning: {raw}: left out, beside {', '.join(parts)}:{_listed(left_out)}", file=sys.stderr)
+    names = _class_names({path for classes in files.values() for path in classes})
+    if alike := list(_alike(names.values())):
+        print(f"warning: {raw}: classes whose names are alike, are they one?{_listed(alike)}", file=sys.stderr)
     labels: dict[str, int] = {}
-    for part in _parts(raw):
-        for class_name, files in sorted(_classes(raw / part)):
+    for part, classes in files.items():
+        for class_name, path in sorted((names[path], path) for path in classes):
             label = labels.setdefault(class_name, len(labels))
-            for path in files:
-                yield SourceImage(path.relative_to(raw).as_posix(), label, class_name, part, path.read_bytes())
+            for file in classes[path]:
+                encoded, problem = _read(file)
+                name = file.relative_to(raw).as_posix()
+                yield SourceImage(name, label, class_name, part, encoded, problem=problem)
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, fetch
-from pipeline.data.packed import Entry, SourceImage
+from pipeline.data.index import Entry
+from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
@@ -29,11 +30,11 @@ FILES = (
 PARTS = ("train", "query", "gallery")
 
 EXPECTED = {
-    "train": Expected(25882, 3997, None),
-    "query": Expected(14218, 3985, None),
-    "gallery": Expected(12612, 3985, None),
-    "held_out_train": Expected(None, 1998, None),
-    "held_out_test": Expected(None, 1999, None),
+    "train": Expected(25882, 3997),
+    "query": Expected(14218, 3985),
+    "gallery": Expected(12612, 3985),
+    "held_out_train": Expected(None, 1998),
+    "held_out_test": Expected(None, 1999),
 }
 
 
@@ -51,7 +52,7 @@ def images(raw: Path) -> Iterator[SourceImage]:
     count = archives.number(content.decode(errors="replace").split("\n", 1)[0].strip(), f"{source} line 1")
     rows = list(archives.rows(content, str(source), 3, skip=2))
     if len(rows) != count:
-        raise BadInputError(f"{source} announces {count} images and lists {len(rows)}: {archives.MEND}")
+        raise BadInputError(f"{source} announces {count} images and lists {len(rows)}: {archives.FIX}")
     items = sorted(
         {item for _, item, _ in rows}, key=lambda item: archives.number(item.removeprefix("id_"), str(source))
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, fetch
-from pipeline.data.packed import Entry, SourceImage
+from pipeline.data.index import Entry
+from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 FILES = (
@@ -27,10 +28,10 @@ FILES = (
 )
 
 EXPECTED = {
-    "train": Expected(59551, 11318, None),
-    "test": Expected(60502, 11316, None),
-    "held_out_train": Expected(None, 5659, None),
-    "held_out_test": Expected(None, 5659, None),
+    "train": Expected(59551, 11318),
+    "test": Expected(60502, 11316),
+    "held_out_train": Expected(None, 5659),
+    "held_out_test": Expected(None, 5659),
 }
 
 
@@ -45,13 +46,18 @@ def images(raw: Path) -> Iterator[SourceImage]:
     parts = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
     lists = archives.read_texts(archive, [f"{folder}/{name}" for name in parts.values()])
     annotated: dict[str, tuple[int, int, str]] = {}
+    ids: set[int] = set()
     for part, content in zip(parts, lists, strict=True):
         source = f"{archive}: {parts[part]}"
         for image_id, class_id, _, name in archives.rows(content, source, 4, skip=1):
             path = f"{folder}/{name}"
             if path in annotated:
                 raise BadInputError(f"{source} names {name} again, which was named before")
-            annotated[path] = archives.number(image_id, source), archives.number(class_id, source), part
+            image = archives.number(image_id, source)
+            if image in ids:
+                raise BadInputError(f"{source} gives the id {image} again, which was given before")
+            ids.add(image)
+            annotated[path] = image, archives.number(class_id, source), part
     for path, (image, label, part), encoded in archives.read_annotated(
         archive, annotated, "Ebay_train.txt, Ebay_test.txt"
     ):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError
-from pipeline.data.manifests import Row, read_manifest
+from pipeline.data.manifests import Row, read_manifest, without_relevant
 from pipeline.data.packed import DecodedImages, PackedImages, available_memory
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped
@@ -26,9 +26,15 @@ MEMORY_SHARE = 0.4
 
 
 def read_training(manifest: Path) -> tuple[list[int], Tensor]:
-    """Image numbers and labels of a training manifest; labels, int64 (images,), renumbered from 0 in class order."""
+    """Image numbers and labels of a training manifest; labels, int64 (images,), renumbered from 0 in class order.
+
+    Raises `BadInputError` where the manifest is not what its stage wrote, or has a single class.
+    """
     rows = _rows(manifest)
-    return [row.image for row in rows], torch.from_numpy(np.unique([row.label for row in rows], return_inverse=True)[1])
+    labels, renumbered = np.unique([row.label for row in rows], return_inverse=True)
+    if len(labels) < 2:
+        raise BadInputError(f"{manifest} has one class, {rows[0].label}: training needs two classes or more")
+    return [row.image for row in rows], torch.from_numpy(renumbered)
 
 
 class RetrievedImages(NamedTuple):
@@ -56,10 +62,16 @@ class RetrievedImages(NamedTuple):
 
 def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
     """The test manifest of a dataset's splits, or its query and gallery manifests where it has those (In-Shop); or the
-    held-out half of the training classes."""
+    held-out half of the training classes.
+
+    Raises `BadInputError` where a manifest is not what its stage wrote, or no query has an image to find.
+    """
     apart = not held_out and (splits / "query.csv").is_file()
     manifests = [splits / f"{part}.csv" for part in _parts(held_out, apart)]
     parts = [_rows(manifest) for manifest in manifests]
+    if without_relevant(parts[0], parts[1] if apart else None) == len(parts[0]):
+        where = f"in {manifests[1]}" if apart else "besides"
+        raise BadInputError(f"{manifests[0]}: no image has another one of its class {where}: no metric can be computed")
     rows = [row for part in parts for row in part]
     labels = torch.tensor([row.label for row in rows])
     return RetrievedImages(manifests, [row.image for row in rows], labels, len(parts[0]) if apart else None)
@@ -161,6 +173,23 @@ def training_images(
     return CroppedImages(packed, numbers, labels, channels, recipe, seed)
 
 
+class LoadedBatches:
+    """What a loader gives. An image that its processes cannot read is bad input with the message that says so, without
+    the traceback that torch puts before it."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+        except BadInputError as error:
+            raise BadInputError(str(error).rpartition(f"{BadInputError.__name__}: ")[2].strip()) from None
+
+
 class CentredImages(Dataset):
     """Images of any size resized and cropped from the middle, as the recipe tests them: uint8 tensors."""
 
@@ -175,9 +204,9 @@ class CentredImages(Dataset):
         """Image at `place` in the list of numbers, uint8 (channels, size, size)."""
         return centred(self.packed.decoded(self.numbers[place], self.channels), self.resize, self.size)
 
-    def split(self, size: int) -> DataLoader:
+    def split(self, size: int) -> LoadedBatches:
         """All images in batches of `size`, as torch.Tensor.split gives them."""
-        return DataLoader(self, size, num_workers=self.workers, worker_init_fn=_ignore_termination)
+        return LoadedBatches(DataLoader(self, size, num_workers=self.workers, worker_init_fn=_ignore_termination))
 
 
 def test_images(
@@ -192,7 +221,8 @@ def test_images(
         return images
     kept = torch.empty(len(numbers), channels, recipe.input_size, recipe.input_size, dtype=torch.uint8)
     parts = kept.split(256)
-    for part, batch in zip(parts, tqdm(images.split(256), "test images", leave=False, disable=None), strict=True):
+    progress = tqdm(images.split(256), "test images", len(parts), leave=False, disable=None)
+    for part, batch in zip(parts, progress, strict=True):
         part.copy_(batch)
     return kept
 
@@ -229,10 +259,10 @@ def training_batches(
     workers: int,
     pin: bool,
     first_step: int = 0,
-) -> DataLoader:
+) -> LoadedBatches:
     """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs. The first
     epoch begins at `first_step`."""
-    return DataLoader(
+    loader = DataLoader(
         images,
         batch_sampler=_Epochs(batches, epochs, first_step),  # type: ignore[arg-type]
         num_workers=workers,
@@ -241,3 +271,4 @@ def training_batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_termination,
     )
+    return LoadedBatches(loader)
