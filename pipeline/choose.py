@@ -1,4 +1,4 @@
-"""Choose the grids that are stages of DVC here: writes papers/chosen.yaml, which papers/dvc.yaml and data/dvc.yaml read.
+"""Choose the grids that are stages of DVC here: writes papers/chosen.yaml, which the dvc.yaml of papers and data read.
 
 A fresh clone has none, because DVC's own commands (`dvc status`, `dvc pull`, `dvc exp apply`) complain of every stage
 that has never been run. What a grid needs (datasets, pretrained weights, subsets of training images) follows from its

@@ -2,11 +2,13 @@
 
 Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanced data, as their code has them):
 
-- `partial_<rate>.csv`: of each class the first int(n * rate) of its n images, the same for every seed;
+- `partial_<rate>.csv`: of each class the first int(n * rate) of its n images by the names of their files in the
+  published archive, as torchvision's ImageFolder sorts them; the same for every seed;
 - `imbalanced_<gamma>_<seed>.csv`: each class's images are shuffled by the seed; with N1 the size of the smallest class,
-  class k of C (k = 0 ... C-1, by label) keeps the first max(1, int(N1 * gamma ** (-k / (C - 1)))).
+  class k of C (k = 0 ... C-1, by the sorted names of the classes' folders, not by their numbers) keeps the first
+  max(1, int(N1 * gamma ** (-k / (C - 1)))).
 
-Rows stay in the order of the index. A class's shuffle depends on the seed and its label alone.
+The rows of a subset are in the order of the index. A class's shuffle depends on the seed and its label alone.
 """
 
 import argparse
@@ -18,7 +20,9 @@ import numpy as np
 from pipeline.base.files import BadInputError, exit_with, whole
 from pipeline.data.checksums import SUMS
 from pipeline.data.index import FILE as INDEX
+from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, read_manifest, write_manifests
+from pipeline.data.packed import read_originals
 
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 GAMMAS = [10, 20, 50, 100, 150]
@@ -32,8 +36,9 @@ def by_label(rows: list[Row]) -> dict[int, list[Row]]:
     return dict(sorted(classes.items()))
 
 
-def partial(rows: list[Row], rate: float) -> list[Row]:
-    """The first int(n * rate) images of each class, 0 < rate <= 1. Raises `BadInputError` where a class gets none.
+def partial(rows: list[Row], rate: float, originals: dict[str, str] | None = None) -> list[Row]:
+    """The first int(n * rate) images of each class, 0 < rate <= 1, by name, or by the original names of `originals`.
+    Raises `BadInputError` where a class gets none.
 
     The product is one of binary fractions, as the authors' is: of 90 images a rate of 0.7 keeps 62.
     """
@@ -43,17 +48,24 @@ def partial(rows: list[Row], rate: float) -> list[Row]:
     empty = [label for label, members in classes.items() if not int(len(members) * rate)]
     if empty:
         raise BadInputError(f"at the rate {rate} the classes with the labels {empty} keep no image")
-    return sorted(row for members in classes.values() for row in members[: int(len(members) * rate)])
+    names = originals or {}
+    chosen: list[Row] = []
+    for members in classes.values():
+        by_name = sorted(members, key=lambda row: names.get(row.name, row.name))
+        chosen += by_name[: int(len(members) * rate)]
+    return sorted(chosen)
 
 
-def imbalanced(rows: list[Row], gamma: float, seed: int) -> list[Row]:
-    """A long tail: the first class keeps as many images as the smallest class has, the last one 1/gamma of that."""
+def imbalanced(rows: list[Row], gamma: float, seed: int, class_names: dict[int, str]) -> list[Row]:
+    """A long tail: the first class by name keeps as many images as the smallest class has, the last one 1/gamma of
+    that. `class_names` are by label."""
     if gamma < 1 or not 0 <= seed < 2**64:
         raise BadInputError(f"gamma is at least 1 and a seed is from 0 to 2**64 - 1, not {gamma} and {seed}")
     classes = by_label(rows)
     smallest = min(map(len, classes.values()))
     chosen = []
-    for rank, (label, members) in enumerate(classes.items()):
+    for rank, label in enumerate(sorted(classes, key=lambda label: class_names[label])):
+        members = classes[label]
         kept = max(1, int(smallest * gamma ** (-rank / max(1, len(classes) - 1))))
         # Raw words of Philox stay the same in every release of numpy; Generator.permutation need not.
         words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(members))
@@ -79,12 +91,15 @@ def main() -> None:
     arguments = parser.parse_args()
     train = Path("data/splits") / arguments.dataset / "train.csv"
     rows = read_manifest(train)
-    subsets = {f"partial_{rate}": partial(rows, rate) for rate in arguments.rates}
+    packed = Path("data/packed") / arguments.dataset
+    originals = read_originals(packed)
+    class_names = {entry.label: entry.class_name for entry in read_index(packed)}
+    subsets = {f"partial_{rate}": partial(rows, rate, originals) for rate in arguments.rates}
     for gamma in arguments.gammas:
         for seed in arguments.seeds:
-            subsets[f"imbalanced_{gamma}_{seed}"] = imbalanced(rows, gamma, seed)
+            subsets[f"imbalanced_{gamma}_{seed}"] = imbalanced(rows, gamma, seed, class_names)
     with whole(Path("data/subsets") / arguments.dataset, SUMS) as folder:
-        write_manifests(folder, subsets, [train, Path("data/packed") / arguments.dataset / INDEX])
+        write_manifests(folder, subsets, [train, packed / INDEX])
     print(f"{arguments.dataset}: {len(subsets)} subsets of {len(rows)} images")
 
 

@@ -9,14 +9,23 @@ from hypothesis import strategies as st
 from pipeline import subsets
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest
-from pipeline.subsets import imbalanced, partial
+from pipeline.subsets import imbalanced as imbalanced_by_name
+from pipeline.subsets import partial
 from tests import lookalikes
 
 
 def rows_of(sizes: list[int]) -> list[Row]:
     """A manifest of classes of these sizes, image by image in turn, so that classes are mixed."""
     turns = [(place, label) for label, size in enumerate(sizes) for place in range(size)]
-    return [Row(image, label, f"{label}/{place}.jpg") for image, (place, label) in enumerate(sorted(turns))]
+    return [Row(image, label, f"{label}/{place:02}.jpg") for image, (place, label) in enumerate(sorted(turns))]
+
+
+NAMES = {label: f"{label:03}" for label in range(20)}
+
+
+def imbalanced(rows: list[Row], gamma: float, seed: int) -> list[Row]:
+    """Of classes whose names are in the order of their labels."""
+    return imbalanced_by_name(rows, gamma, seed, NAMES)
 
 
 def sizes_of(rows: list[Row]) -> list[int]:
@@ -32,6 +41,21 @@ def test_partial_keeps_the_first_of_each_class(rate, kept):
     chosen = partial(rows, rate)
     assert sizes_of(chosen) == kept
     assert chosen == [row for row in rows if int(row.name.split("/")[1][:-4]) < kept[row.label]]
+
+
+def test_the_first_images_are_those_of_the_first_file_names():
+    """As torchvision's ImageFolder sorts them: by the whole name, whatever the order of the index."""
+    rows = [Row(place, 0, f"0/{name}.jpg") for place, name in enumerate(["10", "9", "b", "B", "2", "a"])]
+    rows += [Row(6, 1, "1/b.jpg"), Row(7, 1, "1/a.jpg")]
+    assert {row.name for row in partial(rows, 0.5)} == {"0/10.jpg", "0/2.jpg", "0/9.jpg", "1/a.jpg"}
+    originals = {row.name: f"cars/{9 - row.image}.jpg" for row in rows}
+    assert [row.image for row in partial(rows, 0.5, originals)] == [3, 4, 5, 7]
+
+
+def test_the_classes_of_a_tail_are_ranked_by_name():
+    rows = rows_of([40, 40, 40])
+    names = {0: "Volvo", 1: "AM General", 2: "Dodge"}
+    assert sizes_of(imbalanced_by_name(rows, 100, 2024, names)) == [1, 40, 4]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +79,7 @@ def test_imbalanced_shuffles_by_seed_and_label_alone():
     assert [row.name for row in imbalanced(rows_of([9, 9]), 3, 2024) if row.label == 1] == KNOWN
 
 
-KNOWN = ["1/0.jpg", "1/1.jpg", "1/5.jpg"]
+KNOWN = ["1/00.jpg", "1/01.jpg", "1/05.jpg"]
 
 
 def test_every_image_is_as_likely_to_be_kept():

@@ -22,6 +22,9 @@ from pipeline.data.checksums import write_sums
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import Entry, read_index, write_index
 
+ORIGINALS = "originals.csv"
+"""Lines `name,original` of a dataset whose images have other names here than in the published archives."""
+
 SHOWN = 20
 """Images that an error names; where more are broken, the convert stage writes them all to a file."""
 
@@ -40,7 +43,8 @@ class SourceImage(NamedTuple):
     """One image as a dataset's file yields it: `label` counts from 0 in the dataset's class order.
 
     Images are packed in the order of `order`; equal ones stay as they come. `problem` says why the bytes could not even
-    be read; the image is then named together with those that cannot be decoded.
+    be read; the image is then named together with those that cannot be decoded. `original` is the file's name in the
+    published archive, where `name` is another one.
     """
 
     name: str
@@ -50,6 +54,7 @@ class SourceImage(NamedTuple):
     encoded: bytes
     order: tuple[Any, ...] = ()
     problem: str = ""
+    original: str = ""
 
 
 class Packed(NamedTuple):
@@ -71,6 +76,7 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
     broken: list[str] = []
     names: set[str] = set()
     rows: list[tuple[tuple[Any, ...], Entry]] = []
+    originals: dict[str, str] = {}
     offset, turned = 0, 0
     arrived = folder / "images.bin"
     with arrived.open("wb") as store:
@@ -87,6 +93,8 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
             store.write(source.encoded)
             offset += len(source.encoded)
             turned += orientation != 1
+            if source.original:
+                originals[source.name] = source.original
     if broken:
         raise BrokenImagesError(broken)
     if not rows:
@@ -97,6 +105,10 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
         ordered = _reorder(arrived, ordered)
     write_index(folder, ordered, upright)
     write_sums(folder, [arrived, folder / INDEX])
+    if originals:
+        # Apart from the index, which is the same for every layout of the archives.
+        lines = "".join(f"{entry.name},{originals[entry.name]}\n" for entry in ordered)
+        (folder / ORIGINALS).write_text(lines, encoding="utf-8", newline="")
     return Packed(len(rows), turned)
 
 
@@ -145,6 +157,14 @@ def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
             offset += entry.length
     sorted_store.replace(store)
     return entries
+
+
+def read_originals(folder: Path) -> dict[str, str]:
+    """The names in the published archives by the names here; empty where they are the same."""
+    path = folder / ORIGINALS
+    if not path.is_file():
+        return {}
+    return dict(line.rsplit(",", 1) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 class PackedImages:

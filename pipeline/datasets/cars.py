@@ -164,13 +164,14 @@ def images(raw: Path) -> Iterator[SourceImage]:
     class_names, annotated = _layout(raw)
     seen: Counter[str] = Counter()
     for archive, source, labels in annotated:
-        for _, label, encoded in archives.read_annotated(archive, labels, source):
+        for original, label, encoded in archives.read_annotated(archive, labels, source):
             digest = hashlib.sha256(encoded).hexdigest()
             name = f"{label:03}/{digest[:16]}"
             seen[name] += 1
             # The same file may be in a class twice.
             name += f"_{seen[name]}.jpg" if seen[name] > 1 else ".jpg"
-            yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, (label, digest))
+            order = (label, digest)
+            yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, order, original=original)
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:

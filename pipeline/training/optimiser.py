@@ -1,8 +1,8 @@
 """The optimiser of a run: Adam or AdamW, and where its epsilon is added.
 
 With m and v the moments' running means and t the number of steps, a parameter moves by lr / (1 - b1^t) * m / d.
-`after_correction` (PyTorch since 1.3): d = sqrt(v / (1 - b2^t)) + epsilon. `before_correction` (PyTorch up to 1.2, which
-ProxyGML's README names): d = (sqrt(v) + epsilon) / sqrt(1 - b2^t), which is the other form with an epsilon of
+`after_correction` (PyTorch since 1.3): d = sqrt(v / (1 - b2^t)) + epsilon. `before_correction` (PyTorch up to 1.2,
+which ProxyGML's README names): d = (sqrt(v) + epsilon) / sqrt(1 - b2^t), which is the other form with an epsilon of
 epsilon / sqrt(1 - b2^t). With ProxyGML's epsilon of 0.01 that is a hidden warm-up: steps with small gradients are 0.03
 of the other form's at t = 1 and 0.92 at t = 1840.
 """
