@@ -7,27 +7,20 @@ import difflib
 import functools
 import inspect
 import itertools
-import math
-import reprlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from pipeline.base.files import BadInputError, module_file, submodule
-from pipeline.base.names import each_once, folder_name, row_problem
+from pipeline.base.names import each_once, shortened
+from pipeline.base.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
     from pipeline.base.config import Params, Recipe, Table
 
 SUBSETS = ("rate", "gamma")
 """The axes that choose a training set."""
-
-MOST_RUNS = 100_000
-"""Of a table: its rows are listed before anything is run."""
-
-SHOWN = reprlib.Repr()
-SHOWN.maxstring = 80
 
 
 def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
@@ -43,7 +36,7 @@ def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -
         elif problem["type"] == "missing":
             message = "this key is missing, add it"
         else:
-            message += f", found {SHOWN.repr(problem['input'])}"
+            message += f", found {shortened(problem['input'])}"
         lines.append(f"{key}: {message}")
     return lines
 
@@ -136,28 +129,9 @@ def _table_problems(params: Params, table: Table) -> Iterator[str]:
     stems = [f"{recipe}_" if recipe else "" for recipe in axes.get("recipe", [""])]
     recipes = {f"{stem}{dataset}" for stem in stems for dataset in table.datasets}
     yield from (f": {of} has no recipe, add recipes.{of}" for of in sorted(recipes - set(params.recipes)))
-    runs = math.prod(len(values) for values in axes.values()) * len(table.datasets) * len(table.seeds)
-    if runs > MOST_RUNS:
-        yield f": it has {runs:,} runs, {MOST_RUNS:,} are the most"
-        return
-    yield from _row_problems(table)
     yield from _axis_problems(params, table, entries & set(params.losses))
     for of in sorted(recipes & set(params.recipes)):
         yield from (f".rows{problem}" for problem in _variant_problems(params.recipes[of], of, axes))
-
-
-def _row_problems(table: Table) -> Iterator[str]:
-    """Rows whose folders cannot have their names, and the first two that would share one."""
-    seen: dict[str, tuple[Any, ...]] = {}
-    for values in itertools.product(*table.rows.values()):
-        name = folder_name(values)
-        if problem := row_problem(name, values):
-            yield f".rows: {SHOWN.repr(values[0] if len(values) == 1 else values)}: {problem}"
-            return
-        other = seen.setdefault(name.casefold(), values)
-        if other is not values:
-            yield f".rows: {other} and {values} both name the folder {name}, name one of them otherwise"
-            return
 
 
 def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[str]:
@@ -171,6 +145,8 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
         elif key not in known and key not in ("loss", "recipe", *SUBSETS) and not all(in_losses):
             of_all = set(keywords[0]).intersection(*keywords)
             yield f".rows.{key}: {unknown(key, ['loss', 'recipe', *SUBSETS, *known, *sorted(of_all)])}"
+        if key not in ("loss", "recipe"):
+            yield from (f".rows.{key}: {problem}" for value in values if (problem := _changed_on_the_way(value)))
         wrong = [value for value in values if key in SUBSETS and not _fits_subset(key, value)]
         if wrong:
             range_ = "numbers with a point, above 0.0 and up to 1.0" if key == "rate" else "whole numbers, 1 to 1000000"
@@ -182,6 +158,15 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
 def _fits_subset(key: str, value: str | int | float) -> bool:
     # As the subsets' files are named: 1 would ask for partial_1.csv, where there is partial_1.0.csv.
     return isinstance(value, float) and 0 < value <= 1 if key == "rate" else type(value) is int and 1 <= value <= 10**6
+
+
+def _changed_on_the_way(value: str | int | float) -> str:
+    """Why a run's command line, where `value` stands as it prints, would say another one; empty where it says it."""
+    try:
+        read = parse_yaml(str(value), "")
+    except BadInputError:
+        read = None
+    return "" if type(read) is type(value) and read == value else f"{value!r} would be read as {read!r}, take another"
 
 
 def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int | float]]) -> Iterator[str]:

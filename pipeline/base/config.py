@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, Vali
 from pipeline.base import checks
 from pipeline.base.checks import problem_lines
 from pipeline.base.files import BadInputError
-from pipeline.base.names import Name, each_once, folder_name
+from pipeline.base.names import Name, distinct_rows, each_once, folder_name
 from pipeline.base.yaml_files import parse_yaml, read_yaml
 
 __all__ = [  # noqa: RUF022 - in the order of their use
@@ -176,7 +176,7 @@ class Table(BaseModel):
     model_config = STRICT
 
     datasets: Annotated[list[Name], Len(1), AfterValidator(each_once)]
-    rows: Annotated[dict[str, AxisValues], Len(1)]
+    rows: Annotated[dict[str, AxisValues], Len(1), AfterValidator(distinct_rows)]
     """What the rows differ in, outermost first, such as {loss: [proxy_an, proxy_nca], rate: [0.1, 0.2]}: `loss`, an
     entry of losses, or of `<loss>_<dataset>` where there is one; `recipe`, whose entry is `<recipe>_<dataset>`; `rate`
     of a partial and `gamma` of an imbalanced training set; otherwise a key of the recipe or of the loss. The runs of a
