@@ -28,6 +28,7 @@ def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -
     lines = []
     for problem in error.errors(include_url=False):
         path = [part for part in map(str, problem["loc"]) if part != "[key]"]
+        path = [part if part.isprintable() and len(part) <= 80 else shortened(part) for part in path]
         key = ".".join([prefix, *path] if prefix else path) or "the file"
         message = problem["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
@@ -136,15 +137,19 @@ def _table_problems(params: Params, table: Table) -> Iterator[str]:
 
 def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[str]:
     """Axes that no recipe and no loss has, that both have, or whose values are none of theirs."""
-    known = type(next(iter(params.recipes.values()))).model_fields if params.recipes else {}
-    keywords = [found for entry in sorted(losses) if (found := loss_keywords(params.loss(entry)[0])) is not None]
+    special = ("loss", "recipe", *SUBSETS)
+    known = {*special, *(field for recipe in params.recipes.values() for field in type(recipe).model_fields)}
+    told = {entry: loss_keywords(params.loss(entry)[0]) for entry in sorted(losses)}
+    keywords = {entry: found for entry, found in told.items() if found is not None}
     for key, values in table.rows.items():
-        in_losses = [key in found for found in keywords]
-        if (key in known or key in ("loss", "recipe", *SUBSETS)) and any(in_losses):
+        without = [entry for entry, found in keywords.items() if key not in found]
+        nearest = difflib.get_close_matches(key, [*known, *(name for found in keywords.values() for name in found)], 1)
+        if key in known and len(without) < len(keywords):
             yield f".rows.{key}: a loss has a key of this name, which would not be set: name entries of losses instead"
-        elif key not in known and key not in ("loss", "recipe", *SUBSETS) and not all(in_losses):
-            of_all = set(keywords[0]).intersection(*keywords)
-            yield f".rows.{key}: {unknown(key, ['loss', 'recipe', *SUBSETS, *known, *sorted(of_all)])}"
+        elif key not in known and without and (key in nearest or not nearest):
+            yield f".rows.{key}: {', '.join(without)} and recipes have no such key"
+        elif key not in known and without:
+            yield f".rows.{key}: unknown key, did you mean {nearest[0]}?"
         if key not in ("loss", "recipe"):
             yield from (f".rows.{key}: {problem}" for value in values if (problem := _changed_on_the_way(value)))
         wrong = [value for value in values if key in SUBSETS and not _fits_subset(key, value)]
