@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.config import Table, read_params, read_table
-from pipeline.base.files import BadInputError, exit_with, write_json, write_text
-from pipeline.tables.published import Published, PublishedTable, read_published
+from pipeline.base.files import exit_with, write_json, write_text
+from pipeline.tables.published import Published, PublishedTable, check_table, read_published
 from pipeline.tables.rows import PEEKING, SELECTIONS, Row, collect, difference, grid, verdict
 
 RAW_PIXELS = "raw_pixels"
@@ -236,8 +236,8 @@ def main() -> None:
     params, out = read_params(arguments.params), arguments.out
     table = read_table(arguments.params, arguments.table)
     published: Published | None = read_published(arguments.published) if arguments.published else None
-    if published and arguments.table not in published.tables:
-        raise BadInputError(f"{arguments.published}: tables.{arguments.table}: there is no such table")
+    if published:
+        check_table(arguments.published, published, arguments.table, table)
     of = published.tables[arguments.table] if published else None
     first = [(dataset, (RAW_PIXELS,), [0]) for dataset in table.datasets] if arguments.raw_pixels else []
     wanted = [*first, *((dataset, values, table.seeds) for dataset, values in grid(table))]
