@@ -84,15 +84,15 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], of: Publ
             lines += [f"## {dataset}", "", *padded([[*table.rows, *COMPARED], *(line for _, line in compared)])]
         lines += references(of, table.datasets)
     lines += peeking(rows)
-    once = f"; {RAW_PIXELS}: one measurement" if any(row.name == RAW_PIXELS for row in rows) else ""
-    lines += [f"Mean ± half-width of the 95 % t-interval over {_seeds(table)}{once}.", ""]
+    lines += [spread(rows, len(table.seeds)), ""]
     if of:
         error = f", read off it with an error of {of.error} points" if of.error else ""
         lines += [f"Published: {of.source} ({of.kind}{error}). –: {of.unknown or 'not run'}.", ""]
         allowed = f"{of.tolerance} points" + (f" and the error of reading, {of.error}" if of.error else "")
+        within = "in the interval of ours at the best test epoch, or no further from our mean than"
+        within = within if _most_runs(rows) > 1 else "no further from ours at the best test epoch than"
         lines += [
-            "Reproduced: the printed number is in the interval of ours at the best test epoch, or no further from our "
-            f"mean than {allowed}: {of.tolerance_reason}.",
+            f"Reproduced: the printed number is {within} {allowed}: {of.tolerance_reason}.",
             "",
             *(f"- {note}" for note in of.notes),
             *([""] if of.notes else []),
@@ -104,8 +104,19 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], of: Publ
     return lines
 
 
-def _seeds(table: Table) -> str:
-    return f"{len(table.seeds)} seed{'s' * (len(table.seeds) > 1)}"
+def _most_runs(rows: list[Row]) -> int:
+    return max((len(found) for row in rows if row.name != RAW_PIXELS for found in row.found.values()), default=0)
+
+
+def spread(rows: list[Row], seeds: int) -> str:
+    """What the numbers are over so many planned seeds, in a sentence: of one run there is no interval."""
+    most = _most_runs(rows)
+    if most < 2:
+        return "Each number is of one run: of its spread over seeds nothing is known." if most else "Nothing was run."
+    single = any(len(found) == 1 for row in rows if row.name != RAW_PIXELS for found in row.found.values())
+    told = "; without ±: one run" if single else ""
+    told += f"; {RAW_PIXELS}: one measurement" if any(row.name == RAW_PIXELS for row in rows) else ""
+    return f"Mean ± half-width of the 95 % t-interval over {seeds} seeds{told}."
 
 
 def references(of: PublishedTable, datasets: list[str]) -> list[str]:
