@@ -23,6 +23,7 @@ from pipeline.base.files import BadInputError, exit_with, read_json, submodule, 
 from pipeline.base.provenance import provenance
 from pipeline.data.packed import Entry, PackedImages
 from pipeline.metrics.clustering import clustering
+from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import nearest, retrieval
 from pipeline.networks.network import embed, load_network, prepare
 from pipeline.runs.run import best_epoch, read_history
@@ -122,6 +123,8 @@ def main() -> None:
     device = prepare(recipe, params.machine.device)
     packed_folder = Path("data/packed") / dataset
     test = read_retrieved(Path("data/splits") / dataset)
+    for seed in {run["seed"] for run in runs.values()} or {0}:
+        check_evaluation(dataset, recipe, seed, test.labels.numpy(), test.queries)
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", *test.manifests]
     packed = PackedImages(packed_folder)
     channels = submodule("networks.backbones", recipe.backbone).Backbone.channels

@@ -26,6 +26,7 @@ from pipeline.base.config import Params, Recipe, read_params
 from pipeline.base.files import BadInputError, exit_with, submodule, whole, write_json, write_text
 from pipeline.base.provenance import provenance
 from pipeline.data.packed import PackedImages
+from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import computing, embed, initial_network, prepare
@@ -91,6 +92,8 @@ def train(run: Run) -> None:
     train_numbers, train_labels = read_training(run.manifest)
     inputs = [packed_folder / "images.bin", packed_folder / "index.csv", run.manifest]
     test = None if run.until else read_retrieved(splits, run.held_out)
+    if test and not run.held_out:
+        check_evaluation(f"{run.params}: recipes.{recipe_name}", recipe, seed, test.labels.numpy(), test.queries)
     inputs += [run.until] if run.until else []
     inputs += test.manifests if test else []
     if recipe.pretrained:

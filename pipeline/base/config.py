@@ -32,6 +32,8 @@ LARGEST_SEED = 2**31 - 1
 MOST_EPOCHS = 100_000
 """Each is a line of the run's history, and all of them are in its checkpoint."""
 
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
 LARGEST_DIMENSION = 65_536
 """An embedding is then 256 KB, that of a dataset of 60,000 images 16 GB."""
 
@@ -46,16 +48,14 @@ MOST_IMAGES = 1_000_000
 
 
 def _held_by_float32(value: float) -> float:
-    if value and not struct.unpack("f", struct.pack("f", value))[0]:
-        raise ValueError("float32, in which it is used, holds it as 0: give 0 or a larger number")
+    if abs(value) > LARGEST_FLOAT32 or (value and not struct.unpack("f", struct.pack("f", value))[0]):
+        raise ValueError("float32, in which it is used, cannot hold it")
     return value
 
 
 Positive = Annotated[int, Ge(1)]
-Factor = Annotated[float, Ge(-1e6), Le(1e6), AfterValidator(_held_by_float32)]
-"""Squares and products of larger ones leave float32."""
-
-Rate = Annotated[float, Gt(0), Le(1e6), AfterValidator(_held_by_float32)]
+Factor = Annotated[float, AfterValidator(_held_by_float32)]
+Rate = Annotated[Factor, Gt(0)]
 Seed = Annotated[int, Ge(0), Le(LARGEST_SEED)]
 
 
