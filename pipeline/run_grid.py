@@ -12,7 +12,8 @@ the grid; --dry-run says what there is to do.
 import argparse
 import sys
 
-from pipeline.base.config import backbone_problems, loss_problems, read_params
+from pipeline.base.checks import backbone_problems, loss_problems
+from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.engines.local import TERMINATED, Pool, failure_of, final_key, keys_of, state
 from pipeline.runs import cache, store

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pipeline.base.config import Params, Table, read_params
-from pipeline.base.files import BadInputError, exit_with, read_json, write_json, write_text
+from pipeline.base.files import exit_with, read_json, write_json, write_text
 from pipeline.runs.grid import grid_folder, grid_runs
 from pipeline.tables import formats
 from pipeline.tables.pages import (
@@ -20,6 +20,7 @@ from pipeline.tables.pages import (
     REHEARSAL,
     by_selection,
     comparison,
+    curves,
     heading,
     links,
     numbers_mean,
@@ -31,7 +32,7 @@ from pipeline.tables.pages import (
     verdicts_explained,
     what_lacks,
 )
-from pipeline.tables.published import Published, PublishedTable, read_published
+from pipeline.tables.published import Published, PublishedTable, check_table, read_published
 from pipeline.tables.rows import Row, collect_table
 
 
@@ -49,6 +50,7 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], publishe
         for dataset in table.datasets:
             compared = comparison([row for row in rows if row.dataset == dataset], published, "±")
             lines += [f"## {dataset}", "", *padded([[*table.rows, *COMPARED], *(line for _, line in compared)])]
+        lines += curves(rows, published)
         lines += references(published, table.datasets)
     lines += peeking(rows)
     lines += [numbers_mean(rows), ""]
@@ -117,12 +119,9 @@ def main() -> None:
     params = read_params(folder / "params.yaml")
     file = folder / "published.yaml"
     published = read_published(file) if file.is_file() else None
-    if published:
-        lacking = {dataset for table in params.tables.values() for dataset in table.datasets} - set(published.retrieved)
-        if lacking:
-            raise BadInputError(
-                f"{file}: retrieved lacks {', '.join(sorted(lacking))}: add what is searched among there"
-            )
+    for name, table in params.tables.items():
+        if published and table.layout != "ranked":
+            check_table(file, published, name, table)
     write_headlines(
         Path("metrics/headlines") / grid,
         {name: tabulate(grid, name, params, published) for name in params.tables},

@@ -62,6 +62,23 @@ def test_separate_classes_are_found(kmeans: str) -> None:
     assert best == 1
 
 
+@pytest.mark.parametrize("kmeans", ["scikit-learn", "faiss"])
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6])
+def test_classes_in_a_narrow_cone_are_found(kmeans: str, spread: float) -> None:
+    points, labels = blobs(0.3)
+    axis = torch.zeros(1, 16, dtype=torch.float64)
+    axis[0, 3] = 1
+    narrow = torch.nn.functional.normalize(axis + spread * points.double()).float()
+    wide = max(clustering(points, labels, seed=seed, kmeans=kmeans)["nmi_arithmetic"] for seed in range(5))
+    found = max(clustering(narrow, labels, seed=seed, kmeans=kmeans)["nmi_arithmetic"] for seed in range(5))
+    assert wide > 0.9 and found > wide - 0.1
+
+
+def test_a_collapsed_network_is_clustered() -> None:
+    scores = clustering(torch.ones(30, 4) / 2, torch.arange(30) // 10, seed=0, kmeans="faiss")
+    assert scores["nmi_arithmetic"] < 0.5
+
+
 def test_wrong_input_is_named() -> None:
     points, labels = blobs(1)
     points[3] = torch.nan

@@ -20,7 +20,7 @@ def compare(folder, recalls, seeds=(0, 1, 2), fails=0):
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     losses = list(recalls)
     content["tables"] = {"all": {"datasets": ["glyphs"], "rows": {"loss": losses}, "seeds": list(seeds)}}
-    content["losses"] |= {loss: {} for loss in losses}
+    content["losses"] |= {loss: {"loss": "proxy_nca"} for loss in losses}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     for row, values in recalls.items():
         for seed, value in enumerate(values):

@@ -1,6 +1,7 @@
-"""Parameters are checked first: one message with file, key and mend."""
+"""Parameters are checked first: one message with file, key and fix."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,217 @@ WRONG = [
 ]
 
 
+RECIPE_BOUNDS = [
+    ("epochs", 10**23, "less than or equal to 100000"),
+    ("evaluated_epochs", 10**23, "from 1, for every n epochs"),
+    ("dimension", 10**8, "less than or equal to 65536"),
+    ("dimension", 2**63, "less than or equal to 65536"),
+    ("batch_size", 2**40, "less than or equal to 1000000"),
+    ("cpu_threads", 10**6, "less than or equal to 1024"),
+    ("cpu_threads", 2**31, "less than or equal to 1024"),
+    ("cpu_threads", 0, "greater than or equal to 1"),
+    ("input_size", 10**6, "less than or equal to 4096"),
+    ("test_resize", 10**9, "less than or equal to 4096"),
+    ("shift", 10**9, "move an image of 32 out of itself"),
+    ("shift", 32, "move an image of 32 out of itself"),
+    ("recall_at", [1, 10**30], "less than or equal to 1000000"),
+    ("recall_at", [1, 2, 1], "1 comes twice"),
+    ("decay_epochs", [4, 4], "4 comes twice"),
+    ("head_only_epochs", [1, 1], "1 comes twice"),
+    ("network_learning_rate", 1e39, "float32, in which it is used, cannot hold it"),
+    ("epsilon", 1e-60, "float32, in which it is used, cannot hold it"),
+    ("std", [1e-60], "float32, in which it is used, cannot hold it"),
+    ("mean", [-1e300], "float32, in which it is used, cannot hold it"),
+    ("weight_decay", -1.0, "greater than or equal to 0"),
+    ("backbone", "../small", "letters a-z"),
+]
+MACHINE_BOUNDS = [("workers", -1, "greater than or equal to 0"), ("workers", 10**6, "less than or equal to 1024")]
+
+
+def table(**update):
+    """An edit of the table."""
+    return lambda content: content["tables"]["glyphs"].update(update)
+
+
+def loss_rows(*names):
+    """An edit that gives losses of these names to the rows."""
+
+    def edit(content):
+        content["losses"] |= {name: {"loss": "proxy_nca"} for name in names}
+        content["tables"]["glyphs"]["rows"] = {"loss": list(names)}
+
+    return edit
+
+
+def renamed(section, name):
+    """An edit that renames the entry of a section that the table uses, the table's mention of it included."""
+
+    def edit(content):
+        old = "proxy_nca" if section == "losses" else "glyphs"
+        content[section][name] = {"loss": old} if section == "losses" else content[section].pop(old)
+        if section == "losses":
+            content["tables"]["glyphs"]["rows"]["loss"] = [name]
+        if section == "recipes":
+            content["tables"]["glyphs"]["datasets"] = [name]
+
+    return edit
+
+
+ALPHA = {"loss": "proxy_an", "rows": {"alpha": [12.0, 32.0]}}
+OUT_OF_FOLDER = [
+    "../../../escaped", "/abs/path", "..", ".", "", "a/b", "a\nb", "a\0b", "-a", ".a", "raw_pixels", "Raw_Pixels",
+    "x" * 300, "a b", "ä", "a:b", "a\\b", "$(x)", "a\u2028b",
+]  # fmt: skip
+BAD_NAMES = ["../x", "/x", "", "a b", "a/b", ".a", "-a", "a.b", "a\n", "x" * 300, "é"]
+TABLES = [
+    *((f"row {value[:20]!r}", loss_rows(value), r"tables\.glyphs\.rows: ") for value in OUT_OF_FOLDER),
+    *(
+        (f"{section} {name[:20]!r}", renamed(section, name), "a name has ")
+        for section in ("tables", "recipes", "losses")
+        for name in BAD_NAMES
+    ),
+    ("dataset ../x", table(datasets=["../x"]), r"datasets\.0: a name has the letters"),
+    ("the key loss ../x", table(loss="../x", rows={"dimension": [8]}), r"tables\.glyphs\.loss: a name has the letters"),
+    ("1 and 1.0", table(loss="proxy_an", rows={"alpha": [1, 1.0]}), r"rows\.alpha: 1 and 1\.0 are one"),
+    ("1 and '1'", table(loss="proxy_an", rows={"alpha": [1, "1"]}), r"rows\.alpha: 1 and '1' are one"),
+    ("A and a", loss_rows("A", "a"), r"rows\.loss: 'A' and 'a' are one"),
+    (
+        "a-b with c, a with b-c",
+        lambda content: (
+            loss_rows("a", "a-b")(content),
+            content["recipes"].update({f"{of}_glyphs": content["recipes"]["glyphs"] for of in ("b-c", "c")}),
+            content["tables"]["glyphs"]["rows"].update(recipe=["b-c", "c"]),
+        ),
+        r"tables\.glyphs\.rows: \('a', 'b-c'\) and \('a-b', 'c'\) both name the folder a-b-c",
+    ),
+    ("a row twice", loss_rows("a", "a"), r"rows\.loss: 'a' comes twice"),
+    ("a seed twice", table(seeds=[0, 1, 0]), r"seeds: 0 comes twice"),
+    ("a dataset twice", table(datasets=["glyphs", "glyphs"]), r"datasets: 'glyphs' comes twice"),
+    (
+        "tables T and t",
+        lambda content: content["tables"].update(Glyphs=content["tables"]["glyphs"]),
+        "tables: .* are one",
+    ),
+    ("seed -1", table(seeds=[-1]), r"seeds\.0: .* greater than or equal to 0"),
+    ("seed 3,000,000,000", table(seeds=[3_000_000_000]), r"seeds\.0: .* less than or equal to 2147483647"),
+    ("seed True", table(seeds=[True]), r"seeds\.0: .* found True"),
+    ("an unknown axis", table(loss="proxy_an", rows={"alfa": [1.0]}), r"rows\.alfa: unknown key, did you mean alpha"),
+    (
+        "an axis of another loss",
+        table(loss="proxy_nca", rows={"alpha": [1.0]}),
+        r"rows\.alpha: proxy_nca and recipes have no",
+    ),
+    (
+        "an axis of one of two losses",
+        table(rows={"loss": ["proxy_an", "proxy_nca"], "alpha": [1.0]}),
+        r"rows\.alpha: proxy_nca and recipes have no",
+    ),
+    ("dimension: big", table(loss="proxy_an", rows={"dimension": ["big"]}), r"rows\.dimension: .* found 'big'"),
+    ("dimension: 0", table(loss="proxy_an", rows={"dimension": [8, 0]}), r"rows\.dimension: .* found 0"),
+    ("dimension: '8'", table(loss="proxy_an", rows={"dimension": ["8"]}), r"rows\.dimension: .* found '8'"),
+    ("pooling: sum", table(loss="proxy_an", rows={"pooling": ["sum"]}), r"rows\.pooling: .* found 'sum'"),
+    ("backbone: big", table(loss="proxy_an", rows={"backbone": ["big"]}), r"backbone: there is no file big\.py"),
+    (
+        "a row that contradicts",
+        table(loss="proxy_an", rows={"epochs": [5, 3]}),
+        "epochs 3 in recipes.glyphs: decay_epochs",
+    ),
+    (
+        "alpha: true",
+        table(loss="proxy_an", rows={"alpha": [True]}),
+        r"rows\.alpha\.0: a row's value is a text or a number",
+    ),
+    (
+        "alpha: null",
+        table(loss="proxy_an", rows={"alpha": [None]}),
+        r"rows\.alpha\.0: a row's value is a text or a number",
+    ),
+    ("alpha: .inf", table(loss="proxy_an", rows={"alpha": [float("inf")]}), r"rows\.alpha\.0: a row's value is a text"),
+    ("a list as a value", table(loss="proxy_an", rows={"mean": [[0.1]]}), r"rows\.mean\.0: a row's value is a text"),
+    ("no values", table(loss="proxy_an", rows={"alpha": []}), r"rows\.alpha: .* at least 1 item"),
+    ("rate: 2.0", table(loss="proxy_an", rows={"rate": [2.0]}), r"rows\.rate: found 2\.0, give numbers with a point"),
+    ("rate: 1", table(loss="proxy_an", rows={"rate": [1]}), r"rows\.rate: found 1, give numbers with a point"),
+    ("gamma: 10^400", table(loss="proxy_an", rows={"gamma": [10**400]}), r"rows.*gamma|tables\.glyphs\.rows: "),
+    ("gamma: 0", table(loss="proxy_an", rows={"gamma": [0]}), r"rows\.gamma: found 0, give whole numbers"),
+    ("gamma: 10.5", table(loss="proxy_an", rows={"gamma": [10.5]}), r"rows\.gamma: found 10\.5, give whole numbers"),
+    ("rate and gamma", table(loss="proxy_an", rows={"rate": [0.1], "gamma": [10]}), "rate and gamma each choose"),
+    (
+        "-0.1 first",
+        table(loss="proxy_an", rows={"margin": [-0.1]}),
+        r"rows: margin -0\.1: its first value begins with -",
+    ),
+    ("a text that is a word", table(loss="proxy_an", rows={"optimiser": ["null"]}), "would be read as None"),
+    ("losses that are numbers", table(rows={"loss": [1]}), r"rows\.loss: 1 is a number, give names"),
+    ("two ways to say the loss", table(loss="proxy_an"), r"tables\.glyphs\.loss: the rows name the losses, remove"),
+    ("10^20 runs", table(loss="proxy_an", rows={f"k{n}": list(range(100)) for n in range(10)}), "10,000 are the most"),
+]
+ELSEWHERE = [
+    ("a loss without its file", {"losses": {"mine": {"alpha": 1.0}}}, r"losses\.mine: there is no file mine\.py"),
+    (
+        "a key of another loss",
+        {"losses": {"proxy_anchor": {"alfa": 1.0}}},
+        r"losses\.proxy_anchor\.alfa: unknown key, did",
+    ),
+    (
+        "a missing key of another loss",
+        {"losses": {"proxy_gml": None}},
+        r"losses\.proxy_gml\.ratio: this key is missing",
+    ),
+    (
+        "a network without its file",
+        {"recipes": {"glyphs": {"backbone": "big"}}},
+        r"glyphs\.backbone: there is no file big",
+    ),
+    ("a loss that is none", {"losses": {"proxy_nca": {"loss": 3}}}, r"losses\.proxy_nca: .*3"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [*RECIPE_BOUNDS, *MACHINE_BOUNDS])
+def test_numbers_have_bounds(tmp_path, key, value, message):
+    part = "machine" if key == "workers" else "recipes.glyphs"
+
+    def edit(content):
+        (content["machine"] if key == "workers" else content["recipes"]["glyphs"]).update({key: value})
+
+    with pytest.raises(BadInputError, match=rf"{part}\.{key}[.0-9]*: .*{message}"):
+        read_params(changed(tmp_path, edit))
+
+
+@pytest.mark.parametrize(("edit", "message"), [case[1:] for case in TABLES], ids=[case[0] for case in TABLES])
+def test_what_a_table_cannot_have_is_named_wherever_the_file_is_read(tmp_path, edit, message):
+    path = changed(tmp_path, edit)
+    with pytest.raises(BadInputError, match=message) as raised:
+        read_params(path)
+    assert str(raised.value).startswith(f"{path}:") and len(str(raised.value)) < 2000
+
+
+@pytest.mark.parametrize(("update", "message"), [case[1:] for case in ELSEWHERE], ids=[case[0] for case in ELSEWHERE])
+def test_mistakes_in_entries_that_are_not_this_runs_are_named(tmp_path, update, message):
+    def edit(content):
+        for section, entries in update.items():
+            for name, keys in entries.items():
+                content[section][name] = {} if keys is None else content[section].get(name, {}) | keys
+
+    with pytest.raises(BadInputError, match=message):
+        read_params(changed(tmp_path, edit), "glyphs", "proxy_an")
+
+
+def test_values_of_rows_are_checked_by_the_loss_of_a_run(tmp_path):
+    path = changed(tmp_path, table(loss="proxy_an", rows={"alpha": [12.0, 0.0]}))
+    assert read_params(path).tables["glyphs"].rows == {"alpha": [12.0, 0.0]}
+    with pytest.raises(BadInputError, match=r"tables\.glyphs\.rows\.alpha: .* greater than 0, found 0"):
+        read_params(path, "glyphs", "proxy_an")
+
+
+def test_a_key_that_rows_give_may_be_missing_in_the_entry(tmp_path):
+    def edit(content):
+        del content["losses"]["proxy_an"]["alpha"]
+        content["tables"]["glyphs"].update(loss="proxy_an", rows={"alpha": [12.0, 32.0]})
+
+    path = changed(tmp_path, edit)
+    assert read_params(path, "glyphs", "proxy_an", ["loss.alpha=12.0"]).losses["proxy_an"]["alpha"] == 12.0
+
+
 @pytest.mark.parametrize(("where", "update", "message"), WRONG)
 def test_a_wrong_value_is_named(tmp_path, where, update, message):
     def edit(content):
@@ -103,7 +315,11 @@ def test_a_run_changes_its_own_recipe_and_loss(tmp_path):
     assert params.losses["proxy_an"]["alpha"] == 12 and params.losses["proxy_anchor"]["alpha"] == 32
     with pytest.raises(BadInputError, match=r"dimensoin: unknown key, did you mean dimension\?"):
         read_params(PARAMS, "glyphs", "proxy_an", ["recipe.dimensoin=16"])
-    for wrong in ("dimension=16", "recipe.dimension", "losses.alpha=1"):
+    with pytest.raises(BadInputError, match=r"recipe\.dimension is set twice"):
+        read_params(PARAMS, "glyphs", "proxy_an", ["recipe.dimension=16", "recipe.dimension=8"])
+    with pytest.raises(BadInputError, match=r"--set recipe\.mean=\[1 is not YAML"):
+        read_params(PARAMS, "glyphs", "proxy_an", ["recipe.mean=[1"])
+    for wrong in ("dimension=16", "recipe.dimension", "losses.alpha=1", "recipe.=1", "=1", ""):
         with pytest.raises(BadInputError, match=r"write recipe\.KEY=VALUE or loss\.KEY=VALUE"):
             read_params(PARAMS, "glyphs", "proxy_an", [wrong])
     with pytest.raises(BadInputError, match=r"recipes\.cub: there is no such entry to set epochs of"):
@@ -120,19 +336,107 @@ def test_an_entry_of_losses_may_name_its_file(tmp_path):
     assert read_params(params, loss="small").loss("small") == ("proxy_an", {"alpha": 12.0, "margin": 0.1})
 
 
-def test_numbers_are_read_as_dvc_reads_them(tmp_path):
-    path = tmp_path / "numbers.yaml"
-    path.write_text("a: 1e-05\nb: 1e4\nc: 0.5\nd: -2.5E+3\ne: 7\nf: 1.e3\ng: 12e03\n")
-    assert (
+READ = {
+    "~": None, "null": None, "NULL": None, "": None, "true": True, "False": False, "0": 0, "-0": 0, "+1": 1, "12": 12,
+    "1e-05": 1e-5, "1e4": 1e4, "-2.5E+3": -2500.0, "1.e3": 1000.0, "12e03": 12000.0, "0.5": 0.5, ".5": 0.5, "-.5": -0.5,
+    "1.": 1.0, "00.5": 0.5, "y": "y", "n": "n", "none": "none", "tRue": "tRue", "1e": "1e", "1.2.3": "1.2.3",
+    "'010'": "010", '"yes"': "yes", "1e1_0": "1e1_0", "a b": "a b",
+}  # fmt: skip
+DIFFERS = [
+    "yes", "No", "ON", "off", "010", "08", "-010", "0x1", "0b1", "0o17", "1_000", "1_0.5", "1:30", "190:20:30.15",
+    "2024-01-01", "=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", READ)
+def test_words_and_numbers_are_read_as_dvc_reads_them(tmp_path, text):
+    path = tmp_path / "words.yaml"
+    path.write_text(f"a: {text}\nb: [{text or 'null'}]\n")
+    found = read_yaml(path)
+    assert found == YAML(typ="safe").load(path) == {"a": READ[text], "b": [READ[text]]}
+    assert type(found["a"]) is type(READ[text])
+
+
+@pytest.mark.parametrize("path", sorted(PARAMS.parent.glob("**/p*s*.yaml")), ids=lambda path: str(path.parent.name))
+def test_files_are_read_as_dvc_reads_them(path):
+    assert read_yaml(path) == YAML(typ="safe").load(path)
+
+
+@pytest.mark.parametrize("text", DIFFERS)
+@pytest.mark.parametrize("form", ["value", "key", "list", "--set"])
+def test_what_readers_of_yaml_differ_over_is_refused_with_its_line(tmp_path, text, form):
+    with pytest.raises(BadInputError, match=rf"line [12]: {re.escape(text)}: readers of YAML differ .* quote it"):
+        if form == "--set":
+            read_params(PARAMS, "glyphs", "proxy_an", [f"recipe.epochs={text}"])
+        path = tmp_path / "words.yaml"
+        path.write_text({"value": f"a: 1\nb: {text}\n", "key": f"a: 1\n{text}: 1\n"}.get(form, f"- a\n- {text}\n"))
         read_yaml(path)
-        == YAML(typ="safe").load(path)
-        == {"a": 1e-5, "b": 1e4, "c": 0.5, "d": -2500.0, "e": 7}
-        | {
-            "f": 1000.0,
-            "g": 12000.0,
-        }
+
+
+NOT_READ = {
+    "a: 1\nb: {c: 1}\na: 2\n": "line 3: the key a is in line 1 already",
+    "a: {b: 1, 'b': 2}\n": "line 1: the key b is in line 1 already",
+    "a: &a {b: 1}\nc: {<<: *a, <<: *a}\n": "line 2: the key << is in line 2 already",
+    "a: [1\n": "is not YAML: line 2",
+    "a: b: c\n": "is not YAML: line 1, column 5: mapping values",
+    "a: *b\n": "is not YAML: line 1, column 4: found undefined alias",
+    "a: 1\n---\na: 2\n": "is not YAML: line 2.* another document",
+    "\ta: 1\n": "is not YAML: line 1, column 1",
+    "a: !!python/name:os.system x\n": "line 1: 'x' has the tag .* leave it out",
+    "a: !!int '010'\n": "line 1: '010' has the tag",
+    "a: !!set {b: null}\n": "line 1: the tag .*set is not known here",
+    "a: &b [*b]\n": r"line 1: \*b lies within what it names",
+    "? [a]\n: 1\n": "line 1: a key has to be a text",
+    "1: a\n": "line 1: the key 1 is no text, quote it",
+    "null: a\n": "line 1: the key null is no text, quote it",
+    "a: " + "9" * 5000: "line 1: a number of 5,000 digits",
+    "[" * 100_000: "line 1: more than 50 lists",
+    "a: <<\n": "is not YAML: line 1",
+    "a: b\0\n": "is not YAML: .*control characters",
+    b"\xff\xfe\x00": "is not text in UTF-8",
+    b"a: caf\xe9\n": "is not text in UTF-8",
+}
+
+
+@pytest.mark.parametrize("text", NOT_READ, ids=list(NOT_READ.values()))
+def test_what_is_not_yaml_is_named_with_its_line(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BadInputError, match=NOT_READ[text]) as raised:
+        read_yaml(path)
+    assert str(raised.value).startswith(str(path)) and len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "a", "tables: 3", "{machine: {device: {a: {b: [1, 2]}}}}"])
+def test_a_file_of_another_kind_is_named(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(BadInputError, match=rf"{path}:\n  "):
+        read_params(path)
+
+
+def test_a_folder_and_a_file_that_is_closed_to_us_are_named(tmp_path, monkeypatch):
+    with pytest.raises(BadInputError, match="cannot be read: Is a directory"):
+        read_params(tmp_path)
+
+    def refuse(*arguments, **keywords):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(BadInputError, match="cannot be read: Permission denied"):
+        read_params(PARAMS)
+
+
+def test_an_anchor_is_no_door_to_another_entry(tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (
+        PARAMS.read_text()
+        .replace("  glyphs: # on", "  glyphs: &of # on")
+        .replace("\nlosses:", "  other: *of\n\nlosses:")
     )
-    assert read_yaml(PARAMS) == YAML(typ="safe").load(PARAMS)
+    path.write_text(text)
+    params = read_params(path, "glyphs", "proxy_an", ["recipe.dimension=16"])
+    assert (params.recipes["glyphs"].dimension, params.recipes["other"].dimension) == (16, 64)
 
 
 def test_broken_and_missing_files_are_named(tmp_path):

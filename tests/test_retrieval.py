@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.metrics.ranks import NEVER, Scores, by_halves, by_strips, per_query
+from pipeline.metrics.ranks import NEVER, Scores, by_halves, by_strips, per_query, resolved
 from pipeline.metrics.retrieval import nearest, recall_at_k, retrieval
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
@@ -93,9 +93,10 @@ def assert_same(scores: Scores, expected: list[Any]) -> None:
 def test_ranks_equal_the_definition(search: Search) -> None:
     queries, labels, _, _ = search
     truth = expected(*search, "exact")
-    assert_same(by_strips(*search, "exact", False, True), truth)
+    own = torch.arange(len(queries))
+    assert_same(by_strips(*search, "exact", False, own), truth)
     for depth in (1, 3, 64):
-        scores = by_strips(*search, "exact", False, True, depth)
+        scores = by_strips(*search, "exact", False, own, depth)
         firsts = [min(first, depth) for first, _, _ in truth]
         assert scores[0].clamp(max=depth).tolist() == firsts
         assert_same((torch.tensor([first for first, _, _ in truth]), *scores[1:]), truth)
@@ -210,6 +211,76 @@ def test_one_class_and_lone_images() -> None:
     labels = torch.tensor([0] * 35 + list(range(1, 36)))
     scores = retrieval(embeddings, labels, [1000])
     assert scores["recall@1000"] == 0.5 and scores["map@r"] > 0
+
+
+def cone(n: int, classes: int, spread: float, dimensions: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Embeddings of `classes` classes around one axis, float64 of unit length; cosines are 1 - `spread` and more."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, dimensions, generator=generator, dtype=torch.float64)
+    points = centres[labels] + torch.randn(n, dimensions, generator=generator, dtype=torch.float64)
+    axis = torch.nn.functional.normalize(torch.randn(1, dimensions, generator=generator, dtype=torch.float64))
+    apart = torch.nn.functional.normalize(points) * (spread / 2) ** 0.5
+    return torch.nn.functional.normalize(axis + apart), labels
+
+
+SEARCHES = {"wide classes": (600, 8, 0), "narrow classes": (600, 200, 0), "gallery": (700, 20, 100)}
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_embeddings_in_a_narrow_cone_are_told_apart(kind: str, spread: float) -> None:
+    n, classes, queries = SEARCHES[kind]
+    exact, labels = cone(n, classes, spread)
+    rounded = exact.float()
+    search: dict[str, Any] = {"labels": labels}
+    if queries:
+        search = {"gallery": rounded[queries:], "gallery_labels": labels[queries:], "labels": labels[:queries]}
+        searched, searched_labels, exact, rounded = (
+            exact[queries:],
+            labels[queries:],
+            exact[:queries],
+            rounded[:queries],
+        )
+    else:
+        searched, searched_labels = exact, labels
+    truth = expected(exact, search["labels"], searched, searched_labels, "exact")
+    scores = retrieval(rounded, ks=[1, 4], **search)
+    assert scores["recall@1"] == pytest.approx(np.mean([first < 1 for first, _, _ in truth]), abs=0.01)
+    assert scores["map@r"] == pytest.approx(np.nanmean([precision for _, precision, _ in truth]), abs=1e-3)
+    assert scores["recall@1"] > 0.3
+    assert recall_at_k(rounded, ks=[1, 4], **search).items() <= scores.items()
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_ties_in_a_narrow_cone_are_ties_in_any_order(kind: str) -> None:
+    """Each image is there twice, under two labels: nothing of the own class is nearer than the other label's copy."""
+    n, classes, queries = SEARCHES[kind]
+    once, labels = cone(n // 2, classes, 1e-7)
+    twice, labels = torch.cat([once, once]).float(), torch.cat([labels, labels + classes])
+    for seed in range(3):
+        order = torch.randperm(len(twice), generator=torch.Generator().manual_seed(seed))
+        embeddings, shuffled = twice[order], labels[order]
+        search: dict[str, Any] = {"embeddings": embeddings, "labels": shuffled}
+        if queries:
+            search = {"embeddings": once[:queries].float(), "labels": labels[:queries]}
+            search |= {"gallery": embeddings, "gallery_labels": shuffled}
+        assert not resolved(search["embeddings"], search["labels"], embeddings, shuffled, not queries)
+        assert retrieval(ks=[1], **search)["recall@1"] == recall_at_k(ks=[1], **search)["recall@1"] == 0
+
+
+def test_two_cones_far_apart_are_told_apart_within() -> None:
+    exact, labels = cone(600, 10, 1e-7)
+    both, labels = torch.cat([exact, -exact.flip(1)]).float(), torch.cat([labels, labels + 10])
+    truth = expected(exact, labels[:600], exact, labels[:600], "exact")
+    assert retrieval(both, labels, [1])["recall@1"] == pytest.approx(np.mean([f < 1 for f, _, _ in truth]), abs=0.01)
+
+
+def test_float32_is_kept_where_it_tells_apart() -> None:
+    for spread, told_apart in ((1.0, True), (1e-2, True), (1e-5, False)):
+        exact, labels = cone(600, 20, spread)
+        assert resolved(exact.float(), labels, exact.float(), labels, True) == told_apart
+    assert resolved(COLLAPSED, torch.arange(300) % 3, COLLAPSED, torch.arange(300) % 3, True)
 
 
 def test_wrong_input_is_named() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi_arithmetic")
 
 
-def tabulate(folder, runs):
+def tabulate(folder, runs, params=ROOT / "params.yaml"):
     """Tables of the root's grid for `runs`: row -> seed -> {selection: value of every metric}."""
     for row, seeds in runs.items():
         for seed, selections in seeds.items():
@@ -22,7 +22,7 @@ def tabulate(folder, runs):
             path.parent.mkdir(parents=True, exist_ok=True)
             metrics = {selection: dict.fromkeys(METRICS, value) for selection, value in selections.items()}
             path.write_text(json.dumps({"metrics": metrics}))
-    command = [sys.executable, "-m", "pipeline.tabulate", "--table", "glyphs", "--raw-pixels"]
+    command = [sys.executable, "-m", "pipeline.tabulate", "--table", "glyphs", "--raw-pixels", "--params", params]
     command += ["--runs", folder / "runs", "--out", folder / "tables/glyphs"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return printed, {path.suffix: path.read_text() for path in (folder / "tables").iterdir()}
@@ -70,3 +70,19 @@ def test_a_part_of_the_grid(tmp_path):
 def test_nothing_run_yet(tmp_path):
     printed, tables = tabulate(tmp_path, {})
     assert "| raw_pixels   | not run" in printed and tables[".csv"].count("\n") == 1
+    assert "Nothing was run." in printed and "interval" not in printed
+
+
+@pytest.mark.parametrize("planned", [1, 3])
+def test_one_seed_has_no_interval_and_nothing_speaks_of_one(tmp_path, planned):
+    params = tmp_path / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text().replace("[0, 1, 2]", str(list(range(planned)))))
+    printed, tables = tabulate(tmp_path, {"proxy_an": {0: {"best_test_epoch": 0.5, "last_epoch": 0.4}}}, params)
+    assert "Each number is of one run: of its spread over seeds nothing is known." in printed
+    assert "interval" not in printed + tables[".md"] and "±" not in printed + tables[".md"]
+
+
+def test_a_row_of_one_run_beside_others_is_told_apart(tmp_path):
+    values = {"best_test_epoch": 0.5, "last_epoch": 0.4}
+    printed, _ = tabulate(tmp_path, {"proxy_an": {0: values, 1: values}, "proxy_nca": {0: values}})
+    assert "95 % t-interval over 3 seeds; without ±: one run; raw_pixels: one measurement." in printed

@@ -148,6 +148,10 @@ def test_learning_rates_decay_at_their_epochs():
             lambda p: p["losses"].update(proxy_an={"alpha": 1.0, "margin": "big"}),
             r"losses\.proxy_an\.margin: .*valid number.* found 'big'",
         ),
+        (
+            lambda p: p["recipes"]["glyphs"].update(recall_at=[1, 5000]),
+            r"recipes\.glyphs: its runs cannot be evaluated:\n  recall_at: 5000 is more than the 3106 images",
+        ),
     ],
 )
 def test_bad_parameters_exit_with_2_and_one_message(project, tmp_path, edit, message):

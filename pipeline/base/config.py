@@ -4,34 +4,81 @@ A recipe's keys are the fields of `Recipe`; a loss's keys are the keyword argume
 mistyped or impossible value is a `BadInputError` that names the file, the key and the nearest right one.
 """
 
-import difflib
-import inspect
-import re
+import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError
 
-from pipeline.base.files import BadInputError, submodule
+from pipeline.base import checks
+from pipeline.base.checks import problem_lines
+from pipeline.base.files import BadInputError
+from pipeline.base.names import Name, distinct_rows, each_once, folder_name
+from pipeline.base.yaml_files import parse_yaml, read_yaml
+
+__all__ = [  # noqa: RUF022 - in the order of their use
+    "STRICT", "Positive", "Name", "Recipe", "Table", "Machine", "Params", "folder_name",
+    "problem_lines", "read_yaml", "read_params", "read_table",
+]  # fmt: skip
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
+LARGEST_SEED = 2**31 - 1
+"""What every k-means takes: scikit-learn's seeds have 32 bits, faiss's 31 and a sign."""
+
+MOST_EPOCHS = 100_000
+"""Each is a line of the run's history, and all of them are in its checkpoint."""
+
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
+LARGEST_DIMENSION = 65_536
+"""An embedding is then 256 KB, that of a dataset of 60,000 images 16 GB."""
+
+MOST_THREADS = 1024
+"""Of one run: more than any machine has processors, and far more end the process."""
+
+LARGEST_IMAGE = 4096
+"""Pixels a side: one such image is 200 MB to the network."""
+
+MOST_IMAGES = 1_000_000
+"""Of a batch, of a search or of a loss's pieces: eight times what the largest dataset here has."""
+
+
+def _held_by_float32(value: float) -> float:
+    if abs(value) > LARGEST_FLOAT32 or (value and not struct.unpack("f", struct.pack("f", value))[0]):
+        raise ValueError("float32, in which it is used, cannot hold it")
+    return value
+
+
 Positive = Annotated[int, Ge(1)]
-Rate = Annotated[float, Gt(0)]
+Factor = Annotated[float, AfterValidator(_held_by_float32)]
+Rate = Annotated[Factor, Gt(0)]
+Seed = Annotated[int, Ge(0), Le(LARGEST_SEED)]
 
 
 def _epochs(value: Any) -> Any:
     for number in value if isinstance(value, list) else [value]:
-        if type(number) is not int or number < 1:
+        if type(number) is not int or not 1 <= number <= MOST_EPOCHS:
             raise ValueError("give a number n from 1, for every n epochs, or a list of epochs, counted from 1")
-    return value
+    return each_once(value) if isinstance(value, list) else value
 
 
 Epochs = Annotated[int | list[int], PlainValidator(_epochs)]
 """Every so many epochs, or these epochs; epochs are counted from 1."""
+
+
+def _axis_value(value: Any) -> str | int | float:
+    if type(value) not in (str, int, float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("a row's value is a text or a number")
+    return value
+
+
+AxisValues = Annotated[
+    list[Annotated[str | int | float, PlainValidator(_axis_value)]], Len(1), AfterValidator(each_once)
+]
 
 
 class Recipe(BaseModel):
@@ -39,7 +86,7 @@ class Recipe(BaseModel):
 
     model_config = STRICT
 
-    backbone: str
+    backbone: Name
     """A file of pipeline/networks/backbones."""
     pretrained: bool
     """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
@@ -55,18 +102,18 @@ class Recipe(BaseModel):
     batch_norm_momentum: Annotated[float, Gt(0), Le(1)]
     """The share that a batch has in the new running statistics of the backbone's batch norms: 0.1 is PyTorch's default.
     The head's batch norm always has that."""
-    head_only_epochs: list[Positive]
+    head_only_epochs: Annotated[list[Positive], AfterValidator(each_once)]
     """The epochs, counted from 1, that train only head and proxies: for Proxy-AN 1 and 2. For ProxyGML 2, where its
     code means 1: it freezes after the first epoch and thaws after the second."""
     frozen_gradients: Literal["none", "zero"]
     """What the optimiser sees of a backbone that has trained and is now frozen: no gradients, and it rests; or zeros,
     as with PyTorch before 2.0, and momentum and weight decay move it on."""
-    dimension: Positive
+    dimension: Annotated[int, Ge(1), Le(LARGEST_DIMENSION)]
     """Length of an embedding."""
-    epochs: Positive
+    epochs: Annotated[int, Ge(1), Le(MOST_EPOCHS)]
     evaluated_epochs: Epochs
     """The epochs after which the test set is looked at; the best test epoch is one of them."""
-    batch_size: Annotated[int, Ge(2)]
+    batch_size: Annotated[int, Ge(2), Le(MOST_IMAGES)]
     samples_per_class: Positive | None
     """Of which batches are made: so many images of each of batch_size / samples_per_class classes; null shuffles all
     images and takes them in turn."""
@@ -78,16 +125,16 @@ class Recipe(BaseModel):
     1.3). Before, a large epsilon is a hidden warm-up: see `pipeline/training/optimiser.py`."""
     network_learning_rate: Rate
     proxy_learning_rate: Rate
-    weight_decay: Annotated[float, Ge(0)]
+    weight_decay: Annotated[Factor, Ge(0)]
     decay_epochs: Epochs
     """The epochs at whose start both learning rates are multiplied by `decay_factor`; every n epochs means n + 1,
     2n + 1 and so on."""
     decay_factor: Annotated[float, Gt(0), Le(1)]
     clip_value: Rate | None
     """Every entry of a gradient, of network and proxies, is clipped to plus or minus this; null clips none."""
-    input_size: Positive
+    input_size: Annotated[int, Ge(1), Le(LARGEST_IMAGE)]
     """Height and width, in pixels, of what the network takes."""
-    test_resize: Positive
+    test_resize: Annotated[int, Ge(1), Le(LARGEST_IMAGE)]
     """Test images are resized to this length of their shorter side, then cropped to `input_size` in the middle."""
     smallest_crop: Annotated[float, Gt(0), Le(1)] | None
     """Training images are cropped at random to at least this share of their area and resized to `input_size`; null
@@ -100,7 +147,7 @@ class Recipe(BaseModel):
     """Of the network's input, of `mean` and of `std`; bgr is what Caffe's networks take."""
     pixel_maximum: Rate
     """Pixel values are scaled from 0..255 to 0..this before `mean` is subtracted."""
-    mean: Annotated[list[float], Len(1)]
+    mean: Annotated[list[Factor], Len(1)]
     """One a channel, or one for all."""
     std: Annotated[list[Rate], Len(1)]
     """What the difference to `mean` is divided by, one a channel, or one for all."""
@@ -109,13 +156,13 @@ class Recipe(BaseModel):
     last two are faster and give other numbers; losses and metrics are always computed in float32."""
     memory_format: Literal["contiguous", "channels_last"]
     """Of the network and its input. Channels last is the faster one on a CPU and for bfloat16."""
-    recall_at: Annotated[list[Positive], Len(1)]
+    recall_at: Annotated[list[Annotated[int, Ge(1), Le(MOST_IMAGES)]], Len(1), AfterValidator(each_once)]
     """The K of Recall@K, 1 among them: the best test epoch is the one of highest Recall@1."""
     counting: Literal["exact", "strict", "drop_first"]
     """How Recall@K counts: see `retrieval.retrieval`. The epoch is always chosen by the exact count."""
     kmeans: Literal["scikit-learn", "faiss"]
     """Whose k-means the clustering metrics are made with: see `clustering.clustering`."""
-    cpu_threads: Positive
+    cpu_threads: Annotated[int, Ge(1), Le(MOST_THREADS)]
     """Threads of a run on the CPU, part of the recipe because sums split over threads round differently."""
 
 
@@ -124,14 +171,14 @@ class Table(BaseModel):
 
     model_config = STRICT
 
-    datasets: Annotated[list[str], Len(1)]
-    rows: Annotated[dict[str, Annotated[list[str | int | float], Len(1)]], Len(1)]
+    datasets: Annotated[list[Name], Len(1), AfterValidator(each_once)]
+    rows: Annotated[dict[str, AxisValues], Len(1), AfterValidator(distinct_rows)]
     """What the rows differ in, outermost first, such as {loss: [proxy_an, proxy_nca], rate: [0.1, 0.2]}: `loss`, an
     entry of losses, or of `<loss>_<dataset>` where there is one; `recipe`, whose entry is `<recipe>_<dataset>`; `rate`
     of a partial and `gamma` of an imbalanced training set; otherwise a key of the recipe or of the loss. The runs of a
     combination lie in folders named <dataset>/<value>-<value>/<seed>."""
-    seeds: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
-    loss: str | None = None
+    seeds: Annotated[list[Seed], Len(1), AfterValidator(each_once)]
+    loss: Name | None = None
     """The loss of all rows, where they do not differ in it."""
     protocols: Annotated[list[Literal["test", "choose_epoch", "held_out"]], Len(1)] = ["test"]
     """What is run of each row and seed: `test`, as the papers do; `choose_epoch`, which only looks at held-out training
@@ -144,18 +191,13 @@ class Table(BaseModel):
     """The rows in their order, or from the best down with a test of each against the best."""
 
 
-def folder_name(values: tuple[Any, ...]) -> str:
-    """The name of the folder of a row's runs: its values, one an axis of the table."""
-    return "-".join(map(str, values))
-
-
 class Machine(BaseModel):
     """What a machine's owner may choose; the results do not depend on `workers`."""
 
     model_config = STRICT
 
     device: Literal["auto", "cpu", "cuda"]
-    workers: Annotated[int, Ge(0)]
+    workers: Annotated[int, Ge(0), Le(MOST_THREADS)]
     """Processes that load images; 0 loads in the training process."""
 
 
@@ -164,10 +206,10 @@ class Params(BaseModel):
 
     model_config = STRICT
 
-    tables: dict[str, Table]
+    tables: dict[Name, Table]
     machine: Machine
-    recipes: dict[str, Recipe]
-    losses: dict[str, dict[str, Any]]
+    recipes: dict[Name, Recipe]
+    losses: dict[Name, dict[str, Any]]
     """Name -> settings. The loss is the file of pipeline/losses of that name, or the one that the key `loss` names."""
 
     def loss_entry(self, loss: str, dataset: str) -> str:
@@ -181,94 +223,39 @@ class Params(BaseModel):
         return settings.pop("loss", name), settings
 
 
-class _Loader(yaml.CSafeLoader):
-    """YAML 1.2's floats, as DVC reads and writes them: to PyYAML alone `1e-05` is text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
-def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
-    """One line a problem: the key's path, what is wrong, and for an unknown key the nearest right one."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        path = [prefix, *map(str, problem["loc"])] if prefix else [str(part) for part in problem["loc"]]
-        key, message = ".".join(path), problem["msg"][0].lower() + problem["msg"][1:]
-        if problem["type"] == "extra_forbidden":
-            known = _fields(model, problem["loc"][:-1])
-            nearest = difflib.get_close_matches(path[-1], known, 1)
-            mend = f"did you mean {nearest[0]}?" if nearest else f"choose among {', '.join(known)}"
-            message = f"unknown key, {mend}"
-        elif problem["type"] == "missing":
-            message = "this key is missing, add it"
-        else:
-            message += f", found {problem['input']!r}"
-        lines.append(f"{key}: {message}")
-    return lines
-
-
-def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that `model` knows at a location inside it."""
-    for part in location:
-        if part in model.model_fields:
-            annotation: Any = model.model_fields[str(part)].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            model = next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)
-
-
-def _loss_settings(loss: type) -> type[BaseModel]:
-    """A model of a loss's keyword arguments."""
-    arguments = inspect.signature(loss).parameters.values()
-    fields: dict[str, Any] = {
-        argument.name: (argument.annotation, ... if argument.default is argument.empty else argument.default)
-        for argument in arguments
-        if argument.kind is argument.KEYWORD_ONLY
-    }
-    return create_model("LossSettings", __config__=STRICT, **fields)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; a missing or broken one is bad input."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise BadInputError(f"{path} is missing") from None
-    except yaml.YAMLError as error:
-        raise BadInputError(f"{path} is not YAML: {error}") from None
+def _changed(content: Any, path: Path, entries: dict[str, tuple[str, str | None]], changes: Sequence[str]) -> Any:
+    """The content of a params file with a run's `changes`; `entries` are where "recipe" and "loss" lie in it."""
+    places = [change.partition("=")[0] for change in changes]
+    for change, place in zip(changes, places, strict=True):
+        part, dot, key = place.partition(".")
+        if part not in entries or not dot or not key or "=" not in change:
+            raise BadInputError(f"--set {change}: write recipe.KEY=VALUE or loss.KEY=VALUE")
+        if places.count(place) > 1:
+            raise BadInputError(f"--set {change}: {place} is set twice, give it once")
+        section, entry = entries[part]
+        try:
+            # A copy: entries that share an anchor are one object.
+            changed = content[section][entry] | {key: parse_yaml(change.partition("=")[2], f"--set {change}")}
+        except (KeyError, TypeError):
+            raise BadInputError(f"{path}: {section}.{entry}: there is no such entry to set {key} of") from None
+        content = content | {section: content[section] | {entry: changed}}
+    return content
 
 
 def read_params(path: Path, recipe: str | None = None, loss: str | None = None, changes: Sequence[str] = ()) -> Params:
     """Read and check a params.yaml, and for a run what its recipe's backbone and its loss say of their keys.
 
     `changes` are texts such as "recipe.dimension=64" or "loss.alpha=12.0", made to the run's own recipe and loss before
-    the check. A run imports no other loss and no other backbone, so that their files are no inputs of it.
+    the check. A run imports no other loss and no other backbone, so that their files are no inputs of it: of other
+    losses the names of the keys are checked, which the text of their files tells, and not the values.
     """
-    content = read_yaml(path)
-    problems: list[str] = []
-    for change in changes:
-        place, equals, value = change.partition("=")
-        part, dot, key = place.partition(".")
-        entry = {"recipe": ("recipes", recipe), "loss": ("losses", loss)}.get(part)
-        if not (entry and dot and equals):
-            raise BadInputError(f"--set {change}: write recipe.KEY=VALUE or loss.KEY=VALUE")
-        try:
-            content[entry[0]][entry[1]][key] = yaml.load(value, _Loader)
-        except (KeyError, TypeError):
-            raise BadInputError(f"{path}: {entry[0]}.{entry[1]}: there is no such entry to set {key} of") from None
+    content = _changed(read_yaml(path), path, {"recipe": ("recipes", recipe), "loss": ("losses", loss)}, changes)
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        problems += problem_lines(error, "", Params)
-    if not problems:
-        problems += [problem for name, of in params.tables.items() for problem in _table_problems(params, name, of)]
-        problems += [problem for name, of in params.recipes.items() for problem in _contradictions(name, of)]
-        problems += _backbone_problems(params, recipe) if recipe else []
-        problems += _loss_problems(params, loss) if loss else []
+        problems = problem_lines(error, "", Params)
+    else:
+        problems = checks.problems(params, recipe, loss)
     if problems:
         raise BadInputError("\n  ".join([f"{path}:", *problems]))
     return params
@@ -282,98 +269,3 @@ def read_table(path: Path, name: str, dataset: str | None = None) -> Table:
     if dataset and dataset not in (known := tables[name].datasets):
         raise BadInputError(f"{path}: tables.{name}.datasets: {dataset} is not among {', '.join(known)}, add it")
     return tables[name]
-
-
-def _table_problems(params: Params, name: str, table: Table) -> list[str]:
-    """What a table names that is not there."""
-    key = "rows.loss" if "loss" in table.rows else "loss"
-    losses = [str(loss) for loss in table.rows.get("loss", [table.loss] if table.loss else [])]
-    if not losses:
-        return [f"tables.{name}.loss: this key is missing and the rows name no loss, add it"]
-    told = {
-        f"tables.{name}.{key}: {loss} has no settings, add losses.{loss}"
-        for loss in losses
-        for dataset in table.datasets
-        if params.loss_entry(loss, dataset) not in params.losses
-    }
-    recipes = {
-        f"{recipe}_{dataset}" if recipe else dataset
-        for recipe in table.rows.get("recipe", [""])
-        for dataset in table.datasets
-    }
-    told |= {f"tables.{name}: {recipe} has no recipe, add recipes.{recipe}" for recipe in recipes - set(params.recipes)}
-    return sorted(told)
-
-
-def _contradictions(name: str, recipe: Recipe) -> list[str]:
-    """What is impossible together in one recipe."""
-    problems = []
-    if 1 not in recipe.recall_at:
-        problems.append("recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
-    for key in ("head_only_epochs", "decay_epochs", "evaluated_epochs"):
-        epochs = getattr(recipe, key)
-        late = [epoch for epoch in epochs if epoch > recipe.epochs] if isinstance(epochs, list) else []
-        if late:
-            problems.append(f"{key}: there is no epoch {late[0]}, the recipe has {recipe.epochs}")
-    evaluated = recipe.evaluated_epochs
-    if not evaluated or (isinstance(evaluated, int) and evaluated > recipe.epochs):
-        problems.append(f"evaluated_epochs: none of the {recipe.epochs} epochs is evaluated")
-    if recipe.samples_per_class and recipe.batch_size % recipe.samples_per_class:
-        problems.append(f"samples_per_class: {recipe.samples_per_class} does not divide the batch_size")
-    if recipe.smallest_crop is not None and recipe.shift:
-        problems.append("shift: images that are cropped at random are not shifted besides, use 0")
-    if recipe.test_resize < recipe.input_size:
-        problems.append("test_resize: it is less than input_size, which is cropped out of the middle")
-    return [f"recipes.{name}.{problem}" for problem in problems]
-
-
-def _backbone_problems(params: Params, name: str) -> list[str]:
-    """What is wrong between one recipe and its backbone."""
-    if name not in params.recipes:
-        return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
-    return [f"recipes.{name}.{problem}" for problem in backbone_problems(params.recipes[name])]
-
-
-def backbone_problems(recipe: Recipe) -> list[str]:
-    """What is wrong between a recipe and its backbone, whose module is imported."""
-    try:
-        backbone = submodule("networks.backbones", recipe.backbone).Backbone
-    except BadInputError as error:
-        return [f"backbone: {error}"]
-    problems = [
-        f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
-        for key in ("mean", "std")
-        if len(getattr(recipe, key)) != backbone.channels
-    ]
-    if backbone.channels == 1 and recipe.channel_order != "rgb":
-        problems.append(f"channel_order: {recipe.backbone} takes one channel, use rgb")
-    if backbone.input_size not in (None, recipe.input_size):
-        problems.append(f"input_size: {recipe.backbone} takes {backbone.input_size} pixels, no other size")
-    if backbone.spatial and recipe.pooling == "none":
-        problems.append(f"pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
-    if not backbone.spatial and recipe.pooling != "none":
-        problems.append(f"pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
-    if not backbone.batch_norms and recipe.batch_norm != "trained":
-        problems.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
-    if recipe.pretrained and not backbone.published:
-        problems.append(f"pretrained: {recipe.backbone} has no published weights, use false")
-    return problems
-
-
-def _loss_problems(params: Params, name: str) -> list[str]:
-    """What is wrong with the settings of one loss."""
-    if name not in params.losses:
-        return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
-    return loss_problems(*params.loss(name), f"losses.{name}")
-
-
-def loss_problems(module: str, settings: dict[str, Any], name: str) -> list[str]:
-    """What is wrong with the settings of a file of pipeline/losses, which is imported; `name` says where they stand."""
-    try:
-        model = _loss_settings(submodule("losses", module).Loss)
-        model.model_validate(settings)
-    except BadInputError as error:
-        return [f"{name}: {error}"]
-    except ValidationError as error:
-        return problem_lines(error, name, model)
-    return []

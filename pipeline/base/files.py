@@ -24,12 +24,18 @@ class BadInputError(Exception):
     """Something the user gave is wrong; the message names the file, the key and the fix. Stages exit with code 2."""
 
 
-def submodule(package: str, name: str) -> ModuleType:
-    """The module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
+def module_file(package: str, name: str) -> Path:
+    """The file of the module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
     folder = Path(__file__).parent.parent.joinpath(*package.split("."))
     names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
     if name not in names:
         raise BadInputError(f"there is no file {name}.py in pipeline/{folder.name}: choose one of {', '.join(names)}")
+    return folder / f"{name}.py"
+
+
+def submodule(package: str, name: str) -> ModuleType:
+    """The module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
+    module_file(package, name)
     return importlib.import_module(f"pipeline.{package}.{name}")
 
 

@@ -111,10 +111,10 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
     if run.trained:
         trained = store.folder(key.content["training"])
         record = read_record(trained / RECORD, TrainingRecord)
+    history = read_history(trained / "history.csv") if trained else []
     if run.protocol == "choose_epoch":
         assert trained is not None and record is not None
         check_files(trained, record.files)
-        history = read_history(trained / "history.csv")
         epoch = best_epoch(history, trained / "history.csv")
         recalls = {name: value for name, value in history[epoch - 1].items() if name.startswith("recall@")}
         found: dict[str, Any] = {"held_out_classes": {"epoch": epoch, **recalls}}
@@ -133,6 +133,7 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
         dataset=run.dataset,
         retrieved=Retrieved(**retrieved),
         metrics=found,
+        history=[{name: line[name] for name in line if name != "weights"} for line in history],
         run=record,
         data=key.content["data"],
         code=key.content["code"],

@@ -4,12 +4,13 @@ Never an n x n matrix, and no sorting of one: `by_halves` for many narrow classe
 for anything. At SOP's size (60,502 x 512, CPU) all ranks take 0.73 of the time of the plain product.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.metrics.similarities import check_embeddings, full_float32, in_float64, strips
 
 COUNTINGS = ("exact", "strict", "drop_first")
 NARROW = 32  # images of a class, up to which the counting of by_halves is the faster way
@@ -20,10 +21,9 @@ NEVER = torch.iinfo(torch.int64).max  # the count before the first hit of a quer
 # precision at R and R-precision (n,) float64, nan where R = 0, without meaning where only the first was asked for).
 Scores = tuple[Tensor, Tensor, Tensor]
 
-# Ties must be ties: equal pairs of vectors have to get equal bits wherever they stand, or rounding and the order of the
-# images would decide. A matrix product adds up every entry in one order, given by the shapes, except for remainders at
-# the edges and for a single row or column, which have their own kernels. So all products that are compared with each
-# other here have one and the same shape, in multiples of 64, with padding.
+# Float32 has steps of 6e-8 below 1. Where the nearest images of a query are this far apart it tells them apart.
+CLEAR = 1e-3
+TOLERATED = 1e-4  # how far the metrics of a sample of queries may be from float64's before all are searched in float64
 
 
 def per_query(
@@ -49,11 +49,42 @@ def per_query(
     searched_labels = labels if gallery_labels is None else gallery_labels
     if labels.shape != queries.shape[:1] or searched_labels.shape != searched.shape[:1]:
         raise ValueError(f"one label per row is needed, got {tuple(labels.shape)} and {tuple(searched_labels.shape)}")
+    if not resolved(queries, labels, searched, searched_labels, gallery is None):
+        queries = in_float64(queries)
+        searched = queries if gallery is None else in_float64(searched)
     widest = int(labels.unique(return_counts=True)[1].max())
     side = 1024 if queries.device.type == "cpu" else 4096  # a tile stays in cache; a GPU wants fewer, larger ones
     if gallery is None and counting == "exact" and widest <= (side if first_only else NARROW):
         return by_halves(queries, labels, first_only, side)
-    return by_strips(queries, labels, searched, searched_labels, counting, first_only, gallery is None, depth)
+    own = torch.arange(len(queries), device=queries.device) if gallery is None else None
+    return by_strips(queries, labels, searched, searched_labels, counting, first_only, own, depth)
+
+
+def resolved(
+    queries: Tensor, labels: Tensor, searched: Tensor, searched_labels: Tensor, among_themselves: bool
+) -> bool:
+    """Whether float32 tells similarities apart well enough. In embeddings that lie in a narrow cone they differ by less
+    than its steps: what is not equal becomes equal, and counts as a tie against the query.
+
+    128 to 512 of the queries, evenly spaced, are looked at. Where the similarities of their nearest images are not
+    `CLEAR`, they are searched in float32 and in float64: then the average precision plus the first hit's 1/rank must be
+    the same to `TOLERATED`, on average.
+    """
+    count = min(len(queries), max(128, min(512, len(queries) // 64)))
+    places = torch.arange(count, device=queries.device) * len(queries) // count
+    with full_float32(queries.device):
+        nearest = (queries[places] @ searched.T).topk(min(SHALLOW, len(searched))).values
+    # The first may be the query itself.
+    if bool((nearest[:, min(1, nearest.shape[1] - 1)] - nearest[:, -1]).min() > CLEAR):
+        return True
+    found = []
+    for exact in (False, True):
+        everything = in_float64(searched) if exact else searched
+        some = everything if among_themselves else in_float64(queries) if exact else queries
+        own = places if among_themselves else None
+        sample = by_strips(some[places], labels[places], everything, searched_labels, "exact", False, own)
+        found.append(sample[1] + 1 / (sample[0].double() + 1))
+    return not bool((found[0] - found[1]).abs().nanmean() > TOLERATED)
 
 
 def by_strips(
@@ -63,15 +94,16 @@ def by_strips(
     searched_labels: Tensor,
     counting: str,
     first_only: bool,
-    among_themselves: bool,
+    own: Tensor | None,
     depth: int | None = None,
 ) -> Scores:
-    """Any search: a few queries at a time against everything searched, which holds the queries if among_themselves."""
+    """Any search: a few queries at a time against everything searched, which holds the queries at the rows `own` (n,)
+    int64, or not at all where that is None."""
     members = searched_labels.argsort(stable=True)
     ordered = searched_labels[members]
     start = torch.searchsorted(ordered, labels)  # a query's class: members[start : start + size], ascending
     size = torch.searchsorted(ordered, labels, right=True) - start
-    number = size - int(among_themselves)
+    number = size - int(own is not None)
     slots = torch.arange(max(1, int(size.max())), device=labels.device)
     blank = len(searched)  # a column of padding
     shallow = not first_only and counting == "exact" and depth is not None and depth <= max(len(slots), SHALLOW)
@@ -81,8 +113,8 @@ def by_strips(
         columns = members[(start[rows, None] + slots).clamp(max=blank - 1)]
         columns = torch.where(slots < size[rows, None], columns, blank)
         dropped_first = _first_hit_after_drop(strip.clone(), columns) if counting == "drop_first" else None
-        if among_themselves:
-            strip[:, rows].fill_diagonal_(-torch.inf)
+        if own is not None:
+            strip.scatter_(1, own[rows, None], -torch.inf)
         relevant = strip.gather(1, columns)
         strip.scatter_(1, columns, -torch.inf)  # from here on the strip holds irrelevant images only
         if not first_only:
@@ -124,7 +156,7 @@ def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -
     # Ascending, and infinite where there is none.
     thresholds = embeddings.new_full((blocks * side, width), torch.inf)
     end = 0
-    with _full_float32(device):
+    with full_float32(device):
         while end < n:
             begin, end = end, n if end + side >= n else int(start[end + side])  # whole classes only
             square = padded[begin : begin + side]
@@ -235,50 +267,3 @@ def _at_r(counts: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     rank = counts + place
     hits = (rank <= number[:, None]) & (place <= number[:, None])
     return (hits * (place / rank.double())).sum(1) / number, hits.sum(1).double() / number
-
-
-def strips(queries: Tensor, searched: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Similarities of a few queries at a time to everything searched: (rows, (rows, m + padding) float32, a flat buffer
-    of that size), the columns of padding -inf. Both are reused: done with before the next is asked for."""
-    columns = len(searched) + 64 - len(searched) % 64
-    height = max(64, min(512, 2**23 // columns // 64 * 64))
-    padded = torch.nn.functional.pad(searched, (0, 0, 0, columns - len(searched))).T
-    product, buffer = queries.new_empty(height, columns), queries.new_empty(height * columns)
-    for begin in range(0, len(queries), height):
-        block = queries[begin : begin + height]
-        with _full_float32(queries.device):
-            torch.mm(torch.nn.functional.pad(block, (0, 0, 0, height - len(block))), padded, out=product)
-        strip = product[: len(block)]
-        strip[:, len(searched) :] = -torch.inf
-        yield slice(begin, begin + len(block)), strip, buffer
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Products in float32 whatever the caller has set for training: no TF32 (10 bits of mantissa: similarities off by
-    up to 1e-3, so neighbours closer than that swap, and ties appear), no autocast."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-def check_embeddings(queries: Tensor, gallery: Tensor | None) -> None:
-    """ValueError, saying what is wrong, unless both are finite float32 (rows, dimensions), not empty, equally wide."""
-    for name, values in (("embeddings", queries), ("gallery", gallery)):
-        if values is None:
-            continue
-        if values.ndim != 2 or values.dtype != torch.float32:
-            raise ValueError(f"{name} must be (rows, dimensions) float32, got {tuple(values.shape)} {values.dtype}")
-        if values.numel() == 0:
-            raise ValueError(f"{name} is empty: {tuple(values.shape)}")
-        bad = ~torch.isfinite(values).all(1)
-        if bad.any():
-            raise ValueError(
-                f"{int(bad.sum())} rows of {name} hold nan or infinity, the first is {int(bad.int().argmax())}"
-            )
-    if gallery is not None and gallery.shape[1] != queries.shape[1]:
-        raise ValueError(f"embeddings have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.metrics.ranks import check_embeddings, per_query, strips
+from pipeline.metrics.ranks import per_query
+from pipeline.metrics.similarities import check_embeddings, strips
 
 
 @torch.no_grad()

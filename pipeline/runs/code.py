@@ -15,7 +15,9 @@ PACKAGE = Path(__file__).parents[1]
 NOT_COMPUTING = {
     "base/config.py": "settings: their values are in the key",
     "base/checks.py": "refuses settings, or lets them pass as they are",
-    "base/yaml.py": "reads settings: their values are in the key",
+    "base/names.py": "refuses names, or lets them pass as they are",
+    "base/yaml_files.py": "reads settings: their values are in the key",
+    "metrics/limits.py": "refuses what cannot be evaluated",
     "base/files.py": "writes what it is given, whole",
     "base/provenance.py": "describes the machine",
     "data/checksums.py": "what it pins is in the key: manifests and weights, by their hashes",

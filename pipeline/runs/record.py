@@ -83,6 +83,8 @@ class MetricsRecord(BaseModel):
     retrieved: Retrieved
     metrics: dict[str, dict[str, float | int | str | None]]
     """By the rule that chose the weights: fractions, and the epoch."""
+    history: list[dict[str, float | int]]
+    """Loss, and Recall@K where it was looked at, by epoch; empty of what was not trained."""
     run: TrainingRecord | None
     data: dict[str, Any]
     code: str

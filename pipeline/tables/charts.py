@@ -13,51 +13,37 @@ from pipeline.base.files import whole
 from pipeline.tables.published import PublishedTable
 from pipeline.tables.rows import Row
 
+STYLE: Any = {
+    "svg.hashsalt": "sweep",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
 
 def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None:
     """Recall@1 over the axis that `of.chart` names, one panel a dataset and one colour a combination of the other axes:
-    the printed numbers dashed and hollow, our means full, with their intervals."""
+    the printed numbers dashed and hollow, our means full, with the 95 % t-intervals of those of several runs. A panel
+    says how many of its points were not run, and a point of fewer seeds than planned how many it has."""
     place = list(table.rows).index(of.chart or "")
-    ticks = table.rows[of.chart or ""]
-    with matplotlib.rc_context(
-        {
-            "svg.hashsalt": "sweep",
-            "svg.fonttype": "none",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
+    ticks = [str(value) for value in table.rows[of.chart or ""]]
+    with matplotlib.rc_context(STYLE):
         figure, panels = pyplot.subplots(1, len(table.datasets), figsize=(7.5 * len(table.datasets), 4), squeeze=False)
         for panel, dataset in zip(panels[0], table.datasets, strict=True):
+            members = [row for row in rows if row.dataset == dataset]
             lines: dict[tuple[Any, ...], list[Row]] = {}
-            for row in rows:
-                if row.dataset == dataset:
-                    lines.setdefault(row.values[:place] + row.values[place + 1 :], []).append(row)
-            for number, (others, members) in enumerate(lines.items()):
-                named = ", ".join(
-                    f"{axis} {value}" for axis, value in zip(_without(table.rows, place), others, strict=True)
-                )
-                colour = f"C{number}"
-                printed = [
-                    (ticks.index(row.values[place]), value)
-                    for row in members
-                    if (value := of.rows.get(row.key, {}).get("recall@1")) is not None
-                ]
-                if printed:
-                    style = {"linestyle": "--", "marker": "o", "markersize": 5, "markerfacecolor": "none", "alpha": 0.6}
-                    panel.plot(*zip(*printed, strict=True), color=colour, label=f"{named} published".strip(), **style)
-                ours = [
-                    (ticks.index(row.values[place]), 100 * cell.mean, 100 * (cell.half_width or 0))
-                    for row in members
-                    if (cell := row.cell("best_test_epoch", "recall@1")).values
-                ]
-                if ours:
-                    x, y, error = zip(*ours, strict=True)
-                    panel.errorbar(
-                        x, y, error, color=colour, marker="s", markersize=4, capsize=2, label=f"{named} ours".strip()
-                    )
-            panel.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+            for row in members:
+                lines.setdefault(row.values[:place] + row.values[place + 1 :], []).append(row)
+            axes = [axis for number, axis in enumerate(table.rows) if number != place]
+            for number, (others, line) in enumerate(lines.items()):
+                named = ", ".join(f"{axis} {value}" for axis, value in zip(axes, others, strict=True))
+                _draw(panel, [(ticks.index(row.values[place]), row) for row in line], of, named, f"C{number}")
+            not_run = sum(not row.cell("best_test_epoch", "recall@1").values for row in members)
+            if not_run:
+                told = "nothing was run" if not_run == len(members) else f"{not_run} of {len(members)} points not run"
+                panel.text(0.99, 0.01, told, transform=panel.transAxes, ha="right", va="bottom", color="red")
+            panel.set_xticks(range(len(ticks)), ticks)
             panel.set(xlabel=of.chart, ylabel="Recall@1, percent, best test epoch", title=dataset)
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(fontsize=7)
@@ -69,5 +55,26 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
         pyplot.close(figure)
 
 
-def _without(axes: dict[str, Any], place: int) -> list[str]:
-    return [axis for number, axis in enumerate(axes) if number != place]
+def _draw(panel: Any, points: list[tuple[int, Row]], of: PublishedTable, named: str, colour: str) -> None:
+    """One line of a panel, the printed numbers and ours; `points` are places on the axis and their rows."""
+    printed = [(x, value) for x, row in points if (value := of.rows.get(row.key, {}).get("recall@1")) is not None]
+    if printed:
+        style = {"linestyle": "--", "marker": "o", "markersize": 5, "markerfacecolor": "none", "alpha": 0.6}
+        panel.plot(*zip(*printed, strict=True), color=colour, label=f"{named} published".strip(), **style)
+    ours = [(x, row, cell) for x, row in points if (cell := row.cell("best_test_epoch", "recall@1")).values]
+    if not ours:
+        return
+    places, means = [x for x, _, _ in ours], [100 * cell.mean for _, _, cell in ours]
+    label = f"{named} ours" + (", one run each" if all(len(cell.values) == 1 for _, _, cell in ours) else "")
+    panel.plot(places, means, color=colour, marker="s", markersize=4, label=label.strip())
+    known = [
+        (x, mean, 100 * half)
+        for x, mean, (_, _, cell) in zip(places, means, ours, strict=True)
+        if (half := cell.half_width) is not None
+    ]
+    if known:
+        panel.errorbar(*zip(*known, strict=True), color=colour, linestyle="none", capsize=2)
+    for x, mean, (_, row, cell) in zip(places, means, ours, strict=True):
+        if len(cell.values) < row.planned:
+            told = f"n = {len(cell.values)} of {row.planned}"
+            panel.annotate(told, (x, mean), textcoords="offset points", xytext=(3, 5), fontsize=6, color=colour)

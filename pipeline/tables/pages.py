@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.tables.published import Published, PublishedTable
 from pipeline.tables.ranking import RANKED_BY, Ranked, ranked
-from pipeline.tables.rows import PEEKING, SELECTIONS, Row, difference, is_raw_pixels, verdict
+from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_raw_pixels, verdict
 
 HEADINGS = {"map@r": "MAP@R", "r_precision": "R-Precision", "nmi_arithmetic": "NMI", "nmi_geometric": "NMI, geometric"}
 REHEARSAL = "REHEARSAL: these runs did not search among the published images. Their numbers mean nothing."
@@ -150,6 +150,22 @@ def references(table: PublishedTable, datasets: list[str]) -> list[str]:
             ]
             lines += [f"**Other methods on {dataset}, as printed; not run here.**", ""]
             lines += padded([["method", "network", *map(heading, metrics)], *printed])
+    return lines
+
+
+def curves(rows: list[Row], table: PublishedTable) -> list[str]:
+    """What the paper shows of Recall@1 by epoch, and ours beside it: means over the runs that were looked at then."""
+    lines: list[str] = []
+    for row in rows:
+        printed = table.curves.get(row.key)
+        if printed:
+            ours = {epoch: [run[epoch] for run in row.histories if epoch in run] for epoch in printed}
+            cells = [
+                [str(epoch), f"{value:.1f}", Cell(ours[epoch], [], row.planned).text("±", none="–")]
+                for epoch, value in printed.items()
+            ]
+            lines += [f"**Recall@1 on the test set by epoch, {row.key}.**", ""]
+            lines += padded([["epoch", "published", "ours"], *cells])
     return lines
 
 

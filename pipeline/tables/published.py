@@ -4,18 +4,39 @@ A table of it belongs to the table of the same name in the params.yaml beside it
 runs, <dataset>/<value>-<value>; its values are in percent, null where the number is not known to us.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Len
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
-from pipeline.base.config import STRICT, Positive, problem_lines, read_yaml
+from pipeline.base.config import STRICT, Name, Positive, Table, problem_lines, read_yaml
 from pipeline.base.files import BadInputError
 
+
+def _line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("give one line of text")
+    return text
+
+
+def _metric(name: str) -> str:
+    if not re.fullmatch(r"recall@[1-9][0-9]{0,5}|map@r|r_precision|nmi_arithmetic|nmi_geometric|f1", name):
+        raise ValueError("a metric is recall@K, map@r, r_precision, nmi_arithmetic, nmi_geometric or f1")
+    return name
+
+
+def _row(key: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_.+-]+", key):
+        raise ValueError("a row is named <dataset>/<value>-<value>, as the folder of its runs")
+    return key
+
+
+Text = Annotated[str, AfterValidator(_line)]
 Percent = Annotated[float, Ge(0), Le(100)]
-Points = Annotated[float, Ge(0)]
-Numbers = Annotated[dict[str, Percent | None], Len(1)]
+Points = Annotated[float, Ge(0), Le(100)]
+Numbers = Annotated[dict[Annotated[str, AfterValidator(_metric)], Percent | None], Len(1)]
 """Metric, as the metrics files name it -> percent."""
 
 
@@ -33,9 +54,9 @@ class Reference(BaseModel):
 
     model_config = STRICT
 
-    method: str
-    network: str
-    numbers: dict[str, Numbers]
+    method: Text
+    network: Text
+    numbers: Annotated[dict[Name, Numbers], Len(1)]
     """By dataset."""
 
 
@@ -44,8 +65,8 @@ class PublishedTable(BaseModel):
 
     model_config = STRICT
 
-    title: str
-    source: str
+    title: Text
+    source: Text
     """Where its numbers are from: page, table, slide."""
     kind: Literal["primary", "secondary", "chart", "unknown"]
     """From the authors; from somebody else's table; read off a chart; not had."""
@@ -53,15 +74,17 @@ class PublishedTable(BaseModel):
     """Of reading off a chart, in points; otherwise 0."""
     tolerance: Points
     """In points: how far our mean may be from a printed number that lies outside of our interval."""
-    tolerance_reason: str
-    unknown: str | None
+    tolerance_reason: Text
+    unknown: Text | None
     """Why the numbers that are null are not known."""
     chart: str | None
     """For a sweep: the axis of the rows that the paper's chart has on its x axis."""
-    rows: dict[str, Numbers]
+    rows: dict[Annotated[str, AfterValidator(_row)], Numbers]
     """By <dataset>/<value>-<value>."""
+    curves: dict[Annotated[str, AfterValidator(_row)], dict[Positive, Percent]] = {}
+    """Recall@1 by epoch of training, where the paper shows it, by row."""
     references: list[Reference]
-    notes: list[str]
+    notes: list[Text]
     """What is known about reproducing it, in sentences."""
 
     @model_validator(mode="after")
@@ -82,10 +105,10 @@ class Published(BaseModel):
 
     model_config = STRICT
 
-    paper: str
-    retrieved: dict[str, Retrieved]
+    paper: Text
+    retrieved: dict[Name, Retrieved]
     """By dataset."""
-    tables: dict[str, PublishedTable]
+    tables: dict[Name, PublishedTable]
 
     @model_validator(mode="after")
     def _datasets(self) -> "Published":
@@ -102,3 +125,19 @@ def read_published(path: Path) -> Published:
         return Published.model_validate(read_yaml(path))
     except ValidationError as error:
         raise BadInputError("\n  ".join([f"{path}:", *problem_lines(error, "", Published)])) from None
+
+
+def check_table(path: Path, published: Published, name: str, table: Table) -> None:
+    """Raise `BadInputError` where the published.yaml at `path` has no table of this name, or where it says nothing of
+    a dataset that `table`, its namesake in the params file, searches, or names a chart's axis that it does not have."""
+    if name not in published.tables:
+        raise BadInputError(
+            f"{path}: tables.{name}: there is no such table, choose one of {', '.join(published.tables)}"
+        )
+    lacking = [dataset for dataset in table.datasets if dataset not in published.retrieved]
+    if lacking:
+        raise BadInputError(f"{path}: retrieved: {lacking[0]} is missing, which the table {name} searches, add it")
+    chart = published.tables[name].chart
+    if chart is not None and chart not in table.rows:
+        axes = ", ".join(table.rows)
+        raise BadInputError(f"{path}: tables.{name}.chart: {chart} is no axis of the table, choose one of {axes}")

@@ -67,6 +67,8 @@ class Row:
         default_factory=lambda: {rule: {} for rule in SELECTIONS}
     )
     """By the rule that chose the weights and by seed: the metrics file, and the metrics."""
+    histories: list[dict[int, float]] = field(default_factory=list)
+    """Of each run by the papers' protocol: Recall@1 on the test set by epoch, where it was looked at."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why runs failed, by the run's name."""
     missing: list[str] = field(default_factory=list)
@@ -138,6 +140,9 @@ def collect(runs: list[GridRun], published: Published | None) -> Row:
             # What has not been trained is the same before and after.
             for rule in ("best_test_epoch", "last_epoch") if selection == "no_training" else (selection,):
                 row.found[rule][run.run.seed] = run.metrics, numbers
+        if run.run.protocol == "test":
+            looks = [line for line in record.history if "recall@1" in line]
+            row.histories.append({int(line["epoch"]): line["recall@1"] for line in looks})
         if record.run is not None and record.run.taken_over is not None:
             row.taken_over[name] = record.run.taken_over.because
         if published and run.run.protocol != "choose_epoch":

@@ -23,6 +23,7 @@ from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule, whole
 from pipeline.data.packed import PackedImages
+from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, embed, initial_network
@@ -102,6 +103,11 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
     whole_set = len(numbers) if run.rate is None else len(read_training(splits / "train.csv")[0])
     batches = plan_batches(run, labels, whole_set)
     test = None if run.protocol == "held_out" else read_retrieved(splits, run.protocol == "choose_epoch")
+    if test and run.protocol == "test":
+        check_evaluation(run.source, recipe, run.seed, test.labels.numpy(), test.queries)
+    elif run.protocol == "held_out":
+        retrieved = read_retrieved(splits)
+        check_evaluation(run.source, recipe, run.seed, retrieved.labels.numpy(), retrieved.queries)
     classes = int(labels.max()) + 1
     sampling.seed_torch(run.seed, "network")
     network = initial_network(recipe).to(device)

@@ -1,0 +1,290 @@
+"""What is wrong in a params file beyond a single value: between its entries, and with the files that they name."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from pipeline.base.files import BadInputError, module_file, submodule
+from pipeline.base.names import each_once, shortened
+from pipeline.base.yaml_files import parse_yaml
+
+if TYPE_CHECKING:
+    from pipeline.base.config import Params, Recipe, Table
+
+SUBSETS = ("rate", "gamma")
+"""The axes that choose a training set."""
+
+
+def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
+    """One line a problem: the key's path, what is wrong, and for an unknown key the nearest right one."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [part for part in map(str, problem["loc"]) if part != "[key]"]
+        path = [part if part.isprintable() and len(part) <= 80 else shortened(part) for part in path]
+        key = ".".join([prefix, *path] if prefix else path) or "the file"
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if problem["type"] == "extra_forbidden":
+            message = unknown(path[-1], _fields(model, problem["loc"][:-1]))
+        elif problem["type"] == "missing":
+            message = "this key is missing, add it"
+        else:
+            message += f", found {shortened(problem['input'])}"
+        lines.append(f"{key}: {message}")
+    return lines
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """That a key is unknown, and the nearest one that is not."""
+    nearest = difflib.get_close_matches(key, known, 1)
+    fix = f"did you mean {nearest[0]}?" if nearest else f"choose among {', '.join(known) or 'none'}"
+    return f"unknown key, {fix}"
+
+
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that `model` knows at a location inside it."""
+    for part in location:
+        if part in model.model_fields:
+            annotation: Any = model.model_fields[str(part)].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
+    """What is wrong in `params`, each with its key; of the entries `recipe` and `loss` what their modules say, too."""
+    found = [f"losses.{problem}" for problem in _unfit_losses(params)]
+    found += [f"recipes.{name}.{problem}" for name, of in params.recipes.items() for problem in _contradictions(of)]
+    try:
+        each_once(list(params.tables))
+    except ValueError as error:
+        found.append(f"tables: {error}")
+    found += [
+        f"tables.{name}{problem}" for name, of in params.tables.items() for problem in _table_problems(params, of)
+    ]
+    if not found:
+        found += _backbone_problems(params, recipe) if recipe else []
+        found += _loss_problems(params, loss) if loss else []
+    return list(dict.fromkeys(found))
+
+
+@functools.cache
+def loss_keywords(file: str) -> dict[str, bool] | None:
+    """The keyword arguments of a loss by its file's text, name -> whether it must be given; None where the text does
+    not tell. Importing the file would take seconds, and make it an input of whatever reads the params file."""
+    try:
+        tree = ast.parse(module_file("losses", file).read_text(encoding="utf-8"))
+    except (BadInputError, SyntaxError, ValueError, OSError):
+        return None
+    for loss in tree.body:
+        for method in loss.body if isinstance(loss, ast.ClassDef) and loss.name == "Loss" else ():
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__" and not method.args.kwarg:
+                names = (argument.arg for argument in method.args.kwonlyargs)
+                return {name: default is None for name, default in zip(names, method.args.kw_defaults, strict=True)}
+    return None
+
+
+def _unfit_losses(params: Params) -> Iterator[str]:
+    """Entries of losses whose file is not there, or does not know their keys."""
+    axes = set().union(*(table.rows for table in params.tables.values()))
+    for name in params.losses:
+        file, settings = params.loss(name)
+        try:
+            module_file("losses", file)
+        except BadInputError as error:
+            yield f"{name}: {error}"
+            continue
+        keywords = loss_keywords(file)
+        if keywords is not None:
+            yield from (f"{name}.{key}: {unknown(key, keywords)}" for key in settings if key not in keywords)
+            missing = {key for key, needed in keywords.items() if needed} - settings.keys() - axes
+            yield from (f"{name}.{key}: this key is missing, add it" for key in keywords if key in missing)
+
+
+def _table_problems(params: Params, table: Table) -> Iterator[str]:
+    """What is wrong with a table: what it names that is not there, and values that no run can have."""
+    axes = table.rows
+    texts = {
+        key: [value for value in axes[key] if not isinstance(value, str)] for key in ("loss", "recipe") if key in axes
+    }
+    if any(texts.values()):
+        yield from (f".rows.{key}: {values[0]} is a number, give names" for key, values in texts.items() if values)
+        return
+    if "loss" not in axes and not table.loss:
+        yield ".loss: this key is missing and the rows name no loss, add it"
+        return
+    if "loss" in axes and table.loss:
+        yield ".loss: the rows name the losses, remove this key"
+    losses = [str(loss) for loss in axes.get("loss", [table.loss])]
+    entries = {params.loss_entry(loss, dataset) for loss in losses for dataset in table.datasets}
+    place = "rows.loss" if "loss" in axes else "loss"
+    yield from (f".{place}: {loss} has no settings, add losses.{loss}" for loss in sorted(entries - set(params.losses)))
+    stems = [f"{recipe}_" if recipe else "" for recipe in axes.get("recipe", [""])]
+    recipes = {f"{stem}{dataset}" for stem in stems for dataset in table.datasets}
+    yield from (f": {of} has no recipe, add recipes.{of}" for of in sorted(recipes - set(params.recipes)))
+    yield from _axis_problems(params, table, entries & set(params.losses))
+    for of in sorted(recipes & set(params.recipes)):
+        yield from (f".rows{problem}" for problem in _variant_problems(params.recipes[of], of, axes))
+
+
+def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[str]:
+    """Axes that no recipe and no loss has, that both have, or whose values are none of theirs."""
+    special = ("loss", "recipe", *SUBSETS)
+    known = {*special, *(field for recipe in params.recipes.values() for field in type(recipe).model_fields)}
+    told = {entry: loss_keywords(params.loss(entry)[0]) for entry in sorted(losses)}
+    keywords = {entry: found for entry, found in told.items() if found is not None}
+    for key, values in table.rows.items():
+        without = [entry for entry, found in keywords.items() if key not in found]
+        nearest = difflib.get_close_matches(key, [*known, *(name for found in keywords.values() for name in found)], 1)
+        if key in known and len(without) < len(keywords):
+            yield f".rows.{key}: a loss has a key of this name, which would not be set: name entries of losses instead"
+        elif key not in known and without and (key in nearest or not nearest):
+            yield f".rows.{key}: {', '.join(without)} and recipes have no such key"
+        elif key not in known and without:
+            yield f".rows.{key}: unknown key, did you mean {nearest[0]}?"
+        if key not in ("loss", "recipe"):
+            yield from (f".rows.{key}: {problem}" for value in values if (problem := _changed_on_the_way(value)))
+        wrong = [value for value in values if key in SUBSETS and not _fits_subset(key, value)]
+        if wrong:
+            range_ = "numbers with a point, above 0.0 and up to 1.0" if key == "rate" else "whole numbers, 1 to 1000000"
+            yield f".rows.{key}: found {wrong[0]!r}, give {range_}"
+    if all(key in table.rows for key in SUBSETS):
+        yield ".rows: rate and gamma each choose the training images, keep one of them"
+
+
+def _fits_subset(key: str, value: str | int | float) -> bool:
+    # As the subsets' files are named: 1 would ask for partial_1.csv, where there is partial_1.0.csv.
+    return isinstance(value, float) and 0 < value <= 1 if key == "rate" else type(value) is int and 1 <= value <= 10**6
+
+
+def _changed_on_the_way(value: str | int | float) -> str:
+    """Why a run's command line, where `value` stands as it prints, would say another one; empty where it says it."""
+    try:
+        read = parse_yaml(str(value), "")
+    except BadInputError:
+        read = None
+    return "" if type(read) is type(value) and read == value else f"{value!r} would be read as {read!r}, take another"
+
+
+def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int | float]]) -> Iterator[str]:
+    """What is wrong with a recipe once a table's rows have changed it; each begins with a dot or a colon."""
+    model = type(recipe)
+    changed = {key: values for key, values in axes.items() if key in model.model_fields}
+    for combination in itertools.product(*changed.values()):
+        values = dict(zip(changed, combination, strict=True))
+        try:
+            variant = model.model_validate(recipe.model_dump() | values)
+        except ValidationError as error:
+            yield from (f".{line}" for line in problem_lines(error, "", model))
+        else:
+            told = ", ".join(f"{key} {value}" for key, value in values.items())
+            yield from (f": {told} in recipes.{name}: {problem}" for problem in _contradictions(variant) if values)
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    """What is impossible together in one recipe."""
+    found = []
+    if 1 not in recipe.recall_at:
+        found.append("recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
+    for key in ("head_only_epochs", "decay_epochs", "evaluated_epochs"):
+        epochs = getattr(recipe, key)
+        late = [epoch for epoch in epochs if epoch > recipe.epochs] if isinstance(epochs, list) else []
+        if late:
+            found.append(f"{key}: there is no epoch {late[0]}, the recipe has {recipe.epochs}")
+    evaluated = recipe.evaluated_epochs
+    if not evaluated or (isinstance(evaluated, int) and evaluated > recipe.epochs):
+        found.append(f"evaluated_epochs: none of the {recipe.epochs} epochs is evaluated")
+    if recipe.samples_per_class and recipe.batch_size % recipe.samples_per_class:
+        found.append(f"samples_per_class: {recipe.samples_per_class} does not divide the batch_size")
+    if recipe.smallest_crop is not None and recipe.shift:
+        found.append("shift: images that are cropped at random are not shifted besides, use 0")
+    if recipe.shift >= recipe.input_size:
+        found.append(f"shift: {recipe.shift} pixels move an image of {recipe.input_size} out of itself, use fewer")
+    if recipe.test_resize < recipe.input_size:
+        found.append("test_resize: it is less than input_size, which is cropped out of the middle")
+    try:
+        module_file("networks.backbones", recipe.backbone)
+    except BadInputError as error:
+        found.append(f"backbone: {error}")
+    return found
+
+
+def _backbone_problems(params: Params, name: str) -> list[str]:
+    """What is wrong between one recipe and its backbone, whose module is imported."""
+    if name not in params.recipes:
+        return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
+    return [f"recipes.{name}.{problem}" for problem in backbone_problems(params.recipes[name])]
+
+
+def backbone_problems(recipe: Recipe) -> list[str]:
+    """What is wrong between a recipe and its backbone, whose module is imported."""
+    backbone = submodule("networks.backbones", recipe.backbone).Backbone
+    found = [
+        f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
+        for key in ("mean", "std")
+        if len(getattr(recipe, key)) != backbone.channels
+    ]
+    if backbone.channels == 1 and recipe.channel_order != "rgb":
+        found.append(f"channel_order: {recipe.backbone} takes one channel, use rgb")
+    if backbone.input_size not in (None, recipe.input_size):
+        found.append(f"input_size: {recipe.backbone} takes {backbone.input_size} pixels, no other size")
+    if backbone.spatial and recipe.pooling == "none":
+        found.append(f"pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
+    if not backbone.spatial and recipe.pooling != "none":
+        found.append(f"pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
+    if not backbone.batch_norms and recipe.batch_norm != "trained":
+        found.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
+    if recipe.pretrained and not backbone.published:
+        found.append(f"pretrained: {recipe.backbone} has no published weights, use false")
+    return found
+
+
+def _settings_model(loss: type) -> type[BaseModel]:
+    """A model of a loss's keyword arguments."""
+    fields: dict[str, Any] = {
+        argument.name: (argument.annotation, ... if argument.default is argument.empty else argument.default)
+        for argument in inspect.signature(loss).parameters.values()
+        if argument.kind is argument.KEYWORD_ONLY
+    }
+    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return create_model("LossSettings", __config__=strict, **fields)
+
+
+def loss_problems(file: str, settings: dict[str, Any], place: str) -> list[str]:
+    """What is wrong with settings of a file of pipeline/losses, which is imported; `place` says where they stand."""
+    model = _settings_model(submodule("losses", file).Loss)
+    try:
+        model.model_validate(settings)
+    except ValidationError as error:
+        return problem_lines(error, place, model)
+    return []
+
+
+def _loss_problems(params: Params, name: str) -> list[str]:
+    """What is wrong with one loss's settings, and with what tables' rows change in them; its module is imported."""
+    if name not in params.losses:
+        return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
+    file, settings = params.loss(name)
+    wrong = loss_problems(file, settings, f"losses.{name}")
+    if wrong:
+        return wrong
+    model = _settings_model(submodule("losses", file).Loss)
+    found = []
+    for table_name, table in params.tables.items():
+        losses = [str(loss) for loss in table.rows.get("loss", [table.loss])]
+        if any(params.loss_entry(loss, dataset) == name for loss in losses for dataset in table.datasets):
+            for key in table.rows.keys() & model.model_fields.keys():
+                for value in table.rows[key]:
+                    try:
+                        model.model_validate(settings | {key: value})
+                    except ValidationError as error:
+                        found += problem_lines(error, f"tables.{table_name}.rows", model)
+    return found

@@ -1,0 +1,66 @@
+"""What the metrics cannot be worked out for, or would say nothing about: asked before anything is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.files import BadInputError
+
+if TYPE_CHECKING:
+    from pipeline.base.config import Recipe
+
+LARGEST_SEED = {"faiss": 2**31 - 1, "scikit-learn": 2**32 - 1}
+"""Of each k-means: a signed number of 32 bits, and an unsigned one."""
+
+MOST_SEARCHED = 2**24
+"""Images above a hit are counted in float32, which knows every whole number up to here."""
+
+
+def evaluation_problems(
+    recipe: Recipe, seed: int, labels: NDArray[np.int64], gallery_labels: NDArray[np.int64] | None = None
+) -> list[str]:
+    """What an evaluation would refuse, or would give numbers without meaning for, a line each beginning with its key.
+
+    `labels` (n,) are those of the images that are searched for, among one another or, where there are `gallery_labels`
+    (m,), in a gallery.
+    """
+    apart = gallery_labels is not None
+    searched = labels if gallery_labels is None else gallery_labels
+    together = np.concatenate([labels, searched]) if apart else labels
+    others = len(searched) - (not apart)
+    found = []
+    if apart and recipe.counting == "drop_first":
+        found.append(
+            "counting: drop_first takes the first neighbour for the query itself, which a gallery does not hold, use "
+            "exact or strict"
+        )
+    if len(labels) < 1 or others < 1:
+        told = f"{len(labels)} queries and {others} images to search" if apart else f"{len(labels)} images"
+        found.append(f"the split: {told} are too few, there has to be something to find")
+        return found
+    if max(recipe.recall_at) > others:
+        found.append(
+            f"recall_at: {max(recipe.recall_at)} is more than the {others} images that are searched, where Recall@K "
+            "says nothing: use smaller K"
+        )
+    if others >= MOST_SEARCHED:
+        found.append(f"the split: {others} images are searched, {MOST_SEARCHED - 1} are the most")
+    sizes = dict(zip(*np.unique(searched, return_counts=True), strict=True))
+    if not any(sizes.get(label, 0) > (not apart) for label in np.unique(labels)):
+        found.append("the split: no query has another image of its class to find")
+    if len(np.unique(together)) < 2:
+        found.append("the split: all images that are searched are of one class, so there is nothing to tell apart")
+    if not 0 <= seed <= LARGEST_SEED[recipe.kmeans]:
+        found.append(f"kmeans: {recipe.kmeans} takes seeds from 0 to {LARGEST_SEED[recipe.kmeans]}, not {seed}")
+    return found
+
+
+def check_evaluation(source: str, recipe: Recipe, seed: int, labels: NDArray[np.int64], queries: int | None) -> None:
+    """Raise `BadInputError` with all `evaluation_problems` of the images to be retrieved, whose `labels` (n,) are; the
+    first `queries` of them are searched for among the rest, or all among one another. `source` names the recipe."""
+    apart = None if queries is None else labels[queries:]
+    if problems := evaluation_problems(recipe, seed, labels[:queries], apart):
+        raise BadInputError("\n  ".join([f"{source}: its runs cannot be evaluated:", *problems]))

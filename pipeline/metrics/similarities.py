@@ -1,0 +1,69 @@
+"""The similarities behind the retrieval metrics: products of embeddings, a strip at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Ties must be ties: equal pairs of vectors have to get equal bits wherever they stand, or rounding and the order of the
+# images would decide. A matrix product adds up every entry in one order, given by the shapes, except for remainders at
+# the edges and for a single row or column, which have their own kernels. So all products that are compared with each
+# other here have one and the same shape, in multiples of 64, with padding.
+
+UNIT = 1e-5
+"""How far the length of a row may be from 1 that is meant to be 1: float32 rounds each of its numbers."""
+
+
+def in_float64(rows: Tensor) -> Tensor:
+    """`rows` (n, d) in float64. Where all their lengths are 1 to float32's precision, they are 1 to float64's after."""
+    exact = rows.double()
+    lengths = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+    return exact.div_(lengths) if bool(((lengths - 1).abs() < UNIT).all()) else exact
+
+
+def strips(queries: Tensor, searched: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Similarities of a few queries at a time to everything searched: (rows, (rows, m + padding), a flat buffer of
+    that size), the columns of padding -inf. Both are reused: done with before the next is asked for."""
+    columns = len(searched) + 64 - len(searched) % 64
+    height = max(64, min(512, 2**23 // columns // 64 * 64, -(-len(queries) // 64) * 64))
+    padded = torch.nn.functional.pad(searched, (0, 0, 0, columns - len(searched))).T
+    product, buffer = queries.new_empty(height, columns), queries.new_empty(height * columns)
+    for begin in range(0, len(queries), height):
+        block = queries[begin : begin + height]
+        with full_float32(queries.device):
+            torch.mm(torch.nn.functional.pad(block, (0, 0, 0, height - len(block))), padded, out=product)
+        strip = product[: len(block)]
+        strip[:, len(searched) :] = -torch.inf
+        yield slice(begin, begin + len(block)), strip, buffer
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Products in float32 whatever the caller has set for training: no TF32 (10 bits of mantissa: similarities off by
+    up to 1e-3, so neighbours closer than that swap, and ties appear), no autocast."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def check_embeddings(queries: Tensor, gallery: Tensor | None) -> None:
+    """ValueError, saying what is wrong, unless both are finite float32 (rows, dimensions), not empty, equally wide."""
+    for name, values in (("embeddings", queries), ("gallery", gallery)):
+        if values is None:
+            continue
+        if values.ndim != 2 or values.dtype != torch.float32:
+            raise ValueError(f"{name} must be (rows, dimensions) float32, got {tuple(values.shape)} {values.dtype}")
+        if values.numel() == 0:
+            raise ValueError(f"{name} is empty: {tuple(values.shape)}")
+        bad = ~torch.isfinite(values).all(1)
+        if bad.any():
+            raise ValueError(
+                f"{int(bad.sum())} rows of {name} hold nan or infinity, the first is {int(bad.int().argmax())}"
+            )
+    if gallery is not None and gallery.shape[1] != queries.shape[1]:
+        raise ValueError(f"embeddings have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")

@@ -1,0 +1,71 @@
+"""What evaluation would refuse is known before training: the same cases, asked and evaluated."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError
+from pipeline.metrics.clustering import clustering
+from pipeline.metrics.limits import check_evaluation, evaluation_problems
+from pipeline.metrics.retrieval import retrieval
+
+RECIPE = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
+MANY = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+CASES = [
+    ({}, 0, MANY, None, None),
+    ({}, 2**31 - 1, MANY, None, None),
+    ({"kmeans": "scikit-learn"}, 2**32 - 1, MANY, None, None),
+    ({}, 0, MANY[1:5], MANY, None),
+    ({"counting": "drop_first"}, 0, MANY, None, None),
+    ({"counting": "drop_first"}, 0, MANY, MANY, "counting: drop_first takes .* use exact or strict"),
+    ({}, -1, MANY, None, "kmeans: faiss takes seeds from 0 to 2147483647, not -1"),
+    ({}, 3_000_000_000, MANY, None, "kmeans: faiss takes seeds from 0 to 2147483647, not 3000000000"),
+    ({"kmeans": "scikit-learn"}, -1, MANY, None, "kmeans: scikit-learn takes seeds from 0 to 4294967295, not -1"),
+    ({"kmeans": "scikit-learn"}, 2**32, MANY, None, "kmeans: scikit-learn takes seeds from 0"),
+    ({"recall_at": [1, 10]}, 0, MANY, None, "recall_at: 10 is more than the 9 images"),
+    ({"recall_at": [1, 10]}, 0, MANY, MANY, None),
+    ({"recall_at": [1, 11]}, 0, MANY, MANY, "recall_at: 11 is more than the 10 images"),
+    ({}, 0, [0], None, "the split: 1 images are too few"),
+    ({}, 0, [], None, "the split: 0 images are too few"),
+    ({}, 0, MANY, [], "the split: 10 queries and 0 images to search are too few"),
+    ({}, 0, [], MANY, "the split: 0 queries and 10 images"),
+    ({}, 0, list(range(10)), None, "the split: no query has another image of its class"),
+    ({}, 0, [7, 8, 9], MANY, "the split: no query has another image of its class"),
+    ({}, 0, [0] * 10, None, "the split: .* one class"),
+    ({}, 0, [0], [0] * 10, "the split: .* one class"),
+]
+
+
+@pytest.mark.parametrize(("update", "seed", "labels", "gallery", "problem"), CASES)
+def test_what_evaluation_cannot_give_is_known_before(update, seed, labels, gallery, problem):
+    recipe = RECIPE.model_copy(update={"recall_at": [1, 2]} | update)
+    given, galleries = np.array(labels, np.int64), None if gallery is None else np.array(gallery, np.int64)
+    found = evaluation_problems(recipe, seed, given, galleries)
+    if problem:
+        (told,) = found
+        assert re.match(problem, told)
+        return
+    assert found == []
+    together = torch.tensor(labels + (gallery or []))
+    points = torch.nn.functional.normalize(torch.randn(len(together), 8, generator=torch.Generator().manual_seed(0)))
+    search = {"embeddings": points[: len(labels)], "labels": together[: len(labels)]}
+    if gallery is not None:
+        search |= {"gallery": points[len(labels) :], "gallery_labels": together[len(labels) :]}
+    scores = retrieval(**search, ks=recipe.recall_at, counting=recipe.counting)
+    scores |= clustering(points, together, seed=seed, kmeans=recipe.kmeans)
+    json.dumps(scores, allow_nan=False)
+
+
+def test_all_of_it_is_said_at_once():
+    recipe = RECIPE.model_copy(update={"counting": "drop_first", "recall_at": [1, 100]})
+    with pytest.raises(BadInputError) as raised:
+        check_evaluation("params.yaml: recipes.mine", recipe, -1, np.array(MANY), 4)
+    assert str(raised.value).startswith(
+        "params.yaml: recipes.mine: its runs cannot be evaluated:\n  counting: drop_first"
+    )
+    assert all(key in str(raised.value) for key in ("\n  recall_at: ", "\n  kmeans: "))
