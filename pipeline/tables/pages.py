@@ -159,9 +159,9 @@ def curves(rows: list[Row], table: PublishedTable) -> list[str]:
     for row in rows:
         printed = table.curves.get(row.key)
         if printed:
-            ours = {epoch: [run[epoch] for run in row.histories if epoch in run] for epoch in printed}
+            ours = {epoch: [run[int(epoch)] for run in row.histories if int(epoch) in run] for epoch in printed}
             cells = [
-                [str(epoch), f"{value:.1f}", Cell(ours[epoch], [], row.planned).text("±", none="–")]
+                [epoch, f"{value:.1f}", Cell(ours[epoch], [], row.planned).text("±", none="–")]
                 for epoch, value in printed.items()
             ]
             lines += [f"**Recall@1 on the test set by epoch, {row.key}.**", ""]

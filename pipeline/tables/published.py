@@ -33,6 +33,12 @@ def _row(key: str) -> str:
     return key
 
 
+def _epoch(name: str) -> str:
+    if not re.fullmatch("[1-9][0-9]{0,5}", name):
+        raise ValueError("an epoch is a whole number from 1")
+    return name
+
+
 Text = Annotated[str, AfterValidator(_line)]
 Percent = Annotated[float, Ge(0), Le(100)]
 Points = Annotated[float, Ge(0), Le(100)]
@@ -81,7 +87,7 @@ class PublishedTable(BaseModel):
     """For a sweep: the axis of the rows that the paper's chart has on its x axis."""
     rows: dict[Annotated[str, AfterValidator(_row)], Numbers]
     """By <dataset>/<value>-<value>."""
-    curves: dict[Annotated[str, AfterValidator(_row)], dict[Positive, Percent]] = {}
+    curves: dict[Annotated[str, AfterValidator(_row)], dict[Annotated[str, AfterValidator(_epoch)], Percent]] = {}
     """Recall@1 by epoch of training, where the paper shows it, by row."""
     references: list[Reference]
     notes: list[Text]
