@@ -3,24 +3,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro compare tables rehearse test lint lock doctor image image-test clean
+.PHONY: setup repro compare papers tables rehearse test lint lock doctor image image-test clean
 repro: .venv/requirements
 	dvc repro
 
 # All losses on the embedded dataset; prints the table also when there is nothing to run.
 compare: .venv/requirements
-	dvc repro papers/comparison/glyphs/dvc.yaml:compare
-	cat metrics/tables/comparison/glyphs.md
+	python -m pipeline.run_grid comparison_glyphs glyphs
+	python -m pipeline.tabulate comparison_glyphs
 
-# The papers' tables of the runs that there are, also after a failed one, which keeps DVC from making them.
-PAPERS := papers/proxygml papers/proxy_an
+# Every table of every grid: chooses all of them, so that DVC has their stages, and runs what is not done.
+papers: .venv/requirements
+	python -m pipeline.choose all
+	dvc repro --keep-going -P
+
+# The tables of the runs that there are, also after a failed one, which keeps DVC from making them.
 tables: .venv/requirements
-	for table in $$(python -m pipeline.grid --tables $(PAPERS:%=%/params.yaml)); do \
-	  python -m pipeline.tabulate --params papers/$${table%/*}/params.yaml --table $${table#*/} \
-	    --published papers/$${table%/*}/published.yaml --runs metrics/runs/$$table --out metrics/tables/$$table || exit; \
+	for grid in $$(python -c 'from pipeline.runs.grid import known_grids; print(*known_grids())'); do \
+	  python -m pipeline.tabulate $$grid || exit; \
 	done
 
-# Both papers on look-alikes, in a scratch folder. The numbers mean nothing, and the tables say so.
+# The papers on look-alikes, in a scratch folder. The numbers mean nothing, and the tables say so.
 REHEARSAL ?= $(shell mktemp --directory --dry-run)
 rehearse: .venv/requirements .venv/tests
 	python -m tests.rehearse $(REHEARSAL)

@@ -1,8 +1,8 @@
-"""What DVC itself costs with all stages of all tables: `python -m bench.grid FOLDER`.
+"""What DVC and `pipeline.status` cost with all grids chosen: `python -m bench.grid FOLDER`.
 
 Copies the project into FOLDER, which must not exist, writes a small file in place of every output and a dvc.lock that
 holds them, as if everything had been run; then prints the seconds, by the clock and of the processor, of a `dvc repro`,
-one of everything and a `dvc status`, which find nothing to do, and of one small stage.
+one of everything and a `dvc status`, which find nothing to do, of one small stage, and of `pipeline.status`.
 """
 
 import argparse
@@ -58,13 +58,13 @@ def complete(folder: Path) -> int:
 
 
 def timed(folder: Path, *command: str) -> str:
-    """Run DVC and say what it took."""
+    """Run a module's command and say what it took."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     said = (done.stdout + done.stderr).strip().splitlines()[-1]
-    return f"dvc {' '.join(command)}: {wall:.1f} s, of the processor {processor:.1f} s ({said})"
+    return f"{' '.join(command)}: {wall:.1f} s, of the processor {processor:.1f} s ({said})"
 
 
 def main() -> None:
@@ -75,10 +75,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="scratch folder")
     folder = parser.parse_args().folder.absolute()
     copied(folder)
+    subprocess.run([sys.executable, "-m", "pipeline.choose", "all"], cwd=folder, check=True)
     print(f"{complete(folder)} stages")
-    timed(folder, "repro", "-P")  # the first one fills DVC's own memory of files
-    for command in (("repro",), ("repro", "-P"), ("status",), ("repro", "-s", "-f", "code")):
-        print(timed(folder, *command))
+    timed(folder, "dvc", "repro", "-P")  # the first one fills DVC's own memory of files
+    for command in (("repro",), ("repro", "-P"), ("status",), ("repro", "-s", "-f", "tabulate")):
+        print(timed(folder, "dvc", *command))
+    print(timed(folder, "pipeline.status"))
 
 
 if __name__ == "__main__":

@@ -40,10 +40,11 @@ from pipeline.base.config import Recipe, read_params
 from pipeline.data.packed import PackedImages, SourceImage, pack
 from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
 from pipeline.networks.freezing import set_trainable
-from pipeline.networks.network import EmbeddingNetwork, computing, prepare
+from pipeline.networks.network import EmbeddingNetwork, prepare
 from pipeline.training.batches import Shuffled
-from pipeline.training.images import normalise
 from pipeline.training.loading import CroppedImages, training_batches
+from pipeline.training.optimiser import build_optimiser
+from pipeline.training.step import training_step
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 DIMENSION = 512
@@ -92,7 +93,7 @@ def losses(repeats: int) -> None:
             print(loss_row(name, dataset, classes, rows, criterion, repeats), flush=True)
 
 
-def training_step(layout: torch.memory_format, bfloat16: bool) -> Callable[[], None]:
+def plain_step(layout: torch.memory_format, bfloat16: bool) -> Callable[[], None]:
     """A whole step of ResNet-50 on 32 random images in that layout, weights and images float32."""
     network = resnet50(num_classes=DIMENSION).to(memory_format=layout)
     images = torch.randn(32, 3, 224, 224).to(memory_format=layout)
@@ -112,11 +113,11 @@ def training_step(layout: torch.memory_format, bfloat16: bool) -> Callable[[], N
 def networks(repeats: int) -> None:
     """Print the table of ResNet-50's training steps."""
     steps = {
-        "plain": training_step(torch.contiguous_format, False),
-        "channels_last": training_step(torch.channels_last, False),
+        "plain": plain_step(torch.contiguous_format, False),
+        "channels_last": plain_step(torch.channels_last, False),
     }
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        steps["channels_last, bfloat16"] = training_step(torch.channels_last, True)
+        steps["channels_last, bfloat16"] = plain_step(torch.channels_last, True)
     times = medians({**steps}, max(1, repeats // 10))
     print("\n| ResNet-50 | images/s | ratio to plain |\n|---|---|---|")
     for name, duration in times.items():
@@ -124,22 +125,14 @@ def networks(repeats: int) -> None:
 
 
 def whole_step(recipe: Recipe, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A step as the train stage does it, of uint8 images and labels, with Proxy-AN's loss of 100 classes."""
+    """The step of a run, of uint8 images and labels, with Proxy-AN's loss of 100 classes."""
     network = EmbeddingNetwork(recipe).to(device)
     criterion = proxy_an.Loss(100, recipe.dimension, alpha=32.0, margin=0.1).to(device)
-    optimiser = torch.optim.AdamW([*network.parameters(), *criterion.parameters()], fused=True)
+    optimiser = build_optimiser(recipe, network, criterion)
     set_trainable(network, recipe, recipe.epochs)
 
     def step(pixels: torch.Tensor, labels: torch.Tensor) -> None:
-        with computing(recipe):
-            embeddings = network(normalise(pixels, recipe, device))
-        ends = embeddings.detach().requires_grad_()
-        loss = criterion(ends, labels.to(device, non_blocking=True))
-        optimiser.zero_grad()
-        loss.backward()
-        with computing(recipe):
-            embeddings.backward(ends.grad)
-        optimiser.step()
+        training_step(recipe, network, criterion, optimiser, pixels, labels, device)
 
     return step
 
