@@ -144,7 +144,7 @@ def test_an_index_that_agrees_with_itself_but_is_not_the_one_of_convert_is_named
     for path in READERS:
         told = f"{INDEX} has changed since data/packed/folder/SHA256SUMS was written: run the convert stage again"
         assert refused(path) == told
-    with pytest.raises(BadInputError, match="index.csv has changed since"):
+    with pytest.raises(BadInputError, match=r"index\.csv has changed since"):
         run(split, "folder")
 
 
