@@ -69,14 +69,12 @@ def _words(values: dict[str, int], fields: Iterable[str]) -> str:
     return ", ".join(words[field].format(values[field]) for field in words if field in fields)
 
 
-def searches(manifests: Manifests) -> Iterator[tuple[str, list[Entry], list[Entry] | None]]:
-    """Who is searched for among whom: the name of each manifest of queries, its entries, and those of its gallery;
-    None where each is searched for among all others."""
+def searched(manifests: Manifests) -> tuple[str, list[Entry], list[Entry] | None]:
+    """Who is searched for among whom: the name of the manifest of queries, its entries, and those of the gallery; None
+    where each is searched for among all others."""
     if "query" in manifests:
-        yield "query", manifests["query"], manifests["gallery"]
-    for part in ("test", "held_out_test"):
-        if part in manifests:
-            yield part, manifests[part], None
+        return "query", manifests["query"], manifests["gallery"]
+    return "test", manifests["test"], None
 
 
 def _check_use(name: str, manifests: Manifests) -> None:
@@ -84,25 +82,20 @@ def _check_use(name: str, manifests: Manifests) -> None:
     classes = len({entry.label for entry in manifests["train"]})
     if classes < 2:
         raise BadInputError(f"{name}: train has {classes} class: training needs two classes or more")
-    for part, queries, gallery in searches(manifests):
-        if part != "held_out_test" and without_relevant(queries, gallery) == len(queries):
-            where = "among the others of test" if gallery is None else "in the gallery"
-            raise BadInputError(
-                f"{name}: none of the {len(queries)} images of {part} has another image of its class {where}, so that "
-                "no metric can be computed: give each class two images or more"
-            )
+    part, queries, gallery = searched(manifests)
+    if without_relevant(queries, gallery) == len(queries):
+        where = "among the others of test" if gallery is None else "in the gallery"
+        raise BadInputError(
+            f"{name}: none of the {len(queries)} images of {part} has another image of its class {where}, so that no "
+            "metric can be computed: give each class two images or more"
+        )
 
 
 def oddities(manifests: Manifests) -> Iterator[str]:
     """What is odd about manifests and shows in results: queries that cannot be answered, images that come twice."""
-    for part, queries, gallery in searches(manifests):
-        unanswered = without_relevant(queries, gallery)
-        if unanswered == len(queries):
-            yield f"{part}: no image has another of its class: runs of the held-out protocol will be refused"
-        elif unanswered:
-            yield f"{part}: {unanswered} of {len(queries)} images have no other of their class to find, and never do"
-    if len({entry.label for entry in manifests.get("held_out_train", ())}) < 2:
-        yield "held_out_train: it has less than two classes: runs of the held-out protocol will be refused"
+    part, queries, gallery = searched(manifests)
+    if unanswered := without_relevant(queries, gallery):
+        yield f"{part}: {unanswered} of {len(queries)} images have no other of their class to find, and never do"
     seen = {part: entries for part, entries in manifests.items() if not part.startswith("held_out")}
     for part, entries in seen.items():
         labels = defaultdict(list)

@@ -60,7 +60,9 @@ def read_index(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise BadInputError(f"{path} is missing: run the convert stage (`dvc repro`)")
     status = path.stat()
-    return list(_read_once(path, status.st_mtime_ns, status.st_size, status.st_ino))
+    entries = _read_once(path, status.st_mtime_ns, status.st_size, status.st_ino)
+    check_sum(folder, FILE, read_sums(folder, AGAIN), AGAIN)
+    return list(entries)
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,7 +79,6 @@ def _read_once(path: Path, changed: int, size: int, inode: int) -> list[Entry]:
     place, problem = _misfit(entries)
     if problem:
         raise BadInputError(f"{path} line {place + 2} {problem}: {AGAIN}")
-    check_sum(path.parent, FILE, read_sums(path.parent, AGAIN), AGAIN)
     return entries
 
 
