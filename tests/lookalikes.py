@@ -111,7 +111,7 @@ def project(
                 f"{checksums or {}}.get(file.name)) for file in FILES)\n"
             )
     if weights:
-        with (folder / "pipeline" / "networks" / "weights.py").open("a") as module:
+        with (folder / "pipeline" / "networks" / "published.py").open("a") as module:
             module.write("\nFILES = {name: file._replace(size=None, sha256=None) for name, file in FILES.items()}\n")
     return folder
 

@@ -3,8 +3,8 @@
 import re
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -28,6 +28,8 @@ class Served:
     rate: float | None = None
     etag: str = ""
     requests: list[str] = field(default_factory=list)
+    script: Callable[[BaseHTTPRequestHandler], None] | None = None
+    """Answers in place of all that; it may write whatever it likes."""
 
 
 @contextmanager
@@ -49,6 +51,10 @@ def serve(files: dict[str, Served], tls: ssl.SSLContext | None = None) -> Iterat
                 return
             asked = self.headers.get("Range", "")
             served.requests.append(asked)
+            if served.script:
+                with suppress(OSError):  # the client has gone
+                    served.script(self)
+                return
             if served.statuses:
                 self.send_error(served.statuses.pop(0))
                 return

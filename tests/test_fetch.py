@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.files import BadInputError, sha256
-from pipeline.data import fetch
+from pipeline.data import fetch, transfer
 from pipeline.data.checksums import CHECKSUMS, pins
 from pipeline.data.fetch import File
 from tests import lookalikes
@@ -31,14 +31,14 @@ TARGET = FOLDER / "birds.tgz"
 def _workplace(tmp_path, monkeypatch):
     """An empty folder, no pauses, no proxies."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetch, "PAUSE", 0.001)
+    monkeypatch.setattr(transfer, "PAUSE", 0.001)
     for name in ("http_proxy", "HTTP_PROXY", "PIPELINE_MIRRORS"):
         monkeypatch.delenv(name, raising=False)
 
 
 def published(*urls: str, **fields: object) -> File:
-    """A file as a dataset describes it, with its true size and SHA-256."""
-    known = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()} | fields
+    """A file as a dataset describes it, with its true size and SHA-256; without one it may hold anything."""
+    known = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest(), "check": lambda path: None} | fields
     return File("birds.tgz", urls, "https://example.org/birds", **known)  # type: ignore[arg-type]
 
 
@@ -117,11 +117,27 @@ def test_cut_at_random_offsets_it_is_resumed_until_whole(seed, etag, known):
     served = Served(CONTENT, cuts=[generator.randrange(0, 60_000) for _ in range(30)] + [None], etag=etag)
     with serve({"/birds": served}) as base:
         file = published(f"{base}/birds") if known else published(f"{base}/birds", size=None, sha256=None)
+        if not known and not etag.startswith('"'):
+            with pytest.raises(
+                BadInputError, match="without a checksum it has to come whole, or in parts of one strong"
+            ):
+                fetch.fetch(file, FOLDER)
+            assert not any(served.requests) and left_over() == [] and not CHECKSUMS.exists()
+            return
         fetch.fetch(file, FOLDER)
     assert TARGET.read_bytes() == CONTENT
     starts = [int(asked[6:-1]) for asked in served.requests[1:] if asked]
     assert starts == sorted(starts)
     assert len(starts) > 5
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"v1"'])
+def test_what_nothing_vouches_for_is_begun_again_until_it_comes_whole(etag):
+    served = Served(CONTENT, cuts=[100_000, 50_000, None], etag=etag)
+    with serve({"/birds": served}) as base:
+        fetch.fetch(published(f"{base}/birds", size=None, sha256=None), FOLDER)
+    assert served.requests == ["", "", ""] and TARGET.read_bytes() == CONTENT
+    assert pins() == {"raw/cub/birds.tgz": hashlib.sha256(CONTENT).hexdigest()}
 
 
 def test_a_server_that_ignores_ranges_is_survived():
@@ -159,7 +175,7 @@ def test_a_file_that_changes_on_the_server_is_not_spliced():
             files["/birds"] = new
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fetch.time, "sleep", swap)
+            patch.setattr(transfer.time, "sleep", swap)
             fetch.fetch(published(f"{base}/birds", size=None, sha256=None), FOLDER)
     assert TARGET.read_bytes() == CONTENT
 
@@ -275,7 +291,7 @@ def test_certificates_are_checked(tmp_path, monkeypatch):
 
 
 def test_an_address_that_is_none_and_a_patience_that_is_none(monkeypatch):
-    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: pytest.fail("tried again"))
+    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: pytest.fail("tried again"))
     monkeypatch.setenv("PIPELINE_MIRRORS", "mirror.example")
     with pytest.raises(BadInputError, match=r"mirror\.example/raw/cub/birds\.tgz: Invalid URL"):
         fetch.fetch(published(), FOLDER)

@@ -18,7 +18,7 @@ import scipy.io
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, fetch
+from pipeline.data import archives, contents, fetch
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
@@ -33,6 +33,7 @@ FILES = (
         ),
         "somebody who has it (its own addresses are dead)",
         md5="d5c8f0aa497503f355e17dc7886c3f14",
+        check=contents.archive_with("car_ims/"),
     ),
     fetch.File(
         "cars_annos.mat",
@@ -42,6 +43,7 @@ FILES = (
         ),
         KAGGLE,
         md5="b407c6086d669747186bd1d764ff9dbc",
+        check=lambda path: _labels(_matlab(path.read_bytes(), str(path)), str(path), "relative_im_path", ""),
     ),
     fetch.File(
         "cars_train.tgz",
@@ -49,6 +51,7 @@ FILES = (
         "somebody who has it (its own address is dead)",
         979_269_282,
         "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
+        check=contents.archive_with("cars_train/"),
     ),
     fetch.File(
         "cars_test.tgz",
@@ -56,14 +59,21 @@ FILES = (
         "somebody who has it (its own address is dead)",
         977_350_468,
         "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
+        check=contents.archive_with("cars_test/"),
     ),
-    fetch.File("stanford-cars-dataset.zip", (), f"{KAGGLE} (it is called archive.zip there)"),
+    fetch.File(
+        "stanford-cars-dataset.zip",
+        (),
+        f"{KAGGLE} (it is called archive.zip there)",
+        check=contents.archive_with("cars_train/cars_train/", "cars_test/cars_test/"),
+    ),
     fetch.File(
         "car_devkit.tgz",
         ("https://github.com/pytorch/vision/files/11644847/car_devkit.tgz",),
         "https://github.com/pytorch/vision/files/11644847/car_devkit.tgz",
         330_960,
         "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
+        check=contents.archive_with("devkit/cars_train_annos.mat", "devkit/cars_meta.mat"),
     ),
     fetch.File(
         "cars_test_annos_withlabels.mat",
@@ -71,6 +81,7 @@ FILES = (
         "Kaggle, by a search for its name",
         185_758,
         "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+        check=lambda path: _labels(_matlab(path.read_bytes(), str(path)), str(path), "fname", ""),
     ),
 )
 LABELS = ("car_devkit.tgz", "cars_test_annos_withlabels.mat")

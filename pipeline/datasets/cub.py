@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, fetch
+from pipeline.data import archives, contents, fetch
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
@@ -26,6 +26,7 @@ FILES = (
         1_150_585_339,
         "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
         "97eceeb196236b17998738112f37df78",
+        contents.archive_with("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt", "CUB_200_2011/images/"),
     ),
 )
 TRAINING_CLASSES = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, fetch
+from pipeline.data import archives, contents, fetch
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
@@ -20,11 +20,13 @@ FILES = (
         "img.zip",
         (),
         f"https://drive.google.com/file/d/0B7EVK8r0v71pS2YxRE1QTFZzekU (the folder Img of {PAGE}; not img_highres.zip)",
+        check=contents.archive_with("img/"),
     ),
     fetch.File(
         "list_eval_partition.txt",
         (),
         f"https://drive.google.com/file/d/0B7EVK8r0v71pYVBqLXpRVjhHeWM (the folder Eval of {PAGE})",
+        check=lambda path: _listed(path),
     ),
 )
 PARTS = ("train", "query", "gallery")
@@ -43,9 +45,8 @@ def download(raw: Path) -> None:
     fetch.fetch_all(FILES, raw)
 
 
-def images(raw: Path) -> Iterator[SourceImage]:
-    """The images of the list, packed in its order."""
-    archive, source = (raw / file.name for file in FILES)
+def _listed(source: Path) -> list[list[str]]:
+    """Name, item and status of each image that the list names; it says how many in its first line."""
     if not source.is_file():
         raise BadInputError(f"{source} is missing: run the download stage")
     content = source.read_bytes()
@@ -53,6 +54,13 @@ def images(raw: Path) -> Iterator[SourceImage]:
     rows = list(archives.rows(content, str(source), 3, skip=2))
     if len(rows) != count:
         raise BadInputError(f"{source} announces {count} images and lists {len(rows)}: {archives.FIX}")
+    return rows
+
+
+def images(raw: Path) -> Iterator[SourceImage]:
+    """The images of the list, packed in its order."""
+    archive, source = (raw / file.name for file in FILES)
+    rows = _listed(source)
     items = sorted(
         {item for _, item, _ in rows}, key=lambda item: archives.number(item.removeprefix("id_"), str(source))
     )

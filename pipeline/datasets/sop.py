@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, fetch
+from pipeline.data import archives, contents, fetch
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
@@ -24,6 +24,9 @@ FILES = (
         3_083_860_082,
         "b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
         "7f73d41a2f44250d4779881525aea32e",
+        contents.archive_with(
+            *(f"Stanford_Online_Products/{name}" for name in ("Ebay_train.txt", "Ebay_test.txt", ""))
+        ),
     ),
 )
 

@@ -32,21 +32,21 @@ def load_weights(path: Path, expected: str) -> dict[str, torch.Tensor]:
         raise BadInputError(f"{path} is missing: run `python -m pipeline.download {path.stem}`")
     found = sha256(path)
     if not found.startswith(expected):
-        raise BadInputError(f"{path} is not the published file: SHA256 {expected} expected, {found} found: {_MEND}")
+        raise BadInputError(f"{path} is not the published file: SHA256 {expected} expected, {found} found: {_FIX}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     # The reader of damaged files runs into many kinds of errors; its message goes on for a page.
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
-        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {_MEND}") from None
+        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {_FIX}") from None
     if isinstance(loaded, dict) and loaded.keys() == {"model"}:
         loaded = loaded["model"]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadInputError(f"{path} does not hold tensors by name: {_MEND}")
+        raise BadInputError(f"{path} does not hold tensors by name: {_FIX}")
     return dict(loaded)
 
 
-_MEND = "remove it and download it again"
+_FIX = "remove it and download it again"
 
 
 def fitted(

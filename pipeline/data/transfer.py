@@ -1,0 +1,260 @@
+"""One file from one address over HTTP: resumed where it breaks off, and ended where a server leads nowhere.
+
+`requests` does HTTP, TLS checks, proxies and time-outs. A time-out is a silence, though, and a server that sends a byte
+now and then is never silent: a clock ends an attempt that has brought next to nothing in a minute, be it in the
+headers, in answers before the answer, or in the body.
+"""
+
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import BinaryIO
+from urllib.parse import urljoin
+
+import requests
+import urllib3
+from tqdm import tqdm
+
+from pipeline.base.files import BadInputError
+
+TRIES = 4
+"""Attempts in a row that bring nothing new, or too little, before an address is given up."""
+
+PAUSE = 1.0
+"""Seconds before a transfer goes on; doubled after each attempt that brought nothing."""
+
+MINUTE = 60.0
+"""Seconds in which an attempt has to bring `FLOOR` bytes a second on average; longer where PIPELINE_TIMEOUT is."""
+
+FLOOR = 1000
+
+CHUNK = 1 << 14
+"""Bytes that are waited for before they are written: few, so that a slow transfer is seen to go on."""
+
+REDIRECTS = 10
+
+LARGEST = 20 * 10**9
+"""Bytes of a file whose size nobody has published; the largest known one has 3 GB."""
+
+LONGEST_TIMEOUT = 3600
+
+
+class MirrorError(Exception):
+    """This address cannot give the file: go on to the next one."""
+
+
+class _SlowError(Exception):
+    """This attempt has brought next to nothing for a minute."""
+
+
+def public(text: str) -> str:
+    """`text` without the names and passwords that addresses in it carry, without what is not printable, and short."""
+    text = re.sub(r"[^/\s'\"@]+@", "", text[:2000])
+    return "".join(letter if letter.isprintable() else " " for letter in text[:300])
+
+
+def patience() -> float:
+    """Seconds that a server may be silent, by PIPELINE_TIMEOUT."""
+    given = os.environ.get("PIPELINE_TIMEOUT", "60")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise BadInputError(
+            f"PIPELINE_TIMEOUT should be a number of seconds: above 0 and up to {LONGEST_TIMEOUT}, found {given!r}"
+        )
+    return seconds
+
+
+@contextmanager
+def _floor(output: BinaryIO, seconds: float) -> Iterator[None]:
+    """Raise `_SlowError` within the block where `output` has grown by less than `FLOOR` bytes a second in `seconds`."""
+    before = os.fstat(output.fileno()).st_size
+
+    def look(number: int, frame: FrameType | None) -> None:
+        nonlocal before
+        size = os.fstat(output.fileno()).st_size
+        if before <= size < before + FLOOR * seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise _SlowError(f"less than {FLOOR:,} bytes a second came for {seconds:g} seconds")
+        before = size
+
+    handler = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@dataclass
+class Transfer:
+    """What `url` serves, into `output`, which is opened for appending. `size` is the whole file's, None where it is not
+    known.
+
+    Where nothing vouches for the file, no checksum and no pin, it has to come in one transfer, or in parts that the
+    server gives the same strong ETag; what `output` holds before is then left out.
+    """
+
+    url: str
+    output: BinaryIO
+    name: str
+    size: int | None
+    vouched: bool
+    etag: str = ""
+    """The strong ETag of what `output` holds."""
+    modified: str = ""
+    """Its time on the server."""
+
+    def run(self) -> None:
+        """Append to `output` until it is whole, going on where a transfer broke off. Raises `MirrorError` where the
+        address does not give the file."""
+        timeout, output = patience(), self.output
+        furthest, attempt = output.seek(0, os.SEEK_END) if self.vouched else 0, 0
+        if not self.vouched or (self.size is not None and furthest > self.size):
+            output.truncate(0)
+        while output.seek(0, os.SEEK_END) != self.size:
+            slow = False
+            try:
+                with _floor(output, max(MINUTE, timeout)):
+                    reason = self._attempt(timeout)
+                if not reason:
+                    return
+            except _SlowError as error:
+                reason, slow = str(error), True
+            except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+                if isinstance(error, ValueError):
+                    # requests' and urllib3's word for addresses and headers that are none
+                    raise MirrorError(public(str(error))) from None
+                # Its first argument is the message; others repeat it as objects.
+                reason = public(str(error.args[0] if error.args else "")) or type(error).__name__
+            except ValueError as error:
+                raise MirrorError(f"answers with what cannot be read ({public(str(error))})") from None
+            length = output.seek(0, os.SEEK_END)
+            attempt = 0 if length > furthest and not slow else attempt + 1
+            furthest = max(furthest, length)
+            if not self.vouched and not self.etag:
+                output.truncate(0)
+                reason += "; without a checksum it has to come whole, or in parts of one strong ETag"
+            if attempt == TRIES:
+                raise MirrorError(reason)
+            time.sleep(PAUSE * 2**attempt)
+
+    def _attempt(self, timeout: float) -> str:
+        """One request. Returns why it has to be made again, "" where `output` is whole."""
+        offset = self.output.seek(0, os.SEEK_END)
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if version := self.etag or self.modified:
+                headers["If-Range"] = version
+        with _answer(self.url, headers, timeout) as response:
+            total, end = _extent(response, offset, self.name)
+            if self.size is not None and total not in (self.size, None):
+                raise MirrorError(f"offers {total:,} bytes where {self.size:,} are expected")
+            if response.status_code == 416:
+                if total == offset:
+                    return ""
+                self.output.truncate(0)
+                return "416: what came before is longer than the file"
+            if response.status_code == 200:
+                self.output.truncate(0)
+                offset = 0
+            elif self._has_changed(response):
+                self.output.truncate(0)
+                self.etag = self.modified = ""
+                return "the file has changed on the server while it came"
+            self.etag, self.modified = _etag(response), response.headers.get("Last-Modified", "")
+            _write(response, self.output, offset, self.size if end is None else end, self.name)
+            wanted, length = total or self.size, self.output.tell()
+            return "" if wanted in (None, length) else f"the connection ended at {length:,} of {wanted:,} bytes"
+
+    def _has_changed(self, response: requests.Response) -> bool:
+        """Whether a part is of another file than what came before, by what the server says of both."""
+        etag, modified = _etag(response), response.headers.get("Last-Modified", "")
+        if self.etag and etag != self.etag and (etag or not self.vouched):
+            return True
+        return bool(self.modified and modified and modified != self.modified)
+
+
+def _etag(response: requests.Response) -> str:
+    """The strong ETag of an answer; a weak one does not promise the same bytes, so If-Range may not carry it."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else ""
+
+
+def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Response:
+    """The answer to a request, after redirects."""
+    with requests.Session() as session:
+        for _ in range(REDIRECTS):
+            request = session.prepare_request(requests.Request("GET", url, headers))
+            settings = session.merge_environment_settings(request.url or "", {}, True, None, None)
+            # Not session.send, which reads the whole body of a redirect, be it followed or not.
+            response = session.get_adapter(request.url or "").send(request, timeout=timeout, **settings)
+            target = session.get_redirect_target(response)
+            if target is None:
+                return response
+            response.close()
+            url = urljoin(url, target)
+    raise MirrorError(f"redirects more than {REDIRECTS} times")
+
+
+def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | None, int | None]:
+    """Bytes of the whole file as the server says, and where in it the body ends; None where it does not say. Raises
+    `MirrorError` for an answer that is no file, and `requests.HTTPError` for one that may be another next time."""
+    status, reason = response.status_code, public(response.reason or "")[:80]
+    if status in (408, 425, 429) or status >= 500:
+        raise requests.HTTPError(f"{status} {reason}")
+    if status not in (200, 206, 416):
+        raise MirrorError(f"{status} {reason}")
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if status != 416 and (kind in ("text/html", "application/xhtml+xml") or kind.endswith("json")):
+        raise MirrorError("answers with a web page, not with the file")
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    # Some servers call a .tgz file gzip-encoded that they send as it is.
+    if encoding not in ("", "identity") and not (encoding in ("gzip", "x-gzip") and name.endswith((".tgz", ".gz"))):
+        raise MirrorError(f"sends the file in the encoding {public(encoding)!r}, though asked for it as it is")
+    if status == 200:
+        given = response.headers.get("Content-Length")
+        if given is None or "chunked" in response.headers.get("Transfer-Encoding", "").lower():
+            return None, None
+        lengths = {length.strip() for length in given.split(",")}
+        if len(lengths) > 1 or not re.fullmatch(r"[0-9]{1,15}", given := lengths.pop()):
+            raise MirrorError(f"announces a length of {public(given)[:80]!r}")
+        return int(given), int(given)
+    content_range = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (?:([0-9]{1,15})-([0-9]{1,15})|\*)/([0-9]{1,15}|\*)", content_range)
+    total = int(match[3]) if match and match[3] != "*" else None
+    if status == 416:
+        return total, None
+    end = int(match[2]) + 1 if match and match[2] else 0
+    if not match or match[1] != str(offset) or end <= offset or (total is not None and end > total):
+        raise MirrorError(f"answers the range from {offset} with {public(content_range)[:80]!r}")
+    return total, end
+
+
+def _write(response: requests.Response, output: BinaryIO, offset: int, end: int | None, name: str) -> None:
+    """Append the body of `response` to `output`, which it may fill up to `end`, as it comes, with a progress bar; an
+    error in writing is not caught."""
+    with tqdm(total=end, initial=offset, unit="B", unit_scale=True, desc=name, disable=None) as bar:
+        # Not iter_content: it would unpack a .tgz that is served with Content-Encoding: gzip.
+        for chunk in response.raw.stream(CHUNK, decode_content=False):
+            offset += len(chunk)
+            if offset > (LARGEST if end is None else end):
+                output.truncate(0)
+                raise MirrorError(f"sends more than the {LARGEST if end is None else end:,} bytes that it can have")
+            try:
+                output.write(chunk)
+                output.flush()
+            except OSError as error:
+                error.filename = output.name
+                raise
+            bar.update(len(chunk))
