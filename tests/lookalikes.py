@@ -98,6 +98,7 @@ def project(
     """
     shutil.copytree(REPOSITORY / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data").mkdir()
+    shutil.copy(REPOSITORY / "requirements.lock", folder)
     for name in (".gitignore", "checksums", "dvc.yaml"):
         if (REPOSITORY / "data" / name).exists():
             shutil.copy(REPOSITORY / "data" / name, folder / "data" / name)

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
 import yaml
 
 from pipeline.base.files import submodule
+from pipeline.runs.run import read_history
 from tests import lookalikes
 from tests.lookalikes import CARS_COUNTS, INSHOP_COUNTS, REPOSITORY, SOP_COUNTS, project
 from tests.server import Served, serve
@@ -26,7 +28,7 @@ CUB_COUNTS = {"train": (24, 4), "test": (24, 4), "held_out_train": (12, 2), "hel
 COUNTS = {"cub": CUB_COUNTS, "cars": CARS_COUNTS, "sop": SOP_COUNTS, "inshop": INSHOP_COUNTS}
 NETWORKS = {"bn_inception": ["last_linear."], "resnet50": ["fc."], "deit_small_distilled": ["head.", "head_dist."]}
 LOSSES = ("proxy_an", "proxy_anchor", "proxy_nca")
-KEPT = ("best_test_epoch.pt", "last_epoch.pt", "history.jsonl")
+KEPT = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
 
 
 def write_look_alike_weights(folder):
@@ -87,9 +89,9 @@ def train(paper, name, folder, loss, *options, kill=None, expected=0, **changes)
     return [[*words, *options, "--set", *sets], -9 if kill else expected, kill]
 
 
-def evaluate(paper, folder, expected=0):
-    params = f"papers/{paper}/params.yaml"
-    return [["evaluate", f"data/runs/{folder}", "--params", params, "--out", f"metrics/runs/{folder}"], expected, None]
+def evaluate(folder, expected=0):
+    words = ["evaluate", f"data/runs/{folder}/0", "--out", f"metrics/runs/{folder}/0.json", "--device", "cpu"]
+    return [words, expected, None]
 
 
 ONCE_MORE = {"proxygml-cub": 12, "proxy_an-cub": 9, "proxy_an-deit_small_distilled_sop": 3}
@@ -104,11 +106,21 @@ def recipe_chains():
             run = f"{paper}-{name}"
             loss = f"proxy_gml_{name}" if paper == "proxygml" else LOSSES[(place + place // 4) % 3]
             changes = {"epochs": 3} if run in ONCE_MORE else {}
-            chains[run] = [train(paper, name, run, loss, **changes), evaluate(paper, run)]
-            if run in ONCE_MORE:
-                again = train(paper, name, f"{run}-killed", loss, **changes)
-                chains[f"{run}-killed"] = [[again[0], -9, ONCE_MORE[run]], again]
+            chains[run] = [train(paper, name, run, loss, **changes), evaluate(run)]
     return chains
+
+
+def other_chains():
+    """Runs of `recipe_chains` and `setting_chains` that are killed and resumed, or have other workers. They are done
+    first, and forgotten by the store, which would take them for the same runs."""
+    chains = {}
+    for run, kill in ONCE_MORE.items():
+        words = [
+            f"data/runs/{run}-killed/0" if word == f"data/runs/{run}/0" else word for word in recipe_chains()[run][0][0]
+        ]
+        chains[f"{run}-killed"] = [[words, -9, kill], [words, 0, None]]
+    quick = QUICK | {"head_only_epochs": []}
+    return chains | {"workers": [train("proxy_an", "cub", "workers", "proxy_an", "--workers", "2", **quick)]}
 
 
 QUICK = {"backbone": "small", "pretrained": False, "pooling": "none", "input_size": 32, "test_resize": 36}
@@ -122,16 +134,15 @@ def setting_chains():
     for paper, loss in (("proxy_an", "proxy_an"), ("proxygml", "proxy_gml_cub")):
         for option, value in (("--partial", "0.5"), ("--imbalanced", "10")):
             run = f"{paper}{option}"
-            chains[run] = [train(paper, "cub", run, loss, option, value, **QUICK), evaluate(paper, run)]
+            chains[run] = [train(paper, "cub", run, loss, option, value, **QUICK), evaluate(run)]
         run = f"{paper}-held_out"
-        choice = train(paper, "cub", f"{run}-choice", loss, "--held-out", **QUICK)
-        until = train(paper, "cub", run, loss, "--until", f"data/runs/{run}-choice/0/history.jsonl", **QUICK)
-        chains[run] = [choice, evaluate(paper, f"{run}-choice", 2), until, evaluate(paper, run)]
+        choice = train(paper, "cub", f"{run}-choice", loss, "--choose-epoch", **QUICK)
+        held_out = train(paper, "cub", run, loss, "--held-out", **QUICK)
+        chains[run] = [[held_out[0], 2, None], choice, evaluate(f"{run}-choice"), held_out, evaluate(run)]
     quick = QUICK | {"head_only_epochs": []}
-    chains["workers"] = [train("proxy_an", "cub", "workers", "proxy_an", "--workers", "2", **quick)]
     for mode in ({}, {"precision": "bfloat16"}, {"precision": "tf32"}, {"memory_format": "contiguous"}):
         run = f"small-{next(iter(mode.values()), 'float32')}"
-        chains[run] = [train("proxy_an", "cub", run, "proxy_an", **quick, **mode), evaluate("proxy_an", run)]
+        chains[run] = [train("proxy_an", "cub", run, "proxy_an", **quick, **mode), evaluate(run)]
     return chains
 
 
@@ -157,15 +168,17 @@ def trained(tmp_path_factory):
     files = {f"/{path.relative_to(mirror)}": Served(path.read_bytes()) for path in mirror.rglob("*.*")}
     with serve(files) as base:
         run_chains(folder, "fetched", data_chains(), PIPELINE_MIRRORS=base)
-    yield folder, run_chains(folder, "runs", recipe_chains() | setting_chains())
+    others = run_chains(folder, "others", other_chains())
+    shutil.rmtree(folder / "data/store")
+    yield folder, others | run_chains(folder, "runs", recipe_chains() | setting_chains())
     shutil.rmtree(folder)  # gigabytes of weights
 
 
 def history_of(folder, run):
-    return [json.loads(line) for line in (folder / "data/runs" / run / "0/history.jsonl").read_text().splitlines()]
+    return read_history(folder / "data/runs" / run / "0/history.csv")
 
 
-@pytest.mark.parametrize("run", [run for run in recipe_chains() if not run.endswith("-killed")])
+@pytest.mark.parametrize("run", list(recipe_chains()))
 def test_every_recipe_trains_and_is_evaluated(trained, run):
     folder, _ = trained
     paper, name = run.split("-")
@@ -175,7 +188,7 @@ def test_every_recipe_trains_and_is_evaluated(trained, run):
     assert [line["epoch"] for line in history] == list(range(1, epochs + 1))
     assert all(math.isfinite(line["loss"]) for line in history)
     evaluated = [epoch for epoch in range(1, epochs + 1) if epoch % recipe["evaluated_epochs"] == 0 or epoch == epochs]
-    assert [line["epoch"] for line in history if "recall" in line] == evaluated
+    assert [line["epoch"] for line in history if "recall@1" in line] == evaluated
     found = json.loads((folder / f"metrics/runs/{run}/0.json").read_text())
     assert found["run"]["recipe"]["backbone"] == recipe["backbone"] and found["run"]["protocol"] == "test"
     assert found["metrics"].keys() == {"best_test_epoch", "last_epoch"}
@@ -221,39 +234,43 @@ def test_workers_do_not_show_in_the_bytes(trained):
 @pytest.mark.parametrize(
     ("run", "setting", "images"),
     [
-        ("proxy_an--partial", {"partial": 0.5}, 12),
-        ("proxygml--partial", {"partial": 0.5}, 12),
-        ("proxy_an--imbalanced", {"imbalanced": 10}, 10),  # 6, 6 / 10 ** (1/3), 6 / 10 ** (2/3), 6 / 10
-        ("proxygml--imbalanced", {"imbalanced": 10}, 10),
+        ("proxy_an--partial", {"rate": 0.5}, 12),
+        ("proxygml--partial", {"rate": 0.5}, 12),
+        ("proxy_an--imbalanced", {"gamma": 10}, 10),  # 6, 6 / 10 ** (1/3), 6 / 10 ** (2/3), 6 / 10
+        ("proxygml--imbalanced", {"gamma": 10}, 10),
         ("proxy_an-cub", {}, 24),
     ],
 )
 def test_a_run_on_a_subset_sees_its_images(trained, run, setting, images):
     folder, _ = trained
     found = json.loads((folder / f"metrics/runs/{run}/0.json").read_text())["run"]
-    assert found["setting"] == setting and found["images"] == images
+    assert found["subset"] == setting and found["images"] == images
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_held_out_protocol_chooses_an_epoch_and_never_looks_at_the_test_set(trained, paper):
     folder, told = trained
     choice = history_of(folder, f"{paper}-held_out-choice")
-    recalls = [line["recall"]["recall@1"] for line in choice]
+    recalls = [line["recall@1"] for line in choice]
     best = 1 + recalls.index(max(recalls))
     run = folder / f"data/runs/{paper}-held_out/0"
-    assert sorted(path.name for path in run.iterdir()) == ["held_out.pt", "history.jsonl", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["held_out.pt", "history.csv", "run.json"]
     history = history_of(folder, f"{paper}-held_out")
-    assert len(history) == best and all("recall" not in line for line in history)
+    assert len(history) == best and all("recall@1" not in line for line in history)
     assert sorted(path.name for path in (folder / f"data/runs/{paper}-held_out-choice/0").iterdir()) == [
-        "history.jsonl",
+        "history.csv",
         "run.json",
     ]
-    assert "chose an epoch on held-out classes and kept no weights" in told[f"{paper}-held_out"][1]["output"]
+    assert "with --choose-epoch first" in told[f"{paper}-held_out"][0]["output"], (
+        "a held-out run needs the one that chooses"
+    )
+    looked = json.loads((folder / f"metrics/runs/{paper}-held_out-choice/0.json").read_text())
+    assert looked["metrics"] == {"held_out_classes": {"epoch": best, "recall@1": max(recalls), "recall@2": ANY}}
+    assert looked["retrieved"] == {"images": 12, "classes": 2}
     found = json.loads((folder / f"metrics/runs/{paper}-held_out/0.json").read_text())
     assert found["run"]["protocol"] == "held_out" and found["run"]["classes"] == 4
     assert {name: values["epoch"] for name, values in found["metrics"].items()} == {"held_out": best}
-    manifests = [path for path in found["run"]["provenance"]["inputs"] if "splits" in path]
-    assert manifests == ["data/splits/cub/train.csv"]
+    assert [path for path in found["run"]["data"] if "splits" in path] == ["data/splits/cub/train.csv"]
 
 
 def test_precisions_and_layouts(trained):

@@ -53,7 +53,12 @@ class Job:
 def chosen_epoch(run: Run, device: str) -> int:
     """The epoch that a held-out run ends with: the best one of the run that chooses it."""
     assert run.chosen_by is not None
-    folder = store.folder(training_key(run.chosen_by, device).digest)
+    key = training_key(run.chosen_by, device).digest
+    if not store.is_done(key):
+        raise BadInputError(
+            "the run that chooses the epoch of this one is not done: run the same command with --choose-epoch first"
+        )
+    folder = store.folder(key)
     record = read_record(folder / RECORD, TrainingRecord)
     if record.protocol != "choose_epoch":
         raise BadInputError(f"{folder / RECORD} is a run of the protocol {record.protocol}, which chooses no epoch")
