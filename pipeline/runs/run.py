@@ -3,11 +3,13 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base.config import Params, Recipe
+from pipeline.base.config import Params, Positive, Recipe, problem_lines
 from pipeline.base.files import BadInputError
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.loading import read_training
@@ -63,12 +65,37 @@ class Run:
         }
 
 
+class _Line(BaseModel):
+    """What is read of a line of a history.jsonl; it holds more."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    epoch: Positive
+    recall: dict[str, Annotated[float, Ge(0), Le(1)]] = {}
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history.jsonl, one an epoch."""
+    """The lines of a history.jsonl, one an epoch, of which one at least was evaluated."""
+    again = "train the run that writes it again (`dvc repro`)"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: train the run that writes it (`dvc repro`)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} cannot be read ({error}): {again}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            read = _Line.model_validate_json(line)
+        except ValidationError as error:
+            told = "; ".join(problem_lines(error, "", _Line))
+            raise BadInputError(f"{path} line {number}: {told}: {again}") from None
+        if read.epoch != number or ("recall" in read.model_fields_set and "recall@1" not in read.recall):
+            raise BadInputError(f"{path} line {number} is not of epoch {number}, or has no recall@1: {again}")
+        found.append(json.loads(line))
+    if not any("recall" in line for line in found):
+        raise BadInputError(f"{path} has no epoch that was evaluated: {again}")
+    return found
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:
@@ -79,7 +106,12 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
 
 def last_epoch(run: Run, recipe: Recipe) -> int:
     """The epoch that the run ends with: the recipe's last, or the best of the history that --until names."""
-    return recipe.epochs if run.until is None else best_epoch(read_history(run.until))
+    if run.until is None:
+        return recipe.epochs
+    best = best_epoch(read_history(run.until))
+    if best > recipe.epochs:
+        raise BadInputError(f"--until {run.until}: its best epoch is {best}, but the recipe has {recipe.epochs}")
+    return best
 
 
 def plan_batches(run: Run, recipe: Recipe, labels: torch.Tensor) -> Shuffled | ClassBalanced:
