@@ -1,7 +1,7 @@
-"""Whether this machine or container is fit for the pipeline: one page, each line ok, warn or fail with its mend.
+"""Whether this machine or container is fit for the pipeline: one page, each line ok, warn or fail with its fix.
 
 Exits with 1 if a line says fail, otherwise with 0. It takes a few seconds and changes nothing. `--json` prints the
-lines as a list of objects with the keys name, state, found and mend.
+lines as a list of objects with the keys name, state, found and fix.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from pipeline.data.checksums import pins
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.data.packed import read_index
 from pipeline.networks import weights
+from pipeline.runs.grid import known_grids
+from pipeline.runs.space import space
 
 if TYPE_CHECKING:
     import torch
@@ -42,33 +44,24 @@ DATASETS = {
 """Bytes that a dataset's download brings. JPEG files are hardly smaller in an archive, so that the packed images take
 as many again, and once more while they are sorted."""
 
-PAPERS = {
-    # BN-Inception 10.3 million, head 0.5; 117 runs (docs/papers.md), 27 of them with the held-out protocol besides.
-    "proxygml": (("cub", "cars", "sop"), (117 * 2 + 27) * 4 * 10_800_000),
-    # ResNet-50 23.5 million, head 1.1; 188 runs, 36 of them with the held-out protocol besides.
-    "proxy_an": (("cub", "cars", "sop", "inshop"), (188 * 2 + 36) * 4 * 24_600_000),
-}
-"""A paper's datasets, and the bytes of what its runs keep: files (best test epoch and last, and that of a held-out run)
-x 4 bytes x parameters."""
-
 DRIVERS = {12: 525, 13: 580}
 """The first NVIDIA driver branch that runs programs of a CUDA major version (NVIDIA's table of minor version
 compatibility)."""
 
 
 class Line(NamedTuple):
-    """One line of the page; `mend` is empty where there is nothing to mend."""
+    """One line of the page; `fix` is empty where all is well."""
 
     name: str
     state: Literal["ok", "warn", "fail"]
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def _python() -> Iterator[Line]:
     fits = sys.version_info[:2] in ((3, 11), (3, 12))
-    mend = "" if fits else "make setup PYTHON=python3.12"
-    yield Line("Python", "ok" if fits else "fail", ".".join(map(str, sys.version_info[:3])), mend)
+    fix = "" if fits else "make setup PYTHON=python3.12"
+    yield Line("Python", "ok" if fits else "fail", ".".join(map(str, sys.version_info[:3])), fix)
     lines = Path("requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = [Requirement(line.rstrip(" \\")) for line in lines if line[:1].isalnum()]
     wanted = [package for package in locked if not package.marker or package.marker.evaluate()]
@@ -153,8 +146,8 @@ def _machine() -> Iterator[Line]:
     given = [int(text) for limit in limits if limit.is_file() and (text := limit.read_text().strip()).isdigit()]
     memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *given) / GB
     # CUB-200-2011 decoded once is 6.6 GB (docs/datasets.md).
-    mend = "" if memory >= 12 else "enough for glyphs; the benchmark datasets want 12 GB and more"
-    yield Line("Memory", "warn" if mend else "ok", f"{memory:.1f} GB", mend)
+    fix = "" if memory >= 12 else "enough for glyphs; the benchmark datasets want 12 GB and more"
+    yield Line("Memory", "warn" if fix else "ok", f"{memory:.1f} GB", fix)
     yield shared_memory_line(Path("/dev/shm"))
 
 
@@ -162,8 +155,8 @@ def shared_memory_line(place: Path) -> Line:
     """Whether loader processes can hand batches over through shared memory: a bus error kills them where it is full."""
     size = shutil.disk_usage(place).total / GB if place.is_dir() else 0
     # 8 processes x 4 batches ahead x 120 images of 3 x 224 x 224 bytes are 0.6 GB; Docker gives 0.07.
-    mend = "" if size > 1 else "docker run --shm-size=8g, or machine.workers: 0 in params.yaml"
-    return Line("Shared memory", "warn" if mend else "ok", f"{size:.2f} GB", mend)
+    fix = "" if size > 1 else "docker run --shm-size=8g, or machine.workers: 0 in params.yaml"
+    return Line("Shared memory", "warn" if fix else "ok", f"{size:.2f} GB", fix)
 
 
 def _git() -> Iterator[Line]:
@@ -173,11 +166,11 @@ def _git() -> Iterator[Line]:
         yield Line("git", "ok", f"{len(done.stdout.splitlines())} changed files; {people}")
     elif "dubious ownership" in done.stderr:
         # DVC's git backends do not read this setting from the environment.
-        mend = f"git config --global --add safe.directory {ROOT}"
-        yield Line("git", "fail", f"refuses another's clone: {people}", mend)
+        fix = f"git config --global --add safe.directory {ROOT}"
+        yield Line("git", "fail", f"refuses another's clone: {people}", fix)
     else:
-        mend = "use or mount a clone (not a worktree: its .git points elsewhere)"
-        yield Line("git", "fail", done.stderr.strip().split("\n")[0], mend)
+        fix = "use or mount a clone (not a worktree: its .git points elsewhere)"
+        yield Line("git", "fail", done.stderr.strip().split("\n")[0], fix)
 
 
 def _existing(path: Path) -> Path:
@@ -192,17 +185,16 @@ def _permissions() -> Iterator[Line]:
     ]
     denied = [str(place) for place in folders if place.is_dir() and not os.access(place, os.W_OK)]
     if denied:
-        mend = f"be user {Path().stat().st_uid} (docker run --user), or take a clone of your own"
-        yield Line("Writing", "fail", f"user {os.geteuid()} cannot write to {', '.join(denied[:4])}", mend)
+        fix = f"be user {Path().stat().st_uid} (docker run --user), or take a clone of your own"
+        yield Line("Writing", "fail", f"user {os.geteuid()} cannot write to {', '.join(denied[:4])}", fix)
     else:
         yield Line("Writing", "ok", "everywhere in the clone")
     names = ("HOME", "TORCH_HOME", "MPLCONFIGDIR", "DVC_SITE_CACHE_DIR")
     caches = {name: os.environ[name] for name in names if name in os.environ}
     refused = [f"{name}={place}" for name, place in caches.items() if not os.access(_existing(Path(place)), os.W_OK)]
-    mend = f"cannot write to {', '.join(refused)}: mount or name folders of yours" if refused else ""
-    yield Line(
-        "Caches", "warn" if refused else "ok", " ".join(f"{name}={place}" for name, place in caches.items()), mend
-    )
+    fix = f"cannot write to {', '.join(refused)}: mount or name folders of yours" if refused else ""
+    found = " ".join(f"{name}={place}" for name, place in caches.items())
+    yield Line("Caches", "warn" if refused else "ok", found, fix)
 
 
 def _dvc() -> Iterator[Line]:
@@ -220,12 +212,9 @@ def _dvc() -> Iterator[Line]:
     except (DvcException, SCMError, OSError) as error:
         yield Line("DVC", "fail", str(error), "see git and Writing")
         return
-    mend = (
-        "" if works[0] != "copy" else "every file is kept twice: put cache (dvc cache dir) and data on one file system"
-    )
-    yield Line(
-        "DVC", "warn" if mend else "ok", f"{works[0]} from {cache}, of {', '.join(works)}; site cache {site}", mend
-    )
+    found = f"{works[0]} from {cache}, of {', '.join(works)}; site cache {site}"
+    twice = "every file is kept twice: put cache (dvc cache dir) and data on one file system"
+    yield Line("DVC", "warn", found, twice) if works[0] == "copy" else Line("DVC", "ok", found)
 
 
 def dataset_line(name: str, free: int) -> Line:
@@ -235,8 +224,8 @@ def dataset_line(name: str, free: int) -> Line:
     command = "dvc repro split" if name == "glyphs" else f"dvc repro data/dvc.yaml:split@{name}"
     if not packed.is_dir() or not splits.is_dir():
         room = f"needs {3 * DATASETS[name] / GB:.1f} GB of disk, {free / GB:.1f} are free"
-        mend = command if 3 * DATASETS[name] < free else f"free some disk, then {command}"
-        return Line(name, "warn", f"not here; {room}", mend)
+        steps = ["" if 3 * DATASETS[name] < free else "free some disk", _by_hand(name), command]
+        return Line(name, "warn", f"not here; {room}", ", then ".join(filter(None, steps)))
     try:
         entries, module = read_index(packed), submodule("datasets", name)
         parts = {part: [entries[image] for image in images] for part, images in module.split(entries).items()}
@@ -249,6 +238,27 @@ def dataset_line(name: str, free: int) -> Line:
     except (BadInputError, OSError) as error:
         return Line(name, "fail", str(error), f"remove {packed} and {splits}, then {command}")
     return Line(name, "ok", f"{len(entries):,} images, index and manifests verified")
+
+
+def _by_hand(name: str) -> str:
+    """What a person has to fetch of a dataset before its stages can run, empty where programs do, or it is there."""
+    raw, told = Path("data/raw") / name, getattr(submodule("datasets", name), "BY_HAND", "")
+    there = raw.is_dir() and any(not path.name.startswith(".") for path in raw.iterdir())
+    return "" if there or "PIPELINE_MIRRORS" in os.environ else told
+
+
+def grid_line(name: str, datasets: list[Line], free: int) -> Line:
+    """Whether a grid fits into `free` bytes of disk, with those of its datasets that are not there."""
+    try:
+        needed = space(name)
+    except BadInputError as error:
+        return Line(name, "fail", str(error), "correct that file")
+    absent = [DATASETS[line.name] for line in datasets if line.name in needed.datasets and line.state == "warn"]
+    need = needed.bytes + 2 * sum(absent) + max(absent, default=0)
+    found = f"its datasets and all {needed.runs:,} runs need {need / GB:.0f} GB of disk, {free / GB:.0f} are free"
+    if need < free:
+        return Line(name, "ok", found)
+    return Line(name, "warn", found, "free some disk, or put data and DVC's cache on another one")
 
 
 def weights_line(name: str) -> Line:
@@ -265,12 +275,7 @@ def weights_line(name: str) -> Line:
 def _data() -> Iterator[Line]:
     free = shutil.disk_usage("data").free
     datasets = [dataset_line(name, free) for name in DATASETS]
-    for paper, (names, runs) in PAPERS.items():
-        absent = [DATASETS[line.name] for line in datasets if line.name in names and line.state == "warn"]
-        need = runs + 2 * sum(absent) + max(absent, default=0)
-        mend = "" if need < free else "free some disk, or put data and DVC's cache on another one"
-        told = f"datasets and all runs need {need / GB:.0f} GB of disk, {free / GB:.0f} are free"
-        yield Line(paper, "warn" if mend else "ok", told, mend)
+    yield from (grid_line(grid, datasets, free) for grid in known_grids())
     yield from datasets
     yield from map(weights_line, weights.FILES)
 
@@ -291,7 +296,7 @@ def main() -> None:
         print(json.dumps([line._asdict() for line in lines], indent=2))
     else:
         for line in lines:
-            print(f"{line.state:4}  {line.name:20}  {line.found}" + (f"\n{'':28}{line.mend}" if line.mend else ""))
+            print(f"{line.state:4}  {line.name:20}  {line.found}" + (f"\n{'':28}{line.fix}" if line.fix else ""))
     sys.exit(any(line.state == "fail" for line in lines))
 
 

@@ -59,8 +59,8 @@ def partial(rows: list[Row], rate: float, originals: dict[str, str] | None = Non
 def imbalanced(rows: list[Row], gamma: float, seed: int, class_names: dict[int, str]) -> list[Row]:
     """A long tail: the first class by name keeps as many images as the smallest class has, the last one 1/gamma of
     that. `class_names` are by label."""
-    if gamma < 1 or not 0 <= seed < 2**64:
-        raise BadInputError(f"gamma is at least 1 and a seed is from 0 to 2**64 - 1, not {gamma} and {seed}")
+    if not 1 <= gamma <= 10**6 or not 0 <= seed < 2**64:
+        raise BadInputError(f"gamma is at least 1 and at most 10**6, a seed is from 0 to 2**64 - 1: {gamma}, {seed}")
     classes = by_label(rows)
     smallest = min(map(len, classes.values()))
     chosen = []

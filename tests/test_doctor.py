@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import doctor
 from pipeline.base.files import submodule
+from pipeline.runs.space import space
 
 
 @pytest.fixture
@@ -33,18 +34,18 @@ def test_a_good_machine_passes_and_names_what_is_not_there(project):
     fit = ("Python", "Packages", "PyTorch", "Same bits", "git", "Writing", "Caches", "DVC", "glyphs")
     assert {name: lines[name]["state"] for name in fit} == dict.fromkeys(fit, "ok")
     assert "6,221 images" in lines["glyphs"]["found"]
-    assert lines["cub"]["state"] == "warn" and lines["cub"]["mend"].endswith("dvc repro data/dvc.yaml:split@cub")
+    assert lines["cub"]["state"] == "warn" and lines["cub"]["fix"].endswith("dvc repro data/dvc.yaml:split@cub")
     assert lines["resnet50"] == {
         "name": "resnet50",
         "state": "warn",
         "found": "weights not here",
-        "mend": "dvc repro data/dvc.yaml:weights@resnet50",
+        "fix": "dvc repro data/dvc.yaml:weights@resnet50",
     }
-    assert all(line["mend"] for line in lines.values() if line["state"] != "ok")
+    assert all(line["fix"] for line in lines.values() if line["state"] != "ok")
     assert project.run("git", "status", "--porcelain") == ""
 
 
-def test_the_page_has_each_line_with_its_mend(project):
+def test_the_page_has_each_line_with_its_fix(project):
     page = project.run("python", "-m", "pipeline.doctor")
     assert "ok    glyphs                6,221 images" in page
     assert (
@@ -56,7 +57,7 @@ def test_a_fault_makes_the_exit_code_1(copy):
     (copy.folder / "data/weights").mkdir()
     (copy.folder / "data/weights/resnet50.pth").write_bytes(b"weights")
     line = examine(copy, fails=1)["resnet50"]
-    assert line["state"] == "fail" and line["mend"].startswith("remove it")
+    assert line["state"] == "fail" and line["fix"].startswith("remove it")
 
 
 def test_other_packages_than_locked_fail(copy):
@@ -73,13 +74,13 @@ def test_anothers_clone_that_git_refuses_fails(copy, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     (line,) = doctor._git()
-    assert line.state == "fail" and "safe.directory" in line.mend
+    assert line.state == "fail" and "safe.directory" in line.fix
 
 
 def test_a_folder_that_is_no_clone_fails(copy):
     shutil.rmtree(".git")
     (git,), (dvc,) = doctor._git(), doctor._dvc()
-    assert git.state == dvc.state == "fail" and "mount a clone" in git.mend
+    assert git.state == dvc.state == "fail" and "mount a clone" in git.fix
 
 
 def test_a_changed_manifest_fails(copy):
@@ -88,7 +89,7 @@ def test_a_changed_manifest_fails(copy):
     manifest.unlink()
     manifest.write_text("".join(rows[:-1]))
     line = doctor.dataset_line("glyphs", 0)
-    assert line.state == "fail" and "test.csv" in line.found and "dvc repro split" in line.mend
+    assert line.state == "fail" and "test.csv" in line.found and "dvc repro split" in line.fix
 
 
 def test_packed_images_of_another_length_fail(copy):
@@ -107,7 +108,7 @@ def test_a_cache_on_another_file_system_is_copied_from(copy):
     assert line["state"] == "ok" and line["found"].startswith("symlink ")
     copy.run("dvc", "config", "--local", "cache.type", "hardlink,copy")
     line = examine(copy)["DVC"]
-    assert line["state"] == "warn" and "kept twice" in line["mend"]
+    assert line["state"] == "warn" and "kept twice" in line["fix"]
 
 
 def test_folders_that_cannot_be_written_fail(copy, monkeypatch):
@@ -115,8 +116,8 @@ def test_folders_that_cannot_be_written_fail(copy, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(copy.folder / "data/elsewhere"))
     (copy.folder / "data/elsewhere").mkdir()
     writing, caches = doctor._permissions()
-    assert writing.state == "fail" and "metrics" in writing.found and "--user" in writing.mend
-    assert caches.state == "warn" and "TORCH_HOME=" in caches.mend
+    assert writing.state == "fail" and "metrics" in writing.found and "--user" in writing.fix
+    assert caches.state == "warn" and "TORCH_HOME=" in caches.fix
 
 
 @pytest.mark.parametrize(
@@ -132,21 +133,87 @@ def test_folders_that_cannot_be_written_fail(copy, monkeypatch):
 )
 def test_drivers(driver, cuda, state, says):
     line = doctor.driver_line(driver, cuda)
-    assert line.state == state and says in line.found and bool(line.mend) == (state != "ok")
+    assert line.state == state and says in line.found and bool(line.fix) == (state != "ok")
 
 
 def test_small_shared_memory_warns_with_the_flag(tmp_path):
-    assert "--shm-size" in doctor.shared_memory_line(tmp_path / "absent").mend
+    assert "--shm-size" in doctor.shared_memory_line(tmp_path / "absent").fix
     assert doctor.shared_memory_line(tmp_path).state == "ok"
 
 
 def test_a_dataset_that_does_not_fit_says_so(copy):
     line = doctor.dataset_line("sop", 9 * 10**9)
-    assert line.state == "warn" and "needs 9.3 GB of disk, 9.0 are free" in line.found and "free some disk" in line.mend
-    assert "free some disk" not in doctor.dataset_line("sop", 10 * 10**9).mend
+    assert line.state == "warn" and "needs 9.3 GB of disk, 9.0 are free" in line.found and "free some disk" in line.fix
+    assert "free some disk" not in doctor.dataset_line("sop", 10 * 10**9).fix
 
 
 def test_disk_figures_are_those_of_the_published_files():
     for name in ("cub", "cars", "sop"):
         assert doctor.DATASETS[name] == sum(file.size or 0 for file in submodule("datasets", name).FILES)
-    assert {name for names, _ in doctor.PAPERS.values() for name in names} < set(doctor.DATASETS)
+
+
+@pytest.mark.parametrize("name", ["cars", "inshop"])
+def test_what_only_a_person_can_fetch_is_no_command(copy, monkeypatch, name):
+    monkeypatch.delenv("PIPELINE_MIRRORS", raising=False)
+    command = f"dvc repro data/dvc.yaml:split@{name}"
+    fix = doctor.dataset_line(name, 10**12).fix
+    assert fix.endswith(f", then {command}") and f"into data/raw/{name}" in fix and "docs/datasets.md" in fix
+    assert doctor.dataset_line(name, 0).fix == f"free some disk, then {fix}"
+    monkeypatch.setenv("PIPELINE_MIRRORS", "http://mirror")
+    assert doctor.dataset_line(name, 10**12).fix == command
+    monkeypatch.delenv("PIPELINE_MIRRORS")
+    place = copy.folder / "data/raw" / name
+    place.mkdir()
+    (place / ".gitkeep").touch()
+    assert doctor.dataset_line(name, 10**12).fix == fix
+    (place / "a.zip").touch()
+    assert doctor.dataset_line(name, 10**12).fix == command
+
+
+def test_by_hand_names_the_files_that_the_stage_asks_for():
+    for name in ("cars", "inshop"):
+        module = submodule("datasets", name)
+        wanted = [file.name for file in module.FILES if not file.urls] if name == "inshop" else module.LAYOUTS[0]
+        assert all(file in module.BY_HAND for file in wanted)
+    for name in ("cub", "sop", "glyphs"):
+        assert not hasattr(submodule("datasets", name), "BY_HAND")
+
+
+ROOT = Path(__file__).parent.parent
+RUNS = {
+    # By the tables: datasets x rows x seeds; a table with the held-out protocol has two more runs each.
+    "proxygml": 3 * 3 * 3 * 3 + 8 + 66 + 16,
+    "proxy_an": 4 * 3 * 3 * 3 + 4 * 2 + 2 * 2 * 2 * 10 + 2 * 2 * 2 * 5 + 4 * 2 * 3,
+}
+
+
+@pytest.mark.parametrize("grid", RUNS)
+def test_runs_and_their_bytes_are_counted_from_the_params_file(monkeypatch, grid):
+    monkeypatch.chdir(ROOT)
+    found = space(Path("papers") / grid / "params.yaml")
+    assert found.runs == RUNS[grid]
+    line = doctor.grid_line(Path("papers") / grid / "params.yaml", [], 10**12)
+    assert line.name == grid and f"all {RUNS[grid]:,} runs need {found.bytes / 1e9:.0f} GB" in line.found
+    assert line.state == "ok" and not line.fix
+    line = doctor.grid_line(Path("papers") / grid / "params.yaml", [], 10**9)
+    assert line.state == "warn" and "free some disk" in line.fix
+
+
+def test_the_bytes_of_a_run_are_those_of_its_weights(project):
+    path = project.folder / "params.yaml"
+    found = space(path)
+    kept = [file.stat().st_size for file in project.folder.glob("data/runs/glyphs/*/*/*.pt")]
+    assert (found.datasets, found.runs, 2 * found.runs) == ({"glyphs"}, 4, len(kept))
+    assert found.bytes == pytest.approx(sum(kept), rel=0.05)
+
+
+def test_a_params_file_that_cannot_be_read_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("papers/mine").mkdir(parents=True)
+    Path("papers/mine/params.yaml").write_text("tables: 3\n")
+    line = doctor.grid_line(Path("papers/mine/params.yaml"), [], 10**12)
+    assert (
+        line.state == "fail"
+        and "papers/mine/params.yaml:" in line.found
+        and line.fix == "correct papers/mine/params.yaml"
+    )

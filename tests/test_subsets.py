@@ -109,6 +109,9 @@ def test_imbalanced_never_grows_and_never_empties_a_class(sizes, gamma, seed):
         (partial, (1.1,), "above 0 and at most 1, not 1.1"),
         (partial, (0.1,), r"at the rate 0.1 the classes with the labels \[1\] keep no image"),
         (imbalanced, (0, 1), "gamma is at least 1"),
+        (imbalanced, (10**400, 1), "gamma is at least 1 and at most"),
+        (imbalanced, (float("nan"), 1), "gamma is at least 1 and at most"),
+        (partial, (float("nan"),), "above 0 and at most 1, not nan"),
         (imbalanced, (10, -1), "a seed is from 0"),
     ],
 )

@@ -98,11 +98,11 @@ def _unfit_losses(params: Params) -> Iterator[str]:
     for name in params.losses:
         file, settings = params.loss(name)
         try:
-            module_file("losses", file)
+            module_file("losses", str(file))
         except BadInputError as error:
             yield f"{name}: {error}"
             continue
-        keywords = loss_keywords(file)
+        keywords = loss_keywords(str(file))
         if keywords is not None:
             yield from (f"{name}.{key}: {unknown(key, keywords)}" for key in settings if key not in keywords)
             missing = {key for key, needed in keywords.items() if needed} - settings.keys() - axes
@@ -139,7 +139,7 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
     """Axes that no recipe and no loss has, that both have, or whose values are none of theirs."""
     special = ("loss", "recipe", *SUBSETS)
     known = {*special, *(field for recipe in params.recipes.values() for field in type(recipe).model_fields)}
-    told = {entry: loss_keywords(params.loss(entry)[0]) for entry in sorted(losses)}
+    told = {entry: loss_keywords(str(params.loss(entry)[0])) for entry in sorted(losses)}
     keywords = {entry: found for entry, found in told.items() if found is not None}
     for key, values in table.rows.items():
         without = [entry for entry, found in keywords.items() if key not in found]
@@ -166,12 +166,14 @@ def _fits_subset(key: str, value: str | int | float) -> bool:
 
 
 def _changed_on_the_way(value: str | int | float) -> str:
-    """Why a run's command line, where `value` stands as it prints, would say another one; empty where it says it."""
+    """Why a run's command line, where a text stands without quotes, would say another value; empty where it says it."""
+    if not isinstance(value, str):
+        return ""
     try:
-        read = parse_yaml(str(value), "")
+        read = parse_yaml(value, "")
     except BadInputError:
         read = None
-    return "" if type(read) is type(value) and read == value else f"{value!r} would be read as {read!r}, take another"
+    return "" if read == value else f"{value!r} would be read as {read!r}, take another"
 
 
 def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int | float]]) -> Iterator[str]:

@@ -27,6 +27,8 @@ class BadInputError(Exception):
 def module_file(package: str, name: str) -> Path:
     """The file of the module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
     folder = Path(__file__).parent.parent.joinpath(*package.split("."))
+    if name.isidentifier() and not name.startswith("_") and (folder / f"{name}.py").is_file():
+        return folder / f"{name}.py"
     names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
     if name not in names:
         raise BadInputError(f"there is no file {name}.py in pipeline/{folder.name}: choose one of {', '.join(names)}")

@@ -3,7 +3,8 @@
 - `download(raw: Path)`: put the verified original files into the folder `raw`;
 - `images(raw: Path) -> Iterator[SourceImage]`: read them, always in the same order;
 - `split(entries: list[Entry]) -> dict[str, list[int]]`: which images each manifest holds;
-- `EXPECTED`: what each manifest must count: name -> `Expected`.
+- `EXPECTED`: what each manifest must count: name -> `Expected`;
+- `BY_HAND`, where programs cannot fetch the files: what a person has to do.
 
 Manifests are `train` and `test`, or `train`, `query` and `gallery` where the published split says who is searched for
 among whom; `held_out_train` and `held_out_test` are the two halves of the training classes.

@@ -90,6 +90,10 @@ LAYOUTS = (
     ("cars_train.tgz", "cars_test.tgz", *LABELS),
     ("stanford-cars-dataset.zip", *LABELS),
 )
+BY_HAND = (
+    "get car_ims.tgz and cars_annos.mat, or another of the sets in docs/datasets.md, from somebody who has them into "
+    "data/raw/cars, because their addresses are dead"
+)
 TRAINING_CLASSES = 98
 
 EXPECTED = {

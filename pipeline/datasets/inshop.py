@@ -29,6 +29,7 @@ FILES = (
         check=lambda path: _listed(path),
     ),
 )
+BY_HAND = f"get img.zip and list_eval_partition.txt from {PAGE} into data/raw/inshop by hand, as docs/datasets.md says"
 PARTS = ("train", "query", "gallery")
 
 EXPECTED = {

@@ -1,0 +1,38 @@
+"""What the runs of a grid take on disk, by the networks of their recipes."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from pipeline.base.files import submodule
+from pipeline.runs.grid import grid_runs
+
+KEPT = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0}
+"""Files of weights that a run keeps, by its protocol."""
+
+
+class Space(NamedTuple):
+    """Of a grid: its datasets, the number of its runs, and the bytes that their weights take."""
+
+    datasets: set[str]
+    runs: int
+    bytes: int
+
+
+@functools.cache
+def _trunk(backbone: str) -> tuple[int, int]:
+    """The bytes of a backbone's weights and buffers, and the number of its features."""
+    with torch.device("meta"):
+        made = submodule("networks.backbones", backbone).Backbone()
+    return sum(value.numel() * value.element_size() for value in made.state_dict().values()), made.features
+
+
+def space(grid: str) -> Space:
+    """What a grid takes. Raises `BadInputError` as `grid_runs` does."""
+    runs, size = grid_runs(grid), 0
+    for run in runs:
+        if KEPT[run.run.protocol]:
+            trunk, features = _trunk(run.run.recipe.backbone)
+            size += KEPT[run.run.protocol] * (trunk + 4 * (features + 1) * run.run.recipe.dimension)
+    return Space({run.run.dataset for run in runs}, len(runs), size)
