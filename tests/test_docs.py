@@ -2,66 +2,73 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, ImageDraw
 
 from tests.conftest import ROOT
 
-COMPARISON = "papers/comparison/glyphs/params.yaml"
-
-
-def smaller(text, seeds, **losses):
-    """A params file as it is, with fewer rows, seeds and epochs; `losses` are those of its tables, as YAML."""
-    for name, rows in losses.items():
-        text = re.sub(rf"(  {name}:\n.*\n    rows:\n      loss:).*\n(      - .*\n)*", rf"\1{rows}\n", text)
-    text = re.sub(r"\[0, 1, 2\]", seeds, text)
-    text = text.replace("    epochs: 5", "    epochs: 2").replace("decay_epochs: [4, 5]", "decay_epochs: [2]")
-    return text.replace("cpu_threads: 2", "cpu_threads: 1")
+COMPARISON = "papers/comparison_glyphs/params.yaml"
+RUN = re.compile(r"^(\S+/\S+): started$", re.M)
+"""A run that was trained or evaluated, in what a page printed."""
 
 
 @pytest.fixture
 def follow(project, tmp_path):
     """Execute a page in a copy of the small project, which has its first table; gives the copy and what was printed."""
 
-    def follow(page, seeds="[0, 1]", prepare=lambda folder: None):
-        copy = type(project).__new__(type(project))
-        copy.folder = tmp_path / "project"
-        shutil.copytree(project.folder, copy.folder, symlinks=True)
-        (copy.folder / "params.yaml").write_text(
-            smaller((ROOT / "params.yaml").read_text(), "[0, 1]", glyphs=" [proxy_an, proxy_nca]")
-        )
-        (copy.folder / COMPARISON).parent.mkdir(parents=True)
-        shutil.copy(ROOT / COMPARISON.replace("params", "dvc"), copy.folder / COMPARISON.replace("params", "dvc"))
-        (copy.folder / COMPARISON).write_text(
-            smaller((ROOT / COMPARISON).read_text(), seeds, glyphs="\n      - proxy_an\n      - contrastive")
-        )
+    def follow(page, prepare=lambda folder: None):
+        copy = project.copy(tmp_path / "project")
+        params = yaml.safe_load((copy.folder / COMPARISON).read_text())
+        params["tables"]["glyphs"].update(rows={"loss": ["proxy_an", "contrastive"]}, seeds=[0])
+        params["recipes"]["glyphs"].update(epochs=2, decay_epochs=[2])
+        (copy.folder / COMPARISON).write_text(yaml.safe_dump(params, sort_keys=False))
         copy.commit()
         prepare(copy.folder)
+        # In the order of the page, since a command may need the file above it.
         script, executed = "set -e\n", 0
         for language, name, code in re.findall(r"^```(\w*) ?(.*)\n([\s\S]*?)^```$", (ROOT / page).read_text(), re.M):
-            executed += language in ("bash", "python")
-            if language == "python":
-                (copy.folder / name).write_text(code)
-            script += code if language == "bash" else ""
+            if name:
+                script += f"mkdir -p $(dirname {name})\ncat > {name} <<'END OF FILE'\n{code}END OF FILE\n"
+            elif language == "bash":
+                script += code
+            executed += bool(name) or language == "bash"
         assert executed >= 4
         return copy, copy.run("bash", "-c", script)
 
     return follow
 
 
+def table(copy, name):
+    return json.loads((copy.folder / f"metrics/tables/{name}.json").read_text())
+
+
 def test_your_own_loss(follow):
     copy, printed = follow("docs/own_loss.md")
-    assert printed.count("\nok    ") + printed.startswith("ok    ") == 7, printed
-    assert re.search(r"normalised_softmax\.last_epoch\.recall@1\.mean\s+-\s+0\.[34]", printed)
-    ran = re.findall(r"Running stage '(.*)'", printed)
-    table = {"train@normalised_softmax-0", "train@normalised_softmax-1", "evaluate@normalised_softmax", "tabulate"}
-    assert set(ran[: len(table)]) == table
-    compared = json.loads((copy.folder / "metrics/tables/comparison/glyphs.json").read_text())
-    assert set(compared) == {"normalised_softmax", "proxy_an", "contrastive"}
-    assert "| normalised_softmax | " in printed.split("losses compared")[-1]
+    verdicts = re.findall(r"^(ok|fail)  ", printed, re.M)
+    assert verdicts == ["ok"] * 14, printed
+    assert re.search(r"normalised_softmax\.json +Recall@1 +- +[34]\d\.", printed), printed
+    rows = {place.split("/", 3)[3] for place in RUN.findall(printed) if place.startswith("default/")}
+    # The run by hand was that of seed 0, so only its evaluation was left.
+    assert rows == {"normalised_softmax/0", "normalised_softmax/1"}
+    assert set(table(copy, "comparison_glyphs/glyphs")["glyphs"]) == {"normalised_softmax", "proxy_an", "contrastive"}
+    assert "normalised_softmax" in printed.split("# Losses compared on glyphs")[1]
+
+
+def test_your_own_table(follow):
+    copy, printed = follow("docs/own_table.md")
+    assert {place.split("/", 2)[2] for place in RUN.findall(printed)} == {
+        f"alpha/{alpha}/{seed}" for alpha in (16.0, 64.0) for seed in (0, 1)
+    }
+    alphas, losses = table(copy, "default/alpha")["glyphs"], table(copy, "default/glyphs")["glyphs"]
+    assert alphas["32.0"]["last_epoch"] == losses["proxy_an"]["last_epoch"]
+    assert len({alphas[alpha]["last_epoch"]["recall@1"]["mean"] for alpha in alphas}) == 3
+    assert table(copy, "report/main")["glyphs"].keys() == {"proxy_an", "proxy_nca"}
+    page = printed.split("# Two losses on glyphs, 64 dimensions")[-1]
+    assert re.search(r"\| proxy_an +\| Recall@1 +\| 47\.1 ", page) and "The images themselves" in page, page
+    assert copy.run("git", "status", "--porcelain") == ""
 
 
 def draw(folder):
@@ -83,25 +90,26 @@ def draw(folder):
 def test_your_own_dataset(follow):
     copy, printed = follow("docs/own_dataset.md", prepare=draw)
     assert "folder train: 120 images, 15 classes" in printed and "folder test: 80 images, 10 classes" in printed
-    rows = re.findall(r"^\| (proxy_\w+) +\| ([\d.]+) ± ", printed.split("folder: losses compared")[1], re.M)
-    assert {row for row, _ in rows} == {"proxy_an", "proxy_nca"} and all(float(recall) > 30 for _, recall in rows)
-    raw = json.loads((copy.folder / "metrics/runs/raw_pixels/folder/0.json").read_text())["metrics"]["no_training"]
-    assert 0.1 < raw["recall@1"] < 1
+    first, experiment = printed.split("Reproducing experiment")
+    places = [f"{loss}/{seed}" for loss in ("proxy_an", "proxy_nca") for seed in (0, 1)]
+    assert [place.split("/", 3)[3] for place in RUN.findall(first)] == ["raw_pixels/0", *places]
+    assert [place.split("/", 3)[3] for place in RUN.findall(experiment)] == ["proxy_an/0", "proxy_an/1"]
+    found = table(copy, "mine/drawings")["folder"]
+    assert 0.1 < found["raw_pixels"]["no_training"]["recall@1"]["mean"] < 1
+    assert all(found[loss]["last_epoch"]["recall@1"]["mean"] > 0.3 for loss in ("proxy_an", "proxy_nca"))
+    changed = re.findall(r"mine/drawings/folder/(\S+)\.json +Recall@1", experiment)
+    assert changed == ["proxy_an"], experiment
+    # What DVC keeps of the state that was committed is all of it.
+    assert "Running stage" not in copy.run("dvc", "repro", "papers/dvc.yaml")
+    copy.run("dvc", "exp", "apply", "alpha16")
+    assert yaml.safe_load((copy.folder / "papers/mine/params.yaml").read_text())["losses"]["proxy_an"]["alpha"] == 16.0
+    assert table(copy, "mine/drawings")["folder"]["proxy_an"] != found["proxy_an"]
 
 
 def test_a_fair_search(follow):
-    copy, printed = follow("docs/search.md", seeds="[0]")
-    table = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
-    names = [name.strip() for name in table[0]]
-    assert names[1:3] == ["contrastive.recall@1", "proxy_an.recall@1"] and len(names) == 5, names
-    tries = [[float(cell) for cell in row[1:]] for row in table[1:]]
-    by_setting = {name: sorted({row[place] for row in tries}) for place, name in enumerate(names[1:])}
-    assert {name.split(".")[-1]: values for name, values in by_setting.items() if "losses" in name} == {
-        "margin": [0.1, 0.2],
-        "neg_margin": [1, 1.5],
-    }
-    assert len(tries) == 3 and all(len(by_setting[name]) == 2 for name in names[1:3]), "a try changed another loss"
-    tested = json.loads((copy.folder / "metrics/runs/tested/proxy_an/0.json").read_text())
-    assert tested["run"]["protocol"] == "held_out" and set(tested["metrics"]) == {"held_out"}
-    searched = (copy.folder / "data/runs/search/glyphs/proxy_an/0/run.json").read_text()
-    assert json.loads(searched)["protocol"] == "held_out_choice"
+    copy, printed = follow("docs/search.md")
+    shown = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
+    print(printed)
+    assert shown
+    chosen = table(copy, "search/chosen")["glyphs"]
+    assert chosen.keys() == {"proxy_an", "contrastive"}
