@@ -38,8 +38,8 @@ class Maps(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.first_norm = nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
-        self.second, self.second_norm = nn.Conv2d(4, self.features, 2), nn.BatchNorm2d(self.features)
+        self.first, self.first_norm = nn.Conv2d(3, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4)
+        self.second, self.second_norm = nn.Conv2d(4, self.features, 2, bias=False), nn.BatchNorm2d(self.features)
 
     def forward(self, images):
         maps = self.first_norm(self.first(images)).relu()
@@ -60,7 +60,15 @@ class Vectors(nn.Module):
 
 
 class ResNet50(resnet50.Backbone):
-    size = 64
+    """With one block in each of its four layers."""
+
+    size = 33
+
+    def __init__(self):
+        super().__init__()
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            layer[:1] for layer in (self.layer1, self.layer2, self.layer3, self.layer4)
+        )
 
 
 class BNInception(bn_inception.Backbone):
@@ -135,7 +143,9 @@ def proxy_gml(embeddings, proxies, labels, weight):
 def anchored_positives(cosines, labels):
     """Proxy-Anchor's and Proxy-AN's positive term, alpha 32 and margin 0.1."""
     present = sorted(set(labels))
-    sums = [sum((-32 * (row[c] - 0.1)).exp() for row, y in zip(cosines, labels, strict=True) if y == c) for c in present]
+    sums = [
+        sum((-32 * (row[c] - 0.1)).exp() for row, y in zip(cosines, labels, strict=True) if y == c) for c in present
+    ]
     return sum((1 + total).log() for total in sums) / len(present)
 
 
@@ -285,7 +295,9 @@ class Plain:
                 if facts.clip:
                     self.clipped += int((gradient.abs() > facts.clip).sum())
                     gradient = gradient.clamp(-facts.clip, facts.clip)
-                state = self.states.setdefault(value, {"t": 0, "m": torch.zeros_like(value), "v": torch.zeros_like(value)})
+                state = self.states.setdefault(
+                    value, {"t": 0, "m": torch.zeros_like(value), "v": torch.zeros_like(value)}
+                )
                 facts.move(value, gradient, state, rates[1] if value is self.proxies else rates[0])
         return loss.item()
 
@@ -299,9 +311,10 @@ def deit_forward(backbone, images):
 
 
 def batches(paper, epoch, size):
-    """An epoch's batches, from its number: images of noise and labels; ProxyGML's last batch is smaller."""
+    """An epoch's batches, from its number: images of noise and labels; one of large images, two of small ones, the
+    last of them smaller."""
     generator = torch.Generator().manual_seed(epoch)
-    for images in (6, 4):
+    for images in (4,) if size > 9 else (6, 4):
         if paper == "proxygml":
             labels = torch.randint(CLASSES, (images,), generator=generator)
         else:
@@ -309,6 +322,18 @@ def batches(paper, epoch, size):
         # Of a class's own colour, so that there is something to learn.
         noise = torch.randn(images, 3, size, size, generator=generator, dtype=torch.float64)
         yield noise + torch.stack([labels, labels % 2, labels % 3], 1)[:, :, None, None] / 2, labels
+
+
+@torch.no_grad()
+def pretrain_statistics(backbone, images):
+    """Give batch norms the running statistics of a batch, as pretrained ones have some that fit."""
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    backbone(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 class Trajectories:
@@ -326,11 +351,9 @@ class Trajectories:
             settings = settings | {"proxies_per_class": min(settings["proxies_per_class"], PROXIES), "ratio": RATIO}
         self.criterion = build_loss(module, settings, CLASSES, DIMENSION, "test").double()
         with torch.no_grad():
-            # Short vectors before their length is divided by have gradients large enough to be clipped.
+            # Short vectors before they are scaled to unit length have gradients large enough to be clipped.
             self.network.embedding.weight.mul_(0.3)
-            for value in [*self.network.backbone.buffers(), *self.network.norms.buffers()]:
-                if value.is_floating_point():
-                    value.add_(torch.rand_like(value) / 2)
+        pretrain_statistics(self.network.backbone, next(batches(paper, 0, self.size))[0])
         self.optimiser = build_optimiser(self.recipe, self.network, self.criterion)
         facts = ProxyGML(name) if paper == "proxygml" else ProxyAN(name, loss)
         self.plain = Plain(facts, self.network, self.criterion)
@@ -338,7 +361,12 @@ class Trajectories:
             self.plain.backbone.forward = lambda images: deit_forward(self.plain.backbone, images)
 
     def differences(self, epochs) -> Iterator[float]:
-        """After each step the largest difference of loss, weights, running statistics and proxies."""
+        """After each step the largest difference of loss, weights, running statistics and proxies.
+
+        The LayerNorm's bias, which the head's batch norm takes away again, has no gradient but for rounding, and Adam
+        divides that by its size; so this bias, and the running mean that it shifts, count a thousandth.
+        """
+        idle = {"norms.0.bias", "norms.1.running_mean"}
         for epoch in epochs:
             set_learning_rates(self.optimiser, self.recipe, epoch)
             set_trainable(self.network, self.recipe, epoch)
@@ -359,8 +387,8 @@ class Trajectories:
                 plain = self.plain.values()
                 counted = {name for name in ours if not name.endswith("num_batches_tracked")}
                 assert counted == plain.keys()
-                found += [(ours[name] - plain[name]).abs().max().item() for name in counted]
-                yield max(found)
+                apart = {name: (ours[name] - plain[name]).abs().max().item() for name in counted}
+                yield max(found + [apart[name] / (1000 if name in idle else 1) for name in counted])
 
 
 CASES = [
@@ -372,7 +400,7 @@ CASES = [
 LARGE = [
     ("proxygml", "cub", "proxy_gml_cub", BNInception),
     ("proxy_an", "cars", "proxy_an", ResNet50),
-    ("proxy_an", "bn_inception_sop", "proxy_anchor", BNInception),
+    ("proxy_an", "bn_inception_cub", "proxy_anchor", BNInception),
     ("proxy_an", "deit_small_distilled_cub", "proxy_nca", DeiT),
 ]
 
@@ -396,9 +424,11 @@ def test_every_recipe_trains_as_the_paper_says(paper, name, loss, monkeypatch):
 @pytest.mark.parametrize(("paper", "name", "loss", "backbone"), LARGE)
 def test_the_papers_networks_train_as_the_paper_says(paper, name, loss, backbone, monkeypatch):
     both = Trajectories(paper, name, loss, backbone, monkeypatch)
-    found = list(both.differences((2, 3, both.recipe.epochs)))
-    print(found)
+    first = next(both.network.backbone.parameters())
+    before = first.detach().clone()
+    found = list(both.differences((1, 2, 3, both.recipe.epochs)))
     assert max(found) < 1e-9
+    assert (first - before).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(
