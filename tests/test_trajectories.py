@@ -200,19 +200,22 @@ class ProxyGML:
         value -= size * state["m"] / (state["v"].sqrt() + 0.01)
 
 
+# Facts: the network's learning rate, the proxies' times that, epochs from one decay to the next, statistics fixed.
+RATES = {
+    "cub": (1.5e-4, 500, 5, True),
+    "cars": (1e-4, 100, 5, True),
+    "sop": (5e-4, 100, 20, False),
+    "inshop": (5e-4, 100, 10, False),
+}
+
+
 class ProxyAN:
     """Proxy-AN's recipe on one dataset with one of its networks and losses."""
 
     head_only, rests, clip = {1, 2}, True, 10.0
-    TABLE = {
-        "cub": (1.5e-4, 500, 5, True),
-        "cars": (1e-4, 100, 5, True),
-        "sop": (5e-4, 100, 20, False),
-        "inshop": (5e-4, 100, 10, False),
-    }
 
     def __init__(self, name, loss):
-        self.rate, self.times, self.every, self.fixed_statistics = self.TABLE[name.rsplit("_", 1)[-1]]
+        self.rate, self.times, self.every, self.fixed_statistics = RATES[name.rsplit("_", 1)[-1]]
         self.pooling = "none" if "deit" in name else "average and maximum"
         self.head = "normalised"
         self.momentum = 0.9 if "bn_inception" in name else 0.1
