@@ -1,4 +1,4 @@
-"""Rehearse both papers, side by side: every stage of their dvc.yaml on look-alike archives, in a scratch folder.
+"""Rehearse both papers, side by side: all of their stages on look-alike archives, in a scratch folder.
 
     python -m tests.rehearse FOLDER          # every table, dataset, loss, setting, network and switch
     python -m tests.rehearse FOLDER --thin   # one cell of each paper
@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from pipeline.base.files import submodule
-from pipeline.networks.weights import FILES
+from pipeline.networks.published import FILES
 from tests import lookalikes
 from tests.server import Served, serve
 
@@ -41,6 +41,7 @@ COUNTS = {
 TABLES = {
     "proxygml": {
         "main": {"rows": {"dimension": [64]}, "seeds": [0, 1]},
+        "epsilon": {"seeds": [0]},
         "ablation": {},
         "proxies": {"rows": {"ratio": [1.0, 0.5], "proxies_per_class": [1, 2]}},
         "ratio": {"rows": {"ratio": [0.01, 1.0]}},
@@ -96,8 +97,7 @@ def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:
     for settings in params["losses"].values():
         if "ratio" in settings:
             settings |= {"ratio": 0.8, "proxies_per_class": min(3, settings["proxies_per_class"])}
-    for name, table in params["tables"].items():
-        table |= tables.get(name, {})
+    params["tables"] = {name: params["tables"][name] | changes for name, changes in tables.items()}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
@@ -107,10 +107,7 @@ def copy(folder: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
     for name in ("papers", ".dvc"):
         ignored = shutil.ignore_patterns("dvc.lock", "tmp", "cache")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (folder / "papers/comparison/dvc.yaml").unlink()
-    shutil.rmtree(folder / "papers/comparison/glyphs")
-    for name in ("dvc.yaml", "params.yaml", "requirements.lock", ".dvcignore", ".gitignore", "metrics/.gitignore"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     for paper, of in tables.items():
         shrink(folder / "papers" / paper / "params.yaml", of)
@@ -128,8 +125,8 @@ def rehearse(folder: Path, thin: bool = False) -> list[Path]:
             project = folder / paper
             copy(project, {paper: tables})
             shutil.copytree(folder / "mirror/raw/inshop", project / "data/raw/inshop")
-            stages = [f"papers/{paper}/dvc.yaml:tabulate_{name}" for name in tables]
-            command = [sys.executable, "-m", "dvc", "repro", *stages]
+            subprocess.run([sys.executable, "-m", "pipeline.choose", paper], cwd=project, check=True)
+            command = [sys.executable, "-m", "dvc", "repro", "papers/dvc.yaml"]
             started.append(subprocess.Popen(command, cwd=project, env=os.environ | {"PIPELINE_MIRRORS": base}))
             pages += [project / f"metrics/tables/{paper}/{name}.md" for name in tables]
         for process in started:
