@@ -15,19 +15,12 @@ from scipy.stats import chisquare
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.base.sampling import uniform
-from pipeline.data.manifests import Row
-from pipeline.runs.run import Run, plan_batches
+from pipeline.runs.run import Run
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.loading import ShiftedImages, training_batches
-from tests import lookalikes
+from pipeline.training.plan import plan_batches
 
 RECIPE = read_params(Path(__file__).parent.parent / "papers/proxy_an/params.yaml").recipes["cub"]
-
-
-def run_of(**changes):
-    nothing = dict.fromkeys(("recipe", "partial", "imbalanced", "until", "device", "workers"))
-    given = {"params": Path("params.yaml"), "dataset": "cub", "loss": "proxy_an", "set": [], "seed": 5}
-    return Run(**(nothing | given | {"held_out": False, "out": Path("out")} | changes))
 
 
 def labels_of(sizes):
@@ -36,9 +29,10 @@ def labels_of(sizes):
     return np.random.default_rng(1).permutation(labels)
 
 
-def planned(labels, batch_size, samples, recipe=RECIPE, **options):
+def planned(labels, batch_size, samples, recipe=RECIPE, whole_set=None, seed=5, **choices):
     changed = recipe.model_copy(update={"batch_size": batch_size, "samples_per_class": samples})
-    return plan_batches(run_of(**options), changed, torch.from_numpy(labels))
+    run = Run("cub", changed, "proxy_an", {}, seed, source="params.yaml: recipes.cub", **choices)
+    return plan_batches(run, torch.from_numpy(labels), whole_set or len(labels))
 
 
 def literal(labels, batch_size, samples, by_size, seed, epochs):
@@ -48,6 +42,8 @@ def literal(labels, batch_size, samples, by_size, seed, epochs):
         members[label].append(image)
     sizes = [len(members[label]) if by_size else 1 for label in members]
     steps = len([count for count in range(0, len(labels), batch_size) if count + batch_size < len(labels)])
+    if by_size:  # a subset, of which there is one batch at least
+        steps = max(steps, 1)
     left: dict[int, list[int]] = {label: [] for label in members}
     shuffles: Counter[int] = Counter()
     takes: Counter[int] = Counter()
@@ -92,11 +88,11 @@ def literal(labels, batch_size, samples, by_size, seed, epochs):
 def test_the_sampler_equals_its_rules_in_plain_lists(sizes, samples, data, by_size, seed):
     classes = data.draw(st.integers(1, len(sizes)), "classes")
     labels = labels_of(sizes)
-    if classes * samples >= len(labels):
+    if classes * samples >= len(labels) and not by_size:
         with pytest.raises(BadInputError, match="use a smaller batch"):
             planned(labels, classes * samples, samples, seed=seed)
         return
-    batches = planned(labels, classes * samples, samples, seed=seed, imbalanced=10 if by_size else None)
+    batches = planned(labels, classes * samples, samples, seed=seed, gamma=10 if by_size else None)
     expected = literal(labels.tolist(), classes * samples, samples, by_size, seed, 3)
     assert [(epoch, rows.tolist()) for epoch in (1, 2, 3) for rows in batches.epoch(epoch)] == expected
 
@@ -178,19 +174,26 @@ def test_an_epoch_of_sop_and_those_behind_it_cost_little():
     assert time.process_time() - start < 6
 
 
-def manifest(folder, sizes):
-    """A training manifest in `folder`'s data/splits/cub."""
-    rows = [Row(image, int(label), f"{image}.jpg") for image, label in enumerate(labels_of(sizes))]
-    lookalikes.manifests(folder, "cub", train=rows)
-
-
-def test_a_partial_epoch_is_as_long_as_the_rate_of_all_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    manifest(tmp_path, [11, 11, 11, 11])
+def test_a_partial_epoch_is_as_long_as_the_rate_of_all_images():
     kept = labels_of([3, 3, 3, 3])  # int(11 * 0.3) of each
-    assert planned(kept, 6, 3, partial=0.3).steps == 2, "int(44 * 0.3) // 6, though 12 images strictly give 1"
+    assert planned(kept, 6, 3, whole_set=44, rate=0.3).steps == 2, "int(44 * 0.3) = 13, though 12 images give 1"
+    assert planned(kept, 6, 3, whole_set=40, rate=0.3).steps == 1, (
+        "int(40 * 0.3) = 12: strictly, the second is left out"
+    )
     assert planned(kept, 6, 3).steps == 1
-    assert planned(kept, 5, None, RECIPE, partial=0.3).steps == 3, "shuffled: all that the subset has"
+    linear = RECIPE.model_copy(update={"head": "linear"})
+    assert planned(kept, 5, None, linear, whole_set=44, rate=0.3).steps == 3, "shuffled: all that the subset has"
+
+
+@pytest.mark.parametrize("subset", [{"rate": 0.1, "whole_set": 60}, {"gamma": 50}], ids=["partial", "imbalanced"])
+def test_a_subset_smaller_than_a_batch_runs_one_batch_with_repeats(subset):
+    labels = labels_of([2, 1, 3])
+    batches = planned(labels, 9, 3, **subset)
+    assert batches.steps == 1
+    for epoch in range(1, 8):
+        (rows,) = batches.epoch(epoch)
+        assert len(rows) == 9 and np.bincount(labels[rows]).tolist() == [3, 3, 3]
+        assert len(set(rows[labels[rows] == 2])) == 3 and len(set(rows[labels[rows] == 1])) == 1
 
 
 @pytest.mark.parametrize(
@@ -200,26 +203,24 @@ def test_a_partial_epoch_is_as_long_as_the_rate_of_all_images(tmp_path, monkeypa
         ([5, 4], 4, None, {}, r"batch_size: 4 leaves one of the 9 images of \S+ for the last batch, which the head's"),
         ([9, 9], 9, 3, {}, r"batch_size: 9 with 3 images a class needs more classes than the 2 of \S+train\.csv"),
         ([3, 3], 6, 3, {}, r"batch_size: 6 leaves no whole batch of the 6 images of \S+train\.csv"),
-        (
-            [3, 3],
-            6,
-            3,
-            {"partial": 0.2},
-            r"batch_size: 6 leaves no whole batch of the 6 .* \S+partial_0\.2\.csv",
-        ),
-        ([9, 9], 9, 3, {"held_out": True}, r"batch_size: .* classes than the 2 of data/splits/cub/held_out_train\.csv"),
+        ([3, 3], 7, None, {"rate": 0.2}, r"batch_size: 7 is more than the 6 images of \S+partial_0\.2\.csv"),
         (
             [9, 9],
             9,
             3,
-            {"imbalanced": 50},
+            {"protocol": "choose_epoch"},
+            r"batch_size: .* classes than the 2 of data/splits/cub/held_out_train\.csv",
+        ),
+        (
+            [9, 9],
+            9,
+            3,
+            {"gamma": 50},
             r"batch_size: .* than the 2 of data/subsets/cub/imbalanced_50_5\.csv",
         ),
     ],
 )
-def test_too_few_images_or_classes_are_refused(tmp_path, monkeypatch, sizes, batch_size, samples, options, message):
-    monkeypatch.chdir(tmp_path)
-    manifest(tmp_path, [7, 7])
+def test_too_few_images_or_classes_are_refused(sizes, batch_size, samples, options, message):
     with pytest.raises(BadInputError, match=r"^params\.yaml: recipes\.cub\." + message):
         planned(labels_of(sizes), batch_size, samples, **options)
 

@@ -111,18 +111,36 @@ def test_resnet50_is_the_papers():
         assert_golden(pooled(backbone(IMAGES), "average_and_maximum"), "resnet50_pooled")
 
 
-def test_deit_gives_the_class_token_of_timms_network():
+def test_deit_gives_the_mean_of_timms_class_and_distillation_token():
     backbone, published = deit_small_distilled.Backbone().eval(), timm.create_model("deit_small_distilled_patch16_224")
     backbone.load_state_dict(by_rule(backbone))
     published.load_state_dict(by_rule(published))
     with torch.inference_mode():
         features = backbone(IMAGES[:1])
         assert features.shape == (1, deit_small_distilled.Backbone.features)
-        # timm's distilled training returns the classifiers' outputs apart; `train` changes nothing else here.
+        # Without classes timm's own network gives the mean of its two classifiers' inputs.
+        without = timm.create_model("deit_small_distilled_patch16_224", num_classes=0).eval()
+        without.load_state_dict(by_rule(without))
+        torch.testing.assert_close(features, without(IMAGES[:1]))
+        # With the same linear layer on both tokens, a classifier's mean output is its output for the mean token.
+        published.head_dist.load_state_dict(published.head.state_dict())
         published.set_distilled_training()
-        class_logits, distilled_logits = published.train()(IMAGES[:1])
-        assert torch.allclose(published.head(features), class_logits, atol=1e-4)
-        assert not torch.allclose(published.head(features), distilled_logits, atol=1e-1)
+        of_class, of_distillation = published.train()(IMAGES[:1])
+        torch.testing.assert_close(published.head(features), (of_class + of_distillation) / 2, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(of_class, of_distillation, atol=1e-1)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9])
+def test_the_recipes_momentum_reaches_all_norms_of_the_backbone_and_not_the_heads(momentum):
+    network = EmbeddingNetwork(recipe("bn_inception", head="normalised", batch_norm_momentum=momentum))
+    norms = [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 69 and {norm.momentum for norm in norms} == {momentum}
+    head = [module for module in network.norms if isinstance(module, nn.BatchNorm1d)]
+    assert [norm.momentum for norm in head] == [0.1]
+    images = torch.randn(2, 3, 64, 64)
+    first = network.backbone.conv1_7x7_s2(images).mean((0, 2, 3))
+    network(images)
+    torch.testing.assert_close(norms[0].running_mean, momentum * first)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -208,25 +226,28 @@ def test_pooling_is_adaptive_pooling_but_for_ties():
 def test_heads():
     torch.manual_seed(0)
     features = torch.randn(6, 1024)
-    networks = {head: EmbeddingNetwork(recipe("small", head=head)) for head in ("linear", "normalised", "orthogonal")}
+    kinds = ("linear", "normalised", "normalised_orthogonal")
+    networks = {head: EmbeddingNetwork(recipe("small", head=head)) for head in kinds}
     for network in networks.values():
         network.backbone = nn.Identity()
     linear, normalised, orthogonal = networks.values()
     weight, bias = linear.embedding.weight, linear.embedding.bias
     torch.testing.assert_close(linear(features), nn.functional.normalize(features @ weight.T + bias))
 
-    assert list(normalised.state_dict()) == [
-        *(f"norms.0.{name}" for name in ("weight", "bias")),
-        *(f"norms.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
-        *(f"embedding.{name}" for name in ("weight", "bias")),
-    ]
     each = layer_norm(features, (1024,))
     across = batch_norm(each, None, None, training=True)
-    torch.testing.assert_close(normalised(features), nn.functional.normalize(normalised.embedding(across)))
+    for network in (normalised, orthogonal):
+        assert list(network.state_dict()) == [
+            *(f"norms.0.{name}" for name in ("weight", "bias")),
+            *(f"norms.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+            *(f"embedding.{name}" for name in ("weight", "bias")),
+        ]
+        torch.testing.assert_close(network(features), nn.functional.normalize(network.embedding(across)))
 
-    weight = orthogonal.embedding.weight
-    torch.testing.assert_close(weight @ weight.T, torch.eye(64), atol=1e-5, rtol=0)
-    assert not orthogonal.embedding.bias.any()
+    for network, expected in ((normalised, False), (orthogonal, True)):
+        weight = network.embedding.weight
+        assert torch.allclose(weight @ weight.T, torch.eye(64), atol=1e-5) == expected
+        assert (not network.embedding.bias.any()) == expected
 
 
 @pytest.mark.parametrize("device", DEVICES)

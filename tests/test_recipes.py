@@ -13,10 +13,11 @@ from pipeline.data.manifests import Row
 from pipeline.datasets import cars, cub, inshop, sop
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
-from pipeline.runs.run import Run, plan_batches
+from pipeline.runs.run import Run
 from pipeline.subsets import imbalanced, partial
-from pipeline.train import learning_rates
-from tests import lookalikes
+from pipeline.training.loop import evaluates
+from pipeline.training.optimiser import learning_rates
+from pipeline.training.plan import plan_batches
 
 PAPERS = Path(__file__).parent.parent / "papers"
 GML, AN = (read_params(PAPERS / paper / "params.yaml") for paper in ("proxygml", "proxy_an"))
@@ -88,6 +89,7 @@ def test_proxy_gml_is_the_authors_commands(name):
         "dimension": 512,
         # the trunk's scale and shift train while its statistics stay
         "batch_norm": "fixed_statistics" if told["batch norm in eval mode while training"] else "trained",
+        "batch_norm_momentum": 0.1,
         # frozen after epoch 1 and thawed after epoch 2, with gradients of zeros (torch before 2.0)
         "head_only_epochs": [2],
         "frozen_gradients": "zero",
@@ -95,9 +97,11 @@ def test_proxy_gml_is_the_authors_commands(name):
         "evaluated_epochs": [1, 2, *range(35, 51)],
         "batch_size": told["batch, shuffled, last one kept"],
         "samples_per_class": None,
-        # Adam, eps 0.01, weight decay 1e-4, network 1e-4; both rates x0.1 at the start of epochs 20 and 40
+        # Adam, eps 0.01, weight decay 1e-4, network 1e-4; both rates x0.1 at the start of epochs 20 and 40; the README
+        # names PyTorch 1.2, which adds epsilon before the bias correction
         "optimiser": "adam",
         "epsilon": 0.01,
+        "epsilon_added": "before_correction",
         "weight_decay": 1e-4,
         "network_learning_rate": 1e-4,
         "proxy_learning_rate": told["learning rate of the proxies"],
@@ -135,6 +139,7 @@ def proxy_an_on(name):
             "dimension": 512,
             # thawed after the two frozen epochs, scale and shift too; only the running statistics stay
             "batch_norm": "fixed_statistics" if told["trunk's batch norm frozen"] else "trained",
+            "batch_norm_momentum": 0.1,
             "head_only_epochs": [1, 2],
             "frozen_gradients": "none",
             "epochs": told["epochs"],
@@ -144,6 +149,7 @@ def proxy_an_on(name):
             # AdamW as PyTorch has it, weight decay 1e-4; gradients clipped by value at 10
             "optimiser": "adamw",
             "epsilon": 1e-8,
+            "epsilon_added": "after_correction",
             "weight_decay": 1e-4,
             "network_learning_rate": rate,
             "proxy_learning_rate": pytest.approx(rate * told["proxies: times"], rel=1e-12),
@@ -164,18 +170,19 @@ def test_proxy_an_is_the_authors_files(name):
 
 @pytest.mark.parametrize("name", PROXY_AN[""])
 def test_proxy_ans_other_networks_differ_in_network_and_input_alone(name):
-    # 1024, same head; BGR, mean .4078/.4588/.502, std .0039 on 0..1
+    # 1024, same head, momentum 0.9; BGR, mean .4078/.4588/.502, std .0039 on 0..1
     assert AN.recipes[f"bn_inception_{name}"].model_dump() == proxy_an_on(name) | {
         "backbone": "bn_inception",
+        "batch_norm_momentum": 0.9,
         "channel_order": "bgr",
         "mean": [0.4078, 0.4588, 0.502],
         "std": [0.0039, 0.0039, 0.0039],
     }
-    # class token, head's linear layer orthogonal with zero bias
+    # mean of class and distillation token; same head, its linear layer orthogonal with zero bias
     assert AN.recipes[f"deit_small_distilled_{name}"].model_dump() == proxy_an_on(name) | {
         "backbone": "deit_small_distilled",
         "pooling": "none",
-        "head": "orthogonal",
+        "head": "normalised_orthogonal",
         "batch_norm": "trained",
     }
 
@@ -223,7 +230,7 @@ def test_learning_rates_over_all_epochs(params, name):
 @pytest.mark.parametrize(("params", "name"), RECIPES)
 def test_evaluated_epochs(params, name):
     recipe = params.recipes[name]
-    found = [epoch for epoch in range(1, recipe.epochs + 1) if recipe.evaluates(epoch)]
+    found = [epoch for epoch in range(1, recipe.epochs + 1) if evaluates(recipe, epoch)]
     if params is GML:
         assert found == [1, 2, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50]
     else:
@@ -267,10 +274,9 @@ def training_rows(name):
     return [Row(image, image % classes, f"{image}.jpg") for image in range(images)]
 
 
-def run_of(name, recipe, **setting):
-    nothing = dict.fromkeys(("partial", "imbalanced", "until", "device", "workers"))
-    given = {"dataset": name, "recipe": recipe, "loss": "", "set": [], "seed": 2024, "held_out": False}
-    return Run(**(nothing | given | {"params": Path("params.yaml"), "out": Path("out")} | setting))
+def plan(params, name, labels, whole_set=None, **subset):
+    run = Run(name, params.recipes[name], "proxy_an", {}, 2024, **subset)
+    return plan_batches(run, labels, whole_set or len(labels))
 
 
 @pytest.mark.parametrize(
@@ -286,29 +292,29 @@ def run_of(name, recipe, **setting):
     ],
 )
 def test_steps_of_an_epoch(params, name, steps):
-    batches = plan_batches(run_of(name, name), params.recipes[name], labels_of(training_rows(name)))
+    batches = plan(params, name, labels_of(training_rows(name)))
     assert batches.steps == len(batches.epoch(1)) == steps
 
 
-def test_a_whole_number_of_batches_ends_before_the_last(tmp_path):
+def test_a_whole_number_of_batches_ends_before_the_last():
     """Strictly: of 8,100 images, 100 batches of 81, the 100th is not drawn."""
     rows = [Row(image, image % 98, "") for image in range(8100)]
-    assert plan_batches(run_of("cars", "cars"), AN.recipes["cars"], labels_of(rows)).steps == 99
-    assert plan_batches(run_of("cars", "cars"), AN.recipes["cars"], labels_of([*rows, Row(8100, 0, "")])).steps == 100
+    assert plan(AN, "cars", labels_of(rows)).steps == 99
+    assert plan(AN, "cars", labels_of([*rows, Row(8100, 0, "")])).steps == 100
+    # So it is of a partial set: int(8100 * 0.5) = 4,050 are 50 batches, of which the 50th is not drawn.
+    assert plan(AN, "cars", labels_of(partial(rows, 0.5)), len(rows), rate=0.5).steps == 49
 
 
 @pytest.mark.parametrize(
     ("name", "steps"),
     [("cub", [7, 14, 21, 28, 36, 43, 50, 57, 65, 72]), ("cars", [9, 19, 29, 39, 49, 59, 69, 79, 89, 99])],
 )
-def test_steps_of_a_partial_epoch(tmp_path, monkeypatch, name, steps):
-    """int(images * rate) // 81, such as int(586.4) // 81 = 7."""
-    monkeypatch.chdir(tmp_path)
+def test_steps_of_a_partial_epoch(name, steps):
+    """(int(images * rate) - 1) // 81, such as (int(586.4) - 1) // 81 = 7."""
     rows = training_rows(name)
-    lookalikes.manifests(tmp_path, name, train=rows)
     for tenths, expected in enumerate(steps, 1):
         kept = labels_of(partial(rows, tenths / 10))
-        batches = plan_batches(run_of(name, name, partial=tenths / 10), AN.recipes[name], kept)
+        batches = plan(AN, name, kept, len(rows), rate=tenths / 10)
         assert batches.steps == len(batches.epoch(1)) == expected, tenths
 
 
@@ -318,6 +324,6 @@ def test_steps_of_an_imbalanced_epoch(gamma):
     rows = [row for row in training_rows("cub") if row.label or row.image < 4100]
     kept = [max(1, int(41 * gamma ** (-rank / 99))) for rank in range(100)]
     chosen = imbalanced(rows, gamma, 2024)
-    batches = plan_batches(run_of("cub", "cub", imbalanced=gamma), AN.recipes["cub"], labels_of(chosen))
+    batches = plan(AN, "cub", labels_of(chosen), gamma=gamma)
     assert batches.steps == len([count for count in range(0, sum(kept), 81) if count + 81 < sum(kept)])
     assert {len(members) for members in batches.members} == set(kept)
