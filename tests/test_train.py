@@ -212,3 +212,11 @@ def test_a_run_of_the_same_place_is_replaced(project, tmp_path):
     stored = [json.loads(path.read_text()) for path in (project.folder / "data/store").glob("*/run.json")]
     margins = [record["loss_settings"].get("margin") for record in stored if record["epochs"] == 1]
     assert {0.1, 0.2} <= set(margins), "the run that was there before is in the store"
+
+
+def test_a_run_with_loader_processes_that_fails_ends(project, tmp_path):
+    """Its loaders ignore SIGTERM, with which Python ends such processes: they have to be told otherwise."""
+    options = ("--workers", "2", "--set", "recipe.network_learning_rate=1e30", "recipe.weight_decay=1e10")
+    command = ["timeout", "120", "python", "-m", "pipeline.train", "--dataset", "glyphs", "--loss", "proxy_an"]
+    output = project.run(*command, "--seed", "0", "--out", str(tmp_path / "out"), *options, fails=1)
+    assert "FloatingPointError: the loss is" in output

@@ -1,7 +1,7 @@
 """Images of a run, from its manifests to batches: decoded once where memory allows, cropped or shifted in uint8."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,11 +183,16 @@ class LoadedBatches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
+        batches = iter(self.loader)
         try:
-            yield from self.loader
+            yield from batches
         except BadInputError as error:
             raise BadInputError(str(error).rpartition(f"{BadInputError.__name__}: ")[2].strip()) from None
+        finally:
+            # Here and not when the iterator is collected: an error's traceback keeps it, and at the process's end its
+            # workers, which ignore SIGTERM, would be waited for without an end.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 class CentredImages(Dataset):

@@ -5,6 +5,7 @@ where the recipe evaluates) and the weights that its protocol keeps: `best_test_
 `held_out.pt`, or none of a run that chooses an epoch.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -198,6 +199,12 @@ class Training:
             )
         )
         write_history(self.history_file, progress.history)
+        with contextlib.closing(loader):
+            self.train_epochs(loader)
+
+    def train_epochs(self, loader: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Train, look and save, epoch by epoch, with the batches that `loader` gives."""
+        progress = self.progress
         for epoch in range(progress.epoch, self.last_epoch + 1):
             start = time.monotonic()
             seen = self.train_epoch(epoch, loader)
