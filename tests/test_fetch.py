@@ -17,7 +17,7 @@ import pytest
 from pipeline.base.files import BadInputError, sha256
 from pipeline.data import fetch, transfer
 from pipeline.data.checksums import CHECKSUMS, pins
-from pipeline.data.fetch import File
+from pipeline.data.file import File
 from tests import lookalikes
 from tests.lookalikes import CUB_COUNTS, project, stage
 from tests.server import Served, serve

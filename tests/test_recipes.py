@@ -323,7 +323,7 @@ def test_steps_of_an_imbalanced_epoch(gamma):
     """As many as the kept images give, by the strict rule; CUB's smallest training class has 41 images."""
     rows = [row for row in training_rows("cub") if row.label or row.image < 4100]
     kept = [max(1, int(41 * gamma ** (-rank / 99))) for rank in range(100)]
-    chosen = imbalanced(rows, gamma, 2024)
+    chosen = imbalanced(rows, gamma, 2024, {label: f"{label:03}" for label in range(100)})
     batches = plan(AN, "cub", labels_of(chosen), gamma=gamma)
     assert batches.steps == len([count for count in range(0, sum(kept), 81) if count + 81 < sum(kept)])
     assert {len(members) for members in batches.members} == set(kept)

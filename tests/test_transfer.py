@@ -15,7 +15,7 @@ from pipeline.base.files import BadInputError
 from pipeline.data import fetch, transfer
 from pipeline.data.checksums import CHECKSUMS, pins
 from pipeline.data.contents import archive_with
-from pipeline.data.fetch import File
+from pipeline.data.file import File
 from tests import lookalikes
 from tests.server import Served, serve
 

@@ -19,34 +19,16 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from pipeline.base.files import BadInputError
 from pipeline.data.checksums import CHECKSUMS, DATA, pin, pins
+from pipeline.data.file import File
 from pipeline.data.transfer import MirrorError, Transfer, patience, public
 
 CHUNK = 1 << 20
-
-
-class File(NamedTuple):
-    """A published file. `page` says where a person finds it; `sha256` may be its first digits only, as torch.hub puts
-    them into file names; `size` is in bytes; what is None was never published. `check` raises `BadInputError` where a
-    path does not hold what the file must: it is asked before a file that nobody published a checksum of is pinned."""
-
-    name: str
-    urls: tuple[str, ...]
-    page: str
-    size: int | None = None
-    sha256: str | None = None
-    md5: str | None = None
-    check: Callable[[Path], object] | None = None
-
-    @property
-    def published(self) -> bool:
-        """Whether a checksum of it was."""
-        return bool(self.sha256 or self.md5)
 
 
 def fetch(file: File, folder: Path) -> Path:

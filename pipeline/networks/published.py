@@ -1,6 +1,6 @@
 """The published weights of the networks that have a file here: addresses, checksums, and what is left out of them."""
 
-from pipeline.data.fetch import File
+from pipeline.data.file import File
 
 FILES = {
     # pretrained-models.pytorch's; input BGR, 0..255, mean 104 117 128. The hash makes up for http.
