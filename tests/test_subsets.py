@@ -56,6 +56,9 @@ def test_the_classes_of_a_tail_are_ranked_by_name():
     rows = rows_of([40, 40, 40])
     names = {0: "Volvo", 1: "AM General", 2: "Dodge"}
     assert sizes_of(imbalanced_by_name(rows, 100, 2024, names)) == [1, 40, 4]
+    # Their folders are Audi_TTS_Coupe, Audi_TT_Hatchback and Audi_TT_RS.
+    names = {0: "Audi TT Hatchback", 1: "Audi TT RS", 2: "Audi TTS Coupe"}
+    assert sizes_of(imbalanced_by_name(rows, 100, 2024, names)) == [4, 1, 40]
 
 
 @pytest.mark.parametrize(
