@@ -117,12 +117,220 @@ def test_a_bomb_of_many_members(tmp_path, monkeypatch):
     assert "takes 524,288 bytes unpacked, which is absurd" in refused(cub, tmp_path / "raw")
 
 
+def header(name: str, size: int, kind: bytes) -> bytes:
+    """A tar header of one block."""
+    info = member(name, kind=kind)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            archive.addfile(member(name, content), io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def checked(block: bytearray) -> bytes:
+    """A tar header with the right checksum."""
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def sparse_header() -> bytes:
+    """A header of a sparse file that says that more of its map follows."""
+    block = bytearray(header("s", 512, tarfile.GNUTYPE_SPARSE))
+    block[482] = 1
+    return checked(block)
+
+
+def negative_header() -> bytes:
+    block = bytearray(header("n", 0, tarfile.REGTYPE))
+    block[124:136] = b"\xff" * 12
+    return checked(block)
+
+
+MEGABYTE = 1 << 20
+PAX = header("p", 20, tarfile.XHDTYPE) + b"20 comment=xxxxxxxx\n".ljust(512, b"\0")
+GLOBAL = header("p", 20, tarfile.XGLTYPE) + b"20 comment=xxxxxxxx\n".ljust(512, b"\0")
+IN_A_ROW = "more than 1,048,576 bytes in a row belong to no member, which is absurd"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ([PAX] * 3000, [], "is damaged or cut short|in a row"),
+        ([GLOBAL] * 3000, [], "is damaged or cut short|in a row"),
+        ([header("p", 1 << 32, tarfile.XHDTYPE), *[bytes(MEGABYTE)] * 3], [], IN_A_ROW),
+        ([header("p", 100 << 20, tarfile.XGLTYPE), *[bytes(MEGABYTE)] * 3], [], IN_A_ROW),
+        ([header("n", 1 << 32, tarfile.GNUTYPE_LONGNAME), *[b"a" * MEGABYTE] * 3], [], IN_A_ROW),
+        ([header("n", 1 << 32, tarfile.GNUTYPE_LONGLINK), *[b"a" * MEGABYTE] * 3], [], IN_A_ROW),
+        ([sparse_header(), *[(bytes(504) + b"\1" + bytes(7)) * 2048] * 3], [], IN_A_ROW),
+        ([], [bytes(MEGABYTE)] * 3, IN_A_ROW),
+        ([], [b"\1" * MEGABYTE] * 3, IN_A_ROW),
+        ([negative_header()], [], "is damaged|has no name, or -1 bytes|holds no CUB"),
+    ],
+    ids=[
+        "PAX headers in a row",
+        "global headers in a row",
+        "a large PAX header",
+        "a large global header",
+        "a long name",
+        "a long link",
+        "a sparse file's map",
+        "zeros after the end",
+        "more after the end",
+        "a negative size",
+    ],
+)
+def test_headers_and_tails_without_an_end(tmp_path, before, after, reason):
+    """All that comes is little of what is announced, so that a test that waits for all of it fails soon."""
+    (tmp_path / "raw").mkdir()
+    with gzip.open(tmp_path / "raw" / TGZ, "wb", compresslevel=1) as file:
+        for part in (*before, tar_of(cub_files()), *after):
+            file.write(part)
+    message = refused(cub, tmp_path / "raw")
+    assert message.startswith(f"{tmp_path}/raw/{TGZ}") and re.search(reason, message)
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "./."])
+def test_a_file_without_a_name(tmp_path, name):
+    tgz(tmp_path / "raw" / TGZ, cub_files(), [(member(name, b"x"), b"x")])
+    assert f"{TGZ}: the member {name.removeprefix('./')!r} has no name" in refused(cub, tmp_path / "raw")
+    zipped(tmp_path / "raw" / ZIP, {"qqqq" + name[1:]: b"x"} | sop_files())
+    content = (tmp_path / "raw" / ZIP).read_bytes()
+    (tmp_path / "raw" / ZIP).write_bytes(content.replace(b"qqqq", b"\0qqq"))
+    assert f"{ZIP}: the member '' has no name" in refused(sop, tmp_path / "raw")
+
+
+def test_a_folder_named_by_a_dot_is_nothing_odd(tmp_path):
+    """`tar -C folder -c .` begins with it."""
+    tgz(tmp_path / "raw" / TGZ, {}, [(member(".", kind=tarfile.DIRTYPE), b"")])
+    files = cub_files()
+    with gzip.open(tmp_path / "raw" / TGZ, "wb") as file:
+        file.write(header("./", 0, tarfile.DIRTYPE) + tar_of({f"./{name}": files[name] for name in files}))
+    assert pack(cub.images(tmp_path / "raw"), tmp_path / "packed").images == 12
+
+
+ZIP = "Stanford_Online_Products.zip"
+
+
+def first_content(content: bytearray) -> int:
+    """The place of the first member's bytes."""
+    return 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
+
+
+def in_directory(place: int, value: int):
+    """What sets one byte of every entry of the central directory."""
+
+    def spoil(content: bytearray) -> None:
+        for match in re.finditer(b"PK\x01\x02", bytes(content)):
+            content[match.start() + place] = value
+
+    return spoil
+
+
+def flip_content(content: bytearray) -> None:
+    content[first_content(content) + 14] ^= 255
+
+
+def not_utf8(content: bytearray) -> None:
+    for place, value in ((9, 8), (46, 255)):
+        in_directory(place, value)(content)
+
+
+@pytest.mark.parametrize(
+    ("method", "spoil", "reason"),
+    [
+        (zipfile.ZIP_DEFLATED, flip_content, "is damaged or cut short"),
+        (zipfile.ZIP_BZIP2, flip_content, "is damaged or cut short"),
+        (zipfile.ZIP_LZMA, flip_content, "is damaged or cut short"),
+        (zipfile.ZIP_STORED, flip_content, "is damaged or cut short"),
+        (zipfile.ZIP_DEFLATED, not_utf8, "is damaged or cut short"),
+        (zipfile.ZIP_DEFLATED, in_directory(10, 99), "cannot be read .*not supported"),
+        (zipfile.ZIP_DEFLATED, in_directory(45, 127), "is damaged or cut short"),
+    ],
+    ids=["deflate", "bz2", "lzma", "stored", "names not UTF-8", "unknown method", "offsets"],
+)
+def test_a_damaged_zip(tmp_path, method, spoil, reason):
+    (tmp_path / "raw").mkdir()
+    with zipfile.ZipFile(tmp_path / "raw" / ZIP, "w", method) as archive:
+        for name, content in sop_files().items():
+            archive.writestr(name, content)
+    content = bytearray((tmp_path / "raw" / ZIP).read_bytes())
+    spoil(content)
+    (tmp_path / "raw" / ZIP).write_bytes(content)
+    assert re.search(f"{ZIP} {reason}", refused(sop, tmp_path / "raw"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_with_flipped_bits_is_refused_in_one_line_or_the_same(tmp_path, method, seed):
+    (tmp_path / "raw").mkdir()
+    path = tmp_path / "raw" / ZIP
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in sop_files().items():
+            archive.writestr(name, content)
+    content = path.read_bytes()
+    pack(sop.images(tmp_path / "raw"), tmp_path / "good")
+    generator = random.Random(seed)
+    for attempt in range(12):
+        spoilt = bytearray(content)
+        for _ in range(1 + attempt % 4):
+            spoilt[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(spoilt)
+        try:
+            pack(sop.images(tmp_path / "raw"), tmp_path / str(attempt))
+        except BadInputError as error:
+            assert str(path) in str(error)
+        else:
+            assert (tmp_path / str(attempt) / "index.csv").read_bytes() == (tmp_path / "good/index.csv").read_bytes()
+
+
+def twice(text: bytes) -> bytes:
+    """The lines of a list of ids and classes, and each again with another class."""
+    lines = [line.split() for line in text.decode().splitlines()]
+    return text + "".join(f"{key} {5 - int(label)}\n" for key, label in lines).encode()
+
+
+@pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt"])
+def test_a_list_that_is_there_twice(tmp_path, name):
+    path, files = f"CUB_200_2011/{name}", cub_files()
+    other = files[path].splitlines(keepends=True)[0]
+    tgz(tmp_path / "raw" / TGZ, files, [(member(path, other), other)])
+    assert f"{TGZ} holds {path} twice: this is another archive" in refused(cub, tmp_path / "raw")
+    if name == "image_class_labels.txt":
+        tgz(tmp_path / "raw" / TGZ, files | {path: twice(files[path])})
+        assert f"{TGZ}: {name} has the id 1 twice" in refused(cub, tmp_path / "raw")
+
+
+def test_an_id_that_is_there_twice(tmp_path):
+    path, files = "Stanford_Online_Products/Ebay_test.txt", sop_files()
+    zipped(tmp_path / "raw" / ZIP, files | {path: files[path].replace(b"\n7 ", b"\n1 ")})
+    assert "Ebay_test.txt gives the id 1 again, which was given before" in refused(sop, tmp_path / "raw")
+    files = cub_files()
+    files["CUB_200_2011/images.txt"] += b"1 another.jpg\n"
+    tgz(tmp_path / "raw" / TGZ, files)
+    assert "images.txt has the id 1 twice" in refused(cub, tmp_path / "raw")
+
+
+def test_labels_that_contradict_the_classes(tmp_path):
+    files = cub_files()
+    path = "CUB_200_2011/image_class_labels.txt"
+    files[path] = files[path].replace(b"\n2 1\n", b"\n2 4\n")
+    tgz(tmp_path / "raw" / TGZ, files)
+    message = refused(cub, tmp_path / "raw")
+    assert message.startswith("the dataset's lists contradict each other: ") and "001.Black_footed_Albatross" in message
+
+
 def test_a_bomb_of_pixels(tmp_path):
     """A PNG of 225 million black pixels in a few kilobytes."""
     buffer = io.BytesIO()
     Image.new("1", (15_000, 15_000)).save(buffer, "PNG")
     tgz(tmp_path / "raw" / TGZ, cub_files() | {ALBATROSS: buffer.getvalue()})
-    assert "exceeds limit of" in refused(cub, tmp_path / "raw")
+    assert ": Image size (225000000 pixels) exceeds limit of" in refused(cub, tmp_path / "raw")
 
 
 def test_an_encrypted_zip_is_not_the_one(tmp_path):

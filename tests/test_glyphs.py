@@ -66,10 +66,35 @@ def test_an_altered_font_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda raw: shutil.copy(raw / "3x5.flf", raw / "3-d.flf"), r"the font \S+/3-d\.flf is missing or altered"),
+        (lambda raw: (raw / "3x5.flf").unlink(), r"the font \S+/3x5\.flf is missing or altered"),
+        (
+            lambda raw: (raw / "3x5.flf").write_bytes((raw / "3x5.flf").read_bytes() + b"\n"),
+            r"the font \S+/3x5\.flf is missing or altered",
+        ),
+        (lambda raw: shutil.copy(raw / "3-d.flf", raw / "3x5.tlf"), r"holds 3x5\.tlf beside the fonts"),
+    ],
+    ids=["another font", "missing", "one line more", "beside"],
+)
+def test_fonts_that_changed_since_the_download_are_named(project, tmp_path, spoil, reason):
+    shutil.copytree(project.folder / "data/raw/glyphs", tmp_path / "glyphs")
+    for path in (tmp_path / "glyphs").iterdir():
+        path.chmod(0o644)
+    next(glyphs.images(tmp_path / "glyphs"))
+    spoil(tmp_path / "glyphs")
+    with pytest.raises(BadInputError, match=f"{reason}.*: run the download stage again"):
+        next(glyphs.images(tmp_path / "glyphs"))
+
+
 def test_another_version_of_pyfiglet_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "PYFIGLET", "1.0.3")
     with pytest.raises(BadInputError, match=r"pyfiglet 1\.0\.4 is installed where glyphs needs 1\.0\.3"):
         glyphs.download(tmp_path / "raw")
+    with pytest.raises(BadInputError, match=r"pyfiglet 1\.0\.4 is installed where glyphs needs 1\.0\.3"):
+        next(glyphs.images(tmp_path / "raw"))
 
 
 def test_another_edition_is_refused(project):

@@ -2,6 +2,7 @@
 datasets that give them in batches."""
 
 import io
+import shutil
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from pipeline.base.config import read_params
+from pipeline.base.files import BadInputError
 from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
 from pipeline.training import images, loading
 from pipeline.training.batches import ClassBalanced, Shuffled
@@ -286,6 +288,25 @@ def test_test_images_in_memory_equal_those_made_anew(packed, monkeypatch):
         assert isinstance(anew, CentredImages)
         parts = list(anew.split(5))
         assert [len(part) for part in parts] == [5, 5, 2] and torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_in_one_line_whoever_decodes_it(packed, tmp_path, monkeypatch, workers):
+    shutil.copytree(packed.folder, tmp_path / "packed")
+    store = tmp_path / "packed/images.bin"
+    content = bytearray(store.read_bytes())
+    content[packed.entries[5].offset + 40] ^= 1
+    store.write_bytes(content)
+    damaged = PackedImages(tmp_path / "packed")
+    told = f"{store}: image 5, 5.jpg: its bytes are not those that were packed: run the convert stage again"
+    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    for read in (
+        lambda: loaded(damaged, Shuffled(12, 4, 5), workers),
+        lambda: list(test_images(damaged, ORDER, 3, SMALL, workers).split(5)),
+    ):
+        with pytest.raises(BadInputError) as error:
+            read()
+        assert str(error.value) == told
 
 
 def test_no_image_makes_pytorch_warn(packed):
