@@ -88,7 +88,14 @@ def _zip(path: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16
-            kind = "folder" if info.is_dir() else "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "link"
+            # Not `is_dir`, which fails where there is no name.
+            kind = (
+                "folder"
+                if info.filename.endswith("/")
+                else "file"
+                if stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                else "link"
+            )
             yield _Member(info.filename, kind, info.file_size, functools.partial(archive.read, info))
 
 
