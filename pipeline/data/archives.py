@@ -113,7 +113,7 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
         for member in _zip(path) if path.suffix == ".zip" else _tar(path):
             name = member.name.removeprefix("./")
             parts = PurePosixPath(name).parts
-            if (member.kind == "file" and not parts) or member.size < 0:
+            if not member.name or (member.kind == "file" and not parts) or member.size < 0:
                 raise BadInputError(f"{path}: the member {name!r} has no name, or {member.size:,} bytes: {FIX}")
             if name.startswith("/") or ".." in parts or "\\" in name:
                 raise BadInputError(f"{path}: the member {name!r} leads out of the archive: {FIX}")
