@@ -122,7 +122,7 @@ def test_memory_for_every_image_and_proxy_is_caught(one_thread):
 def test_the_command_tells_each_check_and_exits_with_its_verdict():
     def run(name, code):
         command = [sys.executable, "-m", "pipeline.check_loss", name]
-        command += ["--params", "papers/comparison/glyphs/params.yaml"]
+        command += ["--params", "papers/comparison_glyphs/params.yaml"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         return done

@@ -1,7 +1,9 @@
 """The library's losses by name: built, equal to ours where they are the same, resumed, and refused with a reason."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,10 +16,10 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.losses import proxy_anchor, unit
 from pipeline.losses.pytorch_metric_learning import Loss
-from pipeline.train import build_loss
+from pipeline.training.loop import build_loss
 from tests.conftest import ENVIRONMENT
 
-PARAMS = Path(__file__).parent.parent / "papers/comparison/glyphs/params.yaml"
+PARAMS = Path(__file__).parent.parent / "papers/comparison_glyphs/params.yaml"
 LIBRARY = [name for name, of in read_params(PARAMS).losses.items() if of.get("loss") == "pytorch_metric_learning"]
 
 
@@ -28,7 +30,7 @@ def batch():
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_every_loss_of_the_comparison_trains_its_parameters(name, one_thread):
-    criterion = build_loss(read_params(PARAMS, loss=name), name, 8, 16, PARAMS)
+    criterion = build_loss(*read_params(PARAMS, loss=name).loss(name), 8, 16, f"{PARAMS}: losses.{name}")
     embeddings, labels = batch()
     embeddings.requires_grad_()
     optimiser = torch.optim.AdamW(
@@ -121,7 +123,7 @@ def test_what_the_library_does_not_have_is_named(tmp_path, entry, message):
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(BadInputError, match=message) as raised:
-        build_loss(read_params(path, "glyphs", "circle"), "circle", 31, 64, path)
+        build_loss(*read_params(path, "glyphs", "circle").loss("circle"), 31, 64, f"{path}: losses.circle")
     assert str(raised.value).startswith(f"{path}:") and "losses.circle" in str(raised.value)
 
 
@@ -134,6 +136,8 @@ def test_a_run_with_random_draws_is_stopped_resumed_and_ends_with_the_same_bytes
     command += ["--seed", "0", "--out"]
     try:
         project.run(*command, "scratch/undisturbed")
+        key = json.loads((project.folder / "scratch/undisturbed/run.json").read_text())["key"]
+        shutil.rmtree(project.folder / "data/store" / key)
         process = subprocess.Popen(
             [*command, "scratch/stopped"],
             cwd=project.folder,
@@ -148,7 +152,7 @@ def test_a_run_with_random_draws_is_stopped_resumed_and_ends_with_the_same_bytes
         output = process.stderr.read()
         assert process.wait() == 128 + signal.SIGTERM, output
         assert re.search("goes on from epoch [2-4], step", project.run(*command, "scratch/stopped"))
-        for name in ("best_test_epoch.pt", "last_epoch.pt", "history.jsonl"):
+        for name in ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json"):
             undisturbed, stopped = (project.folder / "scratch" / run / name for run in ("undisturbed", "stopped"))
             assert undisturbed.read_bytes() == stopped.read_bytes(), name
         output = project.run(*command, "scratch/wrong", "--set", "loss.miner=DistanceWeightMiner", fails=2)
