@@ -3,8 +3,6 @@
 import functools
 from typing import NamedTuple
 
-import torch
-
 from pipeline.base.files import submodule
 from pipeline.runs.grid import grid_runs
 
@@ -23,6 +21,8 @@ class Space(NamedTuple):
 @functools.cache
 def _trunk(backbone: str) -> tuple[int, int]:
     """The bytes of a backbone's weights and buffers, and the number of its features."""
+    import torch  # here, so that doctor can say that it is missing
+
     with torch.device("meta"):
         made = submodule("networks.backbones", backbone).Backbone()
     return sum(value.numel() * value.element_size() for value in made.state_dict().values()), made.features
