@@ -11,6 +11,7 @@ the grid; --dry-run says what there is to do.
 
 import argparse
 import sys
+from pathlib import Path
 
 from pipeline.base.checks import backbone_problems, loss_problems
 from pipeline.base.config import read_params
@@ -116,6 +117,9 @@ def main() -> None:
         if outcome.stopped:
             print("told to stop: what was running has saved; start this again to go on", file=sys.stderr)
             sys.exit(TERMINATED)
+    for place in ("data/queries", "data/runs", "metrics/runs"):
+        # DVC wants its stage's outputs, be there anything in them or not.
+        Path(place, arguments.grid, arguments.dataset).mkdir(parents=True, exist_ok=True)
     for run in asked:
         show(run, device)
     if failed:

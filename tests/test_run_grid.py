@@ -199,7 +199,7 @@ def test_a_cell_that_two_tables_share_is_trained_once(grid):
 
     grid.settings(edit)
     output = grid.run(table=None)
-    assert started(output) == ["two/proxy_an/0"]
+    assert len(started(output)) == 1
     files = [grid.shown(place) / "last_epoch.pt" for place in ("two/proxy_an/0", "again/0.1/0")]
     assert files[0].stat().st_ino == files[1].stat().st_ino
 

@@ -114,6 +114,9 @@ def rank(rows: list[Row], datasets: list[str]) -> list[str]:
             ]
         else:
             lines += ["**One seed: nothing is known of chance here, and no test was made.**", ""]
+        for row in filter(is_raw_pixels, of_dataset):
+            cells = (f"{heading(metric)} {row.cell(selection, metric).text('±')}" for metric in RANKED_METRICS)
+            lines += [f"The images themselves, without any training ({row.name}): {', '.join(cells)}.", ""]
         left = [row.name for row in of_dataset if row not in whole and not is_raw_pixels(row)]
         lines += [f"Not compared, because runs are missing: {', '.join(left)}.", ""] if left else []
     return lines
