@@ -306,7 +306,7 @@ def test_a_run_whose_driver_was_killed_saves_and_ends(grid):
     wait_for(grid.folder / "waiting", process)
     runs = children(process.pid)
     process.kill()
-    process.communicate()
+    process.wait()  # and not for the end of its output: the run holds that, too
     (grid.folder / "wait").unlink()
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{run}").exists() and "Z" not in Path(f"/proc/{run}/stat").read_text() for run in runs):

@@ -1,14 +1,16 @@
 """The local engine: runs in processes of this machine, one at a time in each slot.
 
-Runs are forked from a server that has imported torch once, never used a GPU, and ends with this process. A run whose
-server is gone is told to stop: it saves, and goes on when it is started again.
+Runs are forked from a server that has imported torch once and never used a GPU. A run whose driver or server is gone is
+told to stop: it saves, and goes on when it is started again.
 """
 
 import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -60,11 +62,22 @@ def failure_of(run: GridRun, device: str) -> dict[str, Any] | None:
     return next((note for key in keys_of(run, device) if (note := store.failure(key))), None)
 
 
+def _end_with_parent() -> None:
+    """Tell this process to stop (SIGTERM) when the process that asked for it, or the server that forked it, is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([driver.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _child(run: GridRun, device: str, workers: int, log: Path) -> None:
     """A run's process."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # the server was gone before that
-        sys.exit(TERMINATED)
+    _end_with_parent()
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
