@@ -38,9 +38,9 @@ def latex(
     if layout == "ranked":
         selection, blocks, head = ranking_selection(rows), {}, ["", "Recall@1"]
         for dataset in datasets:
-            of_dataset = [row for row in rows if row.dataset == dataset]
-            if complete(of_dataset, selection):
-                head, *blocks[dataset] = ranking_lines(of_dataset, selection, r"$\pm$")
+            whole = complete([row for row in rows if row.dataset == dataset], selection)
+            if whole:
+                head, *blocks[dataset] = ranking_lines(ranked(whole, selection), selection, r"$\pm$")
     elif table is None:
         head = ["", *map(heading, metrics)]
         blocks = by_selection(rows, metrics, r"$\pm$")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.tables.published import Published, PublishedTable
-from pipeline.tables.ranking import RANKED_BY, ranked
+from pipeline.tables.ranking import RANKED_BY, Ranked, ranked
 from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_raw_pixels, verdict
 
 HEADINGS = {"map@r": "MAP@R", "r_precision": "R-Precision", "nmi_arithmetic": "NMI", "nmi_geometric": "NMI, geometric"}
@@ -79,10 +79,8 @@ def ranking_selection(rows: list[Row]) -> str:
     return next(rule for rule in ("last_epoch", "held_out", "held_out_classes") if rule in rules_run(rows))
 
 
-def ranking_lines(rows: list[Row], selection: str, plus_minus: str) -> list[list[str]]:
-    """The head and the lines of the ranking of one dataset's rows, of which at least one is complete. The images
-    themselves are the last line, out of the ranking."""
-    places = ranked(complete(rows, selection), selection)
+def ranking_lines(places: list[Ranked], selection: str, plus_minus: str) -> list[list[str]]:
+    """A ranking's head and lines."""
     tested = any(place.p is not None for place in places)
     metrics = [metric for metric in RANKED_METRICS if places[0].row.cell(selection, metric).values]
     head = ["", *map(heading, metrics), "Recall@1 less the best's", *(["p", "p, Holm"] if tested else [])]
@@ -92,9 +90,6 @@ def ranking_lines(rows: list[Row], selection: str, plus_minus: str) -> list[list
         test = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in (place.p, place.p_holm) if p is not None]
         first = "best" if place.difference is None else place.difference.text(plus_minus, "+")
         lines.append([place.row.name, *cells, first, *(test or [""] * (2 * tested))])
-    for row in filter(is_raw_pixels, rows):
-        cells = [row.cell(selection, metric).text(plus_minus, none="–") for metric in metrics]
-        lines.append([row.name, *cells, *[""] * (1 + 2 * tested)])
     return lines
 
 
@@ -108,12 +103,13 @@ def rank(rows: list[Row], datasets: list[str]) -> list[str]:
         if not whole:
             lines += ["No row has all its runs yet.", ""]
             continue
-        lines += padded(ranking_lines(of_dataset, selection, "±"))
+        places = ranked(whole, selection)
+        lines += padded(ranking_lines(places, selection, "±"))
         seeds = whole[0].planned
         if seeds > 1:
             lines += [
                 f"Mean ± half-width of the 95 % t-interval over {seeds} seeds. p: paired t-test against the best row "
-                f"by seed; p, Holm: corrected for {len(whole) - 1} comparisons.",
+                f"by seed; p, Holm: corrected for {len(places) - 1} comparisons.",
                 "",
             ]
         else:
