@@ -96,6 +96,7 @@ def test_your_own_dataset(follow):
     assert [place.split("/", 3)[3] for place in RUN.findall(experiment)] == ["proxy_an/0", "proxy_an/1"]
     found = table(copy, "mine/drawings")["folder"]
     assert 0.1 < found["raw_pixels"]["last_epoch"]["recall@1"]["mean"] < 1
+    assert "The images themselves, without any training (raw_pixels): Recall@1 " in first
     assert all(found[loss]["last_epoch"]["recall@1"]["mean"] > 0.3 for loss in ("proxy_an", "proxy_nca"))
     changed = re.findall(r"mine/drawings/folder/(\S+)\.json +Recall@1", experiment)
     assert changed == ["proxy_an"], experiment
@@ -108,8 +109,28 @@ def test_your_own_dataset(follow):
 
 def test_a_fair_search(follow):
     copy, printed = follow("docs/search.md")
-    shown = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
-    print(printed)
-    assert shown
-    chosen = table(copy, "search/chosen")["glyphs"]
-    assert chosen.keys() == {"proxy_an", "contrastive"}
+    shown = printed.split("| Experiment ")[1].split("\n\n")[0].splitlines()
+    names = [name.strip() for name in shown[0].split("|")[1:-1]]
+    tries = [[float(cell) for cell in line.split("|")[2:-1]] for line in shown[2:]]
+    values = dict(zip(names, zip(*tries, strict=True), strict=True))
+    recalls, settings = names[:2], names[2:]
+    assert [name.rsplit("/", 1)[1] for name in recalls] == ["contrastive.json:Recall@1", "proxy_an.json:Recall@1"]
+    assert {name.rsplit(".", 1)[1]: sorted(values[name]) for name in settings} == {
+        "margin": [0.1, 0.1, 0.2],
+        "neg_margin": [1, 1, 1.5],
+    }
+    # Its own setting alone changes a loss's number.
+    assert all(len(set(values[name])) == 2 for name in recalls), values
+    # Of the two experiments, in either order, each trains what its setting changes, and the choice has its epochs.
+    trained = [place.split("/", 2)[2] for place in re.findall(r"^(\S+) epoch 1/", printed, re.M)]
+    tried = ["tries/proxy_an/0_choose_epoch", "tries/contrastive/0_choose_epoch"]
+    assert trained[:2] == tried and sorted(trained[2:4]) == sorted(tried)
+    assert trained[4:] == ["chosen/proxy_an/0_held_out", "chosen/contrastive/0_held_out"]
+    for loss in ("proxy_an", "contrastive"):
+        searched, tested = (
+            json.loads((copy.folder / f"metrics/runs/search/glyphs/chosen/{loss}/0_{name}.json").read_text())
+            for name in ("choose_epoch", "held_out")
+        )
+        seen = [epoch["recall@1"] for epoch in searched["history"]]
+        assert set(tested["metrics"]) == {"held_out"} and not any("recall@1" in epoch for epoch in tested["history"])
+        assert tested["metrics"]["held_out"]["epoch"] == len(tested["history"]) == 1 + seen.index(max(seen))
