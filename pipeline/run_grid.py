@@ -55,8 +55,7 @@ def show(run: GridRun, device: str) -> None:
             store.unshow(run.weights)
     if store.is_done(key):
         store.show_file(key, METRICS, run.metrics)
-        if (store.folder(key) / "queries.npz").is_file():
-            store.show(key, run.queries)
+        store.show(key, run.queries)  # with the metrics alone where a run was not searched with
         made |= _made(key, "evaluation")
         if made:
             write_json(run.made, made)

@@ -137,7 +137,7 @@ by() { # who, user, what others may do
     container --user "$2" --volume cache:/cache --volume "$clone:/workspace" $image dvc repro | tail -n 1 |
         grep "up to date" || die "$1 has something to do the second time"
     container --user "$2" --volume "$clone:/workspace" $image python -m pipeline.doctor
-    grep -q '"image": "packages sha256:' "$clone/metrics/runs/glyphs/proxy_an/0.json" || die "no image in the provenance"
+    grep -q '"image": "packages sha256:' "$clone/metrics/made/default/glyphs/glyphs/proxy_an/0.json" || die "no image in the provenance"
     diff -r --exclude run.json "$work/root/data/runs" "$clone/data/runs" || die "$1 gets other bytes than root"
 }
 by root 0:0 go-w

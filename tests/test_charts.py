@@ -1,10 +1,12 @@
 """A sweep's chart says what was not run, and shows no interval where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.config import read_params
+from pipeline.runs.grid import grid_runs
 from pipeline.tables.charts import sweep
 from pipeline.tables.published import read_published
 from pipeline.tables.rows import Row
@@ -12,16 +14,24 @@ from pipeline.tables.rows import Row
 PAPER = Path(__file__).parent.parent / "papers/proxygml"
 
 
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(PAPER.parent.parent)
+
+
 def chart(path, runs, seeds=(0, 1)):
     """The chart of ProxyGML's sweep of the ratio with `runs`: ratio -> Recall@1 by seed."""
     table = read_params(PAPER / "params.yaml").tables["ratio"].model_copy(update={"seeds": list(seeds)})
     of = read_published(PAPER / "published.yaml").tables["ratio"]
+    planned = {run.values[0]: run for run in grid_runs("proxygml", "cars", "ratio")}
     rows = []
     for ratio in table.rows["ratio"]:
+        run = planned[str(ratio)]
         files = {seed: Path(f"{seed}.json") for seed in seeds}
         values = dict(zip(seeds, runs.get(ratio, ()), strict=False))
         best = {seed: (files[seed], {"recall@1": value}) for seed, value in values.items()}
-        rows.append(Row("cars", (ratio,), list(seeds), files, {"best_test_epoch": best}))
+        of_row = [replace(run, run=replace(run.run, seed=seed)) for seed in seeds]
+        rows.append(Row("cars", run.row, of_row, {"best_test_epoch": best}))
     sweep(path, table, rows, of)
     return path.read_text()
 

@@ -125,8 +125,9 @@ def show(key: str, target: Path) -> None:
     if key_of(target) == key:
         return
     take_in(target)
-    replaceable(target, RECORD)
-    with whole(target, RECORD) as temporary:
+    mark = RECORD if (folder(key) / RECORD).is_file() else METRICS
+    replaceable(target, mark)
+    with whole(target, mark) as temporary:
         temporary.mkdir()
         for file in sorted(folder(key).iterdir()):
             if file.name != MADE:
