@@ -1,7 +1,8 @@
 """Stage: the tables of a grid, from its runs' metrics files to metrics/tables/<grid>, and printed.
 
 Each table is written as .md, .tex, .csv and .json, and as .svg where the paper has a chart; metrics/headlines/<grid>
-gets one small file a row, which `dvc metrics show` and `dvc metrics diff` list. A number is the mean over seeds in
+gets one small file a row, which `dvc metrics show` and `dvc metrics diff` list, and metrics/curves/<grid>.csv the loss
+and Recall@1 of every run by epoch, which `dvc plots` draws. A number is the mean over seeds in
 percent with the half-width of its 95 % t-interval. Where the grid has a published.yaml each line compares a printed
 number with ours. Runs of the grid that have no metrics file are named, those that failed with their error; files of
 runs that are not in the grid are ignored.
@@ -122,10 +123,9 @@ def main() -> None:
     for name, table in params.tables.items():
         if published and table.layout != "ranked":
             check_table(file, published, name, table)
-    write_headlines(
-        Path("metrics/headlines") / grid,
-        {name: tabulate(grid, name, params, published) for name in params.tables},
-    )
+    tables = {name: tabulate(grid, name, params, published) for name in params.tables}
+    write_headlines(Path("metrics/headlines") / grid, tables)
+    write_text(Path("metrics/curves") / f"{grid}.csv", formats.learning_curves(tables))
     sys.stdout.flush()
 
 

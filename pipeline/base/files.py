@@ -43,15 +43,21 @@ def submodule(package: str, name: str) -> ModuleType:
 
 def exit_with(main: Callable[[], None]) -> None:
     """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk one line and exit code 1,
-    Ctrl-C exit code 130; any other failure keeps its traceback and exits with code 1."""
+    Ctrl-C exit code 130, a closed pipe (`| head`) exit code 141; any other failure keeps its traceback and exits with
+    code 1."""
     try:
         main()
+        sys.stdout.flush()
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # What is still in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -92,6 +92,20 @@ def comma_separated(rows: list[Row], metrics: list[str], table: PublishedTable |
     return content.getvalue()
 
 
+def learning_curves(tables: dict[str, list[Row]]) -> str:
+    """Loss, and Recall@1 where it was looked at, by epoch, of every run, as CSV: what `dvc plots` draws."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["table", "dataset", "row", "run", "epoch", "loss", "recall@1"])
+    for name, rows in tables.items():
+        for row in rows:
+            for run, history in row.learning:
+                for line in history:
+                    numbers = [line["epoch"], line["loss"], line.get("recall@1")]
+                    writer.writerow([name, row.dataset, row.name, run.place.name, *numbers])
+    return content.getvalue()
+
+
 def numbers(cell: Cell) -> dict[str, float | int]:
     """A cell's mean, half-width where there is one, number of runs, and by-seed values, as fractions."""
     half = {} if cell.half_width is None else {"half_width": round(cell.half_width, 6)}

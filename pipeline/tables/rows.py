@@ -67,8 +67,8 @@ class Row:
         default_factory=lambda: {rule: {} for rule in SELECTIONS}
     )
     """By the rule that chose the weights and by seed: the metrics file, and the metrics."""
-    histories: list[dict[int, float]] = field(default_factory=list)
-    """Of each run by the papers' protocol: Recall@1 on the test set by epoch, where it was looked at."""
+    learning: list[tuple[GridRun, list[dict[str, float | int]]]] = field(default_factory=list)
+    """Of each trained run: its history, by epoch."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why runs failed, by the run's name."""
     missing: list[str] = field(default_factory=list)
@@ -94,6 +94,16 @@ class Row:
     def values(self) -> tuple[str, ...]:
         """The row's values, one an axis of its table, as text."""
         return self.runs[0].values or (self.name,)
+
+    @property
+    def histories(self) -> list[dict[int, float]]:
+        """Of each run by the papers' protocol: Recall@1 on the test set by epoch, where it was looked at."""
+        looks = [
+            [line for line in history if "recall@1" in line]
+            for run, history in self.learning
+            if run.run.protocol == "test"
+        ]
+        return [{int(line["epoch"]): line["recall@1"] for line in lines} for lines in looks]
 
     def cell(self, selection: str, metric: str) -> Cell:
         """One metric under one selection rule."""
@@ -140,9 +150,8 @@ def collect(runs: list[GridRun], published: Published | None) -> Row:
             # What has not been trained is the same before and after.
             for rule in ("best_test_epoch", "last_epoch") if selection == "no_training" else (selection,):
                 row.found[rule][run.run.seed] = run.metrics, numbers
-        if run.run.protocol == "test":
-            looks = [line for line in record.history if "recall@1" in line]
-            row.histories.append({int(line["epoch"]): line["recall@1"] for line in looks})
+        if record.history:
+            row.learning.append((run, record.history))
         if record.run is not None and record.run.taken_over is not None:
             row.taken_over[name] = record.run.taken_over.because
         if published and run.run.protocol != "choose_epoch":
