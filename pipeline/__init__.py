@@ -6,25 +6,31 @@ from: a stage, a test, a Python prompt.
 
 import ctypes
 import os
+import sys
+import warnings
 
 # A thread of PyTorch's that waits for another sleeps and does not spin. Spinning, two threads on two busy cores trained
 # the small network at a twentieth of the speed. It changes no result.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-INSTRUCTIONS = "native" if os.environ.get("PIPELINE_INSTRUCTIONS") == "native" else "avx2"
-"""The processor's instructions that the CPU kernels use. Held to AVX2 they give the same bits on every x86-64 processor
-that has it; PIPELINE_INSTRUCTIONS=native lets each library choose, which may be faster and gives other bits. It is a
-part of every run's key."""
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own kernels
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # its convolutions
+    # Its matrix products. MKL has other kernels for Intel's processors than for AMD's; this is what both have.
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Haswell",  # numpy's, scipy's and faiss's
+    "FAISS_OPT_LEVEL": "AVX2",
+}
+INSTRUCTIONS = "native" if os.environ.get("PIPELINE_INSTRUCTIONS") == "native" else "portable"
+"""Which instructions of the processor the CPU's kernels use. Portable ones give the same bits on every x86-64 processor
+that has AVX2. PIPELINE_INSTRUCTIONS=native lets each library choose by the processor and its maker: matrix products are
+faster then, and give other bits on another machine. It is a part of every run's key."""
 
-if INSTRUCTIONS == "avx2":
-    # Not `setdefault`: what the key says has to be what runs.
-    os.environ |= {
-        "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own kernels
-        "ONEDNN_MAX_CPU_ISA": "AVX2",  # its convolutions
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",  # its matrix products; AMD's processors have no choice there
-        "OPENBLAS_CORETYPE": "Haswell",  # numpy's, scipy's and faiss's
-        "FAISS_OPT_LEVEL": "AVX2",
-    }
+if INSTRUCTIONS == "portable" and "torch" in sys.modules and not os.environ.items() >= PORTABLE.items():
+    INSTRUCTIONS = "native"  # What the key says has to be what runs.
+    warnings.warn("torch was imported before pipeline: its instructions are native, not portable", stacklevel=2)
+if INSTRUCTIONS == "portable":
+    os.environ |= PORTABLE
 
 # glibc gives large blocks of memory back to the system whenever they are freed, and training takes as large ones again
 # in the next step: the pages have to be made anew, for 10 to 40 % of its processor time. It keeps them; no result

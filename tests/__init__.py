@@ -1,3 +1,3 @@
-"""Tests. `pipeline` comes first: it lets PyTorch's threads sleep while they wait, which has to be set before torch."""
+"""Tests. `pipeline` comes first: it holds the processor's instructions, which has to be done before torch comes."""
 
 import pipeline  # noqa: F401

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_EMAIL": "tests@example.org",
     "GIT_CONFIG_GLOBAL": os.devnull,
 }
+ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # Python writes its bytecode beside the code, as it does by default.
 
 
 class Project:

@@ -134,9 +134,10 @@ by() { # who, user, what others may do
     container --user "$2" --volume cache:/cache --volume "$clone:/workspace" $image > "$work/$1.log" 2>&1 ||
         { tail -n 50 "$work/$1.log"; die "dvc repro failed as $1"; }
     tail -n 24 "$work/$1.log"
+    cp "$clone/dvc.lock" "$work/first.lock"
     container --user "$2" --volume cache:/cache --volume "$clone:/workspace" $image dvc repro > "$work/again.log" 2>&1
     tail -n 1 "$work/again.log" | grep "up to date" ||
-        { cat "$work/again.log"; die "$1 has something to do the second time"; }
+        { cat "$work/again.log"; diff "$work/first.lock" "$clone/dvc.lock"; die "$1 has something to do the second time"; }
     container --user "$2" --volume "$clone:/workspace" $image python -m pipeline.doctor
     grep -q '"image": "packages sha256:' "$clone/metrics/made/default/glyphs/glyphs/proxy_an/0.json" || die "no image in the provenance"
     diff -r --exclude run.json "$work/root/data/runs" "$clone/data/runs" || die "$1 gets other bytes than root"
