@@ -37,7 +37,7 @@ def main() -> None:
     if words.out.exists() and store.key_of(words.out) is None:
         raise BadInputError(f"{words.out} is there and is no metrics file: it is not replaced; name another file")
     if words.keep_embeddings and words.keep_embeddings.exists():
-        raise BadInputError(f"--keep-embeddings: {words.keep_embeddings} is there and is not replaced: name another file")
+        raise BadInputError(f"--keep-embeddings: {words.keep_embeddings} is there already: name another file")
     if words.keep_embeddings and record.protocol == "choose_epoch":
         raise BadInputError(f"--keep-embeddings: {words.run} chose an epoch and kept no weights: name another run")
     store.take_in(words.run)

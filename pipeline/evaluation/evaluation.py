@@ -69,8 +69,8 @@ def query_results(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.nda
 
 
 def class_results(labels: np.ndarray, nearest_labels: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
-    """What `queries.npz` holds of classes, from the queries' labels, those of their nearest images, and whether Recall@1
-    counts them as found: (queries,) each."""
+    """What `queries.npz` holds of classes, from the queries' labels, those of their nearest images, and whether
+    Recall@1 counts them as found: (queries,) each."""
     classes, group = np.unique(labels, return_inverse=True)
     wrong = labels != nearest_labels
     pairs, counts = np.unique(np.stack([labels, nearest_labels], 1)[wrong], axis=0, return_counts=True)
