@@ -20,7 +20,7 @@ def started(output):
 
 
 def test_first_repro_runs_the_whole_road(project):
-    assert project.first_repro == ["download", "convert", "split", "runs", "tabulate"]
+    assert project.first_repro == ["download", "convert", "split", "runs", "tabulate", "report"]
     assert set(metrics_files(project)) == {"proxy_an/0", "proxy_an/1", "proxy_nca/0", "proxy_nca/1", "raw_pixels/0"}
     headlines = project.folder / "metrics/headlines/default/glyphs/glyphs"
     assert {path.stem for path in headlines.iterdir()} == ROWS
