@@ -58,7 +58,7 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
         shown = {"Best row": best} | ({"Baseline": baseline} if baseline is not best else {})
         galleries = []
         for name, (recall, row, run) in shown.items():
-            title = f"{name}: {row.name}, seed {run.run.seed} (Recall@1 of the row {100 * recall:.2f})"
+            title = f"{name}: {row.name} of {run.table}, seed {run.run.seed} (Recall@1 of the row {100 * recall:.2f})"
             galleries.append(gallery(thumbnails, run.queries / "queries.npz", title))
         found = DatasetLook(
             dataset,
