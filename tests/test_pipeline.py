@@ -200,7 +200,21 @@ def test_every_link_of_the_table_resolves(project):
 
 
 @pytest.mark.parametrize(
-    "stage", ["download", "convert", "split", "train", "evaluate", "run_grid", "tabulate", "status", "prune", "adopt"]
+    "stage",
+    [
+        "download",
+        "convert",
+        "split",
+        "train",
+        "evaluate",
+        "run_grid",
+        "tabulate",
+        "report",
+        "gallery",
+        "status",
+        "prune",
+        "adopt",
+    ],
 )
 def test_every_command_has_a_help_page(project, stage):
     assert "usage: python -m pipeline." + stage in project.run("python", "-m", f"pipeline.{stage}", "--help")

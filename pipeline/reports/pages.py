@@ -128,6 +128,11 @@ def table_figures(grid: ShownGrid, table: ShownTable) -> dict[str, list[tuple[st
     return {"intervals": drawn, "curves": learning}
 
 
+def title_of(grid: ShownGrid) -> str:
+    """What the report of a grid is called."""
+    return grid.paper or f"Report of the grid {grid.name}"
+
+
 def report(grid: ShownGrid, folder: Path) -> str:
     """The page of a grid, to be written into `folder`."""
     stored: dict[str, str] = {}
@@ -137,7 +142,7 @@ def report(grid: ShownGrid, folder: Path) -> str:
     return render(
         "report.html",
         grid=grid,
-        title=grid.paper or f"The grid {grid.name}",
+        title=title_of(grid),
         counts=counts(grid),
         runs=run_counts(grid),
         signs=SIGNS,
@@ -170,7 +175,7 @@ def write_overview(names: list[str]) -> Path:
     """Write the page that links the reports that there are of some grids, and give its place."""
     path = REPORTS / "index.html"
     grids = [ShownGrid(name) for name in names if (REPORTS / name / "index.html").is_file()]
-    lines = [(grid, grid.paper or f"The grid {grid.name}", counts(grid), run_counts(grid)) for grid in grids]
+    lines = [(grid, title_of(grid), counts(grid), run_counts(grid)) for grid in grids]
     write_text(path, render("overview.html", title="Reports", lines=lines, signs=SIGNS))
     return path
 
