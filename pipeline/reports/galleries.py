@@ -103,7 +103,7 @@ def _answer(thumbnails: Thumbnails, found: dict[str, np.ndarray], place: int) ->
                 Picture(picture.identity, picture.name, picture.class_name, right=right, similarity=similarity)
             )
     first, precision = int(found["first_hit"][place]), float(found["average_precision"][place])
-    hit = "nothing to find" if first < 0 else f"first hit at {first + 1:,}"
+    hit = "nothing to find" if first < 0 else f"first hit {first + 1:,}"
     return Answer(query, neighbours, hit if np.isnan(precision) else f"{hit}, AP@R {precision:.2f}")
 
 
