@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro compare papers tables rehearse test lint lock doctor image image-test clean
+.PHONY: setup repro compare papers tables rehearse test lint lock doctor pictures image image-test clean
 repro: .venv/requirements
 	dvc repro
+	@python -m pipeline.report
 
 # All losses on the embedded dataset; prints the table also when there is nothing to run.
 compare: .venv/requirements
 	python -m pipeline.run_grid comparison_glyphs glyphs
 	python -m pipeline.tabulate comparison_glyphs
+	python -m pipeline.report comparison_glyphs
 
 # Every table of every grid: chooses all of them, so that DVC has their stages, and runs what is not done.
 papers: .venv/requirements
@@ -42,6 +44,11 @@ lint: .venv/tests
 # Whether this machine is fit.
 doctor: .venv/requirements
 	python -m pipeline.doctor
+
+# README's pictures of the report; wants chromium.
+pictures: .venv/tests
+	dvc repro
+	python -m tests.pictures
 
 # The last commit, as a container image. More options for the build, such as another base: docs/container.md.
 ENGINE ?= docker

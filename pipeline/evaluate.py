@@ -3,15 +3,18 @@
 
 RUN is a folder that the train stage wrote. --out gets the metrics as JSON: fractions, of the weights at the best test
 epoch and at the last (of a held-out run: at its only one). The evaluation goes into the store under its key, unless it
-is there.
+is there. With --keep-embeddings a further file holds the test images' embeddings at the last of these epochs as .npz:
+`embedded`, their numbers in the packed index, int32 (images,), and `embeddings`, float16 (images, dimension).
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from pipeline.base.files import BadInputError, exit_with
-from pipeline.engines.work import Job, do, evaluate_run
+from pipeline.base.files import BadInputError, exit_with, whole
+from pipeline.engines.work import Job, do, evaluate_run, kept_weights
+from pipeline.evaluation.evaluation import TestImages, all_embeddings, write_arrays
+from pipeline.networks.network import prepare
 from pipeline.runs import store
 from pipeline.runs.key import evaluation_key
 from pipeline.runs.record import METRICS, RECORD, TrainingRecord, read_record
@@ -27,11 +30,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file of its metrics")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--workers", type=int, default=0, help="loader processes; the results do not depend on them")
+    parser.add_argument("--keep-embeddings", type=Path, metavar="FILE", help="the .npz file of all test embeddings")
     words = parser.parse_args()
 
     record = read_record(words.run / RECORD, TrainingRecord)
     if words.out.exists() and store.key_of(words.out) is None:
         raise BadInputError(f"{words.out} is there and is no metrics file: it is not replaced; name another file")
+    if words.keep_embeddings and words.keep_embeddings.exists():
+        raise BadInputError(f"--keep-embeddings: {words.keep_embeddings} is there already: name another file")
+    if words.keep_embeddings and record.protocol == "choose_epoch":
+        raise BadInputError(f"--keep-embeddings: {words.run} chose an epoch and kept no weights: name another run")
     store.take_in(words.run)
     if not store.is_done(record.key):
         raise BadInputError(f"{words.run}: its files are not what {RECORD} says: train it again")
@@ -40,6 +48,11 @@ def main() -> None:
     key = evaluation_key(run, words.device, record.key)
     do(Job(run, str(words.run), words.device, words.workers), key, evaluate_run)
     store.show_file(key.digest, METRICS, words.out)
+    if words.keep_embeddings:
+        images, device = TestImages(run.dataset, run.recipe, words.workers), prepare(run.recipe, words.device)
+        *_, weights = kept_weights(store.folder(record.key), record)
+        with whole(words.keep_embeddings) as temporary:
+            write_arrays(temporary, all_embeddings(images.embeddings(weights, device), images.test))
     found = json.loads(words.out.read_text())["metrics"]
     for rule, values in found.items():
         print(f"{rule}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "epoch"))

@@ -11,6 +11,7 @@ the grid; --dry-run says what there is to do.
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from pipeline.base.checks import backbone_problems, loss_problems
@@ -18,6 +19,7 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.engines.local import TERMINATED, Pool, failure_of, final_key, keys_of, state
 from pipeline.runs import cache, store
+from pipeline.runs.follow import check_package, followed
 from pipeline.runs.grid import GridRun, grid_folder, grid_runs
 from pipeline.runs.key import training_key
 from pipeline.runs.record import MADE, METRICS
@@ -111,7 +113,10 @@ def main() -> None:
     failed: list[GridRun] = []
     if to_do:
         check(arguments.grid, to_do)
-        outcome = Pool(device, machine.workers).work(to_do)
+        if machine.tensorboard:
+            check_package()
+        with followed(to_do, device) if machine.tensorboard else nullcontext():
+            outcome = Pool(device, machine.workers).work(to_do)
         failed = outcome.failed
         if outcome.stopped:
             print("told to stop: what was running has saved; start this again to go on", file=sys.stderr)

@@ -12,10 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.base.config import Params, Table, read_params
+from pipeline.base.config import Params, Table
 from pipeline.base.files import exit_with, read_json, write_json, write_text
-from pipeline.runs.grid import grid_folder, grid_runs
+from pipeline.runs.grid import grid_runs
 from pipeline.tables import formats
+from pipeline.tables.grid import metrics_of, read_grid
 from pipeline.tables.pages import (
     COMPARED,
     REHEARSAL,
@@ -33,7 +34,7 @@ from pipeline.tables.pages import (
     verdicts_explained,
     what_lacks,
 )
-from pipeline.tables.published import Published, PublishedTable, check_table, read_published
+from pipeline.tables.published import Published, PublishedTable
 from pipeline.tables.rows import Row, collect_table
 
 
@@ -58,15 +59,6 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], publishe
     if published:
         lines += verdicts_explained(published)
     return [*lines, *what_lacks(rows)]
-
-
-def metrics_of(params: Params, table: Table, detailed: bool) -> list[str]:
-    """The metrics that a table shows."""
-    recipes = [recipe for name, recipe in params.recipes.items() if name in table.datasets]
-    recalls = [f"recall@{k}" for recipe in recipes for k in recipe.recall_at]
-    if table.protocols == ["choose_epoch"]:
-        return list(dict.fromkeys(recalls))
-    return [*dict.fromkeys(recalls), "map@r", *(["r_precision", "nmi_geometric"] if detailed else []), "nmi_arithmetic"]
 
 
 def tabulate(grid: str, name: str, params: Params, published: Published | None) -> list[Row]:
@@ -116,13 +108,7 @@ def main() -> None:
     )
     parser.add_argument("grid", help="default, or a folder of papers/, such as proxygml")
     grid = parser.parse_args().grid
-    folder = grid_folder(grid)
-    params = read_params(folder / "params.yaml")
-    file = folder / "published.yaml"
-    published = read_published(file) if file.is_file() else None
-    for name, table in params.tables.items():
-        if published and table.layout != "ranked":
-            check_table(file, published, name, table)
+    params, published = read_grid(grid)
     tables = {name: tabulate(grid, name, params, published) for name in params.tables}
     write_headlines(Path("metrics/headlines") / grid, tables)
     write_text(Path("metrics/curves") / f"{grid}.csv", formats.learning_curves(tables))

@@ -12,7 +12,8 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest, write_manifests
 from pipeline.data.packed import PackedImages
-from pipeline.evaluation.evaluation import metrics, query_results
+from pipeline.evaluation import evaluation
+from pipeline.evaluation.evaluation import class_results, kept_embeddings, metrics, query_results
 from pipeline.networks.network import embed, load_network, prepare
 from pipeline.runs import store
 from pipeline.runs.run import best_epoch, read_history
@@ -136,6 +137,51 @@ def test_what_each_query_found_agrees_with_the_metrics(project, trained, run):
         assert ((found["first_hit"] >= 0) & (found["first_hit"] < k)).mean() == pytest.approx(values[f"recall@{k}"])
         assert hits[:, :k].any(1).mean() == pytest.approx(values[f"recall@{k}"], abs=0.005), "but for ties"
     assert np.nanmean(found["average_precision"]) == pytest.approx(values["map@r"], rel=1e-5)
+    assert found["label"].tolist() == list(range(31, 62))
+    sizes = np.bincount(labels[found["query"]])[31:]
+    assert np.average(found["recall"], weights=sizes) == pytest.approx(values["recall@1"])
+    wrong = labels[found["nearest"][:, 0]] != labels[found["query"]]
+    one, other, count = found["confused"][0]
+    pair = (labels[found["query"]] == one) & (labels[found["nearest"][:, 0]] == other)
+    assert one != other and count == (pair & wrong).sum() > 1 and (np.diff(found["confused"][:, 2]) <= 0).all()
+    assert ("embeddings" in found) == (run != "raw_pixels/0"), "raw pixels are the images themselves"
+
+
+def test_no_pair_is_confused_where_everything_is_found():
+    found = class_results(np.array([4, 4, 9, 9]), np.array([4, 4, 9, 9]), np.array([True, True, True, False]))
+    assert found["confused"].shape == (0, 3) and found["recall"].tolist() == [1.0, 0.5]
+
+
+def test_embeddings_are_kept_where_they_are_small(trained, monkeypatch):
+    recipe, network, _, test, images = trained
+    prepare(recipe, "cpu")
+    embeddings = embed(network, images, recipe, CPU)
+    kept = kept_embeddings(embeddings, test)
+    assert kept["embedded"].tolist() == test.numbers and kept["embeddings"].dtype == np.float16
+    assert np.abs(kept["embeddings"] - embeddings.numpy()).max() < 1e-3
+    monkeypatch.setattr(evaluation, "EMBEDDED", 2 * embeddings.numel() - 1)
+    monkeypatch.setattr(evaluation, "SAMPLED", 2**16)
+    some = kept_embeddings(embeddings, test)
+    assert 2**15 < some["embeddings"].nbytes <= 2**16 and set(some["embedded"]) < set(test.numbers)
+    labels = dict(zip(test.numbers, test.labels.tolist(), strict=True))
+    classes = {labels[number] for number in some["embedded"]}
+    whole = [number for number in test.numbers if labels[number] in classes]
+    assert some["embedded"].tolist() == whole, "whole classes"
+
+
+def test_all_embeddings_are_kept_where_they_are_asked_for(project, trained, tmp_path, monkeypatch):
+    recipe, network, _, test, images = trained
+    monkeypatch.chdir(project.folder)
+    run, file = "data/runs/default/glyphs/glyphs/proxy_an/0", tmp_path / "embeddings.npz"
+    words = ["evaluate", run, "--out", str(tmp_path / "metrics.json"), "--keep-embeddings", str(file)]
+    monkeypatch.setattr("sys.argv", words)
+    evaluate.main()
+    kept = np.load(file, allow_pickle=False)
+    prepare(recipe, "cpu")
+    assert kept["embedded"].tolist() == test.numbers
+    assert (kept["embeddings"] == embed(network, images, recipe, CPU).numpy().astype(np.float16)).all()
+    with pytest.raises(BadInputError, match=r"--keep-embeddings: .*embeddings\.npz is there already"):
+        evaluate.main()
 
 
 def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):

@@ -20,7 +20,7 @@ def started(output):
 
 
 def test_first_repro_runs_the_whole_road(project):
-    assert project.first_repro == ["download", "convert", "split", "runs", "tabulate"]
+    assert project.first_repro == ["download", "convert", "split", "runs", "tabulate", "report"]
     assert set(metrics_files(project)) == {"proxy_an/0", "proxy_an/1", "proxy_nca/0", "proxy_nca/1", "raw_pixels/0"}
     headlines = project.folder / "metrics/headlines/default/glyphs/glyphs"
     assert {path.stem for path in headlines.iterdir()} == ROWS
@@ -200,7 +200,21 @@ def test_every_link_of_the_table_resolves(project):
 
 
 @pytest.mark.parametrize(
-    "stage", ["download", "convert", "split", "train", "evaluate", "run_grid", "tabulate", "status", "prune", "adopt"]
+    "stage",
+    [
+        "download",
+        "convert",
+        "split",
+        "train",
+        "evaluate",
+        "run_grid",
+        "tabulate",
+        "report",
+        "gallery",
+        "status",
+        "prune",
+        "adopt",
+    ],
 )
 def test_every_command_has_a_help_page(project, stage):
     assert "usage: python -m pipeline." + stage in project.run("python", "-m", f"pipeline.{stage}", "--help")

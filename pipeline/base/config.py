@@ -192,13 +192,15 @@ class Table(BaseModel):
 
 
 class Machine(BaseModel):
-    """What a machine's owner may choose; the results do not depend on `workers`."""
+    """What a machine's owner may choose; of these the results depend on `device` alone."""
 
     model_config = STRICT
 
     device: Literal["auto", "cpu", "cuda"]
     workers: Annotated[int, Ge(0), Le(MOST_THREADS)]
     """Processes that load images; 0 loads in the training process."""
+    tensorboard: bool = False
+    """Whether the histories of runs in progress are also written for TensorBoard, under data/tensorboard."""
 
 
 class Params(BaseModel):

@@ -3,7 +3,11 @@
 `queries.npz` holds, for every query in the order of its manifest: `query` and `nearest` (image numbers in the packed
 index, int32 (queries,) and (queries, 8), best first, -1 where there is no more), `similarity` (float32 (queries, 8)),
 `first_hit` (how many irrelevant images come before the first relevant one, int32, -1 without one) and
-`average_precision` at R (float32, NaN where R is 0).
+`average_precision` at R (float32, NaN where R is 0). Of the classes of the queries it holds `label` (int32 (classes,)),
+`recall` (Recall@1, float32 (classes,)) and `confused`, int32 (pairs, 3): the label of queries, the label of their
+nearest image, and how many they are, of the `CONFUSED` most frequent pairs. Of a trained network it holds `embedded`
+(image numbers, int32 (images,)) and `embeddings` (float16 (images, dimension)): all that are retrieved where these are
+at most `EMBEDDED` bytes, else those of whole classes, evenly spaced, of `SAMPLED` bytes.
 """
 
 from pathlib import Path
@@ -24,6 +28,9 @@ from pipeline.networks.network import embed, load_network
 from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
 
 NEIGHBOURS = 8
+CONFUSED = 64
+EMBEDDED, SAMPLED = 2**23, 2**21
+"""8 MiB hold CUB's and Cars' test images in 512 dimensions; with 2 MiB of its embeddings SOP's file has 7 MB."""
 
 
 def metrics(embeddings: Tensor, test: RetrievedImages, recipe: Recipe, seed: int) -> dict[str, float]:
@@ -36,7 +43,7 @@ def metrics(embeddings: Tensor, test: RetrievedImages, recipe: Recipe, seed: int
 
 
 def query_results(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.ndarray]:
-    """What `queries.npz` holds, of test embeddings, float32 (images, dimension)."""
+    """What `queries.npz` holds but for embeddings, of test embeddings, float32 (images, dimension)."""
     search = test.search(embeddings)
     count, gallery = len(search["embeddings"]), search.get("gallery")
     first, average_precision, _ = per_query(
@@ -49,13 +56,49 @@ def query_results(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.nda
     neighbours[:, : found.shape[1]] = numbers[found.cpu().numpy() + (count if gallery is not None else 0)]
     nearness = np.zeros((count, NEIGHBOURS), np.float32)
     nearness[:, : found.shape[1]] = similarities.cpu().numpy()
+    labels = test.labels.numpy()
+    nearest_labels = labels[found[:, 0].cpu().numpy() + (count if gallery is not None else 0)]
     return {
         "query": numbers[:count],
         "nearest": neighbours,
         "similarity": nearness,
         "first_hit": torch.where(first == NEVER, -1, first).cpu().numpy().astype(np.int32),
         "average_precision": average_precision.cpu().numpy().astype(np.float32),
+        **class_results(labels[:count], nearest_labels, (first == 0).cpu().numpy()),
     }
+
+
+def class_results(labels: np.ndarray, nearest_labels: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
+    """What `queries.npz` holds of classes, from the queries' labels, those of their nearest images, and whether
+    Recall@1 counts them as found: (queries,) each."""
+    classes, group = np.unique(labels, return_inverse=True)
+    wrong = labels != nearest_labels
+    pairs, counts = np.unique(np.stack([labels, nearest_labels], 1)[wrong], axis=0, return_counts=True)
+    most = np.lexsort((*pairs.T[::-1], -counts))[:CONFUSED]
+    return {
+        "label": classes.astype(np.int32),
+        "recall": (np.bincount(group, hits) / np.bincount(group)).astype(np.float32),
+        "confused": np.column_stack([pairs, counts])[most].astype(np.int32),
+    }
+
+
+def kept_embeddings(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.ndarray]:
+    """The embeddings that `queries.npz` holds, of test embeddings, float32 (images, dimension)."""
+    count, dimension = embeddings.shape
+    rows = np.arange(count)
+    if 2 * embeddings.numel() > EMBEDDED:
+        labels = test.labels.numpy()
+        classes, sizes = np.unique(labels, return_counts=True)
+        wanted = max(1, int(len(classes) * min(1.0, SAMPLED / (2 * dimension * sizes.sum()))))
+        rows = rows[np.isin(labels, classes[np.arange(wanted) * len(classes) // wanted])]
+    return all_embeddings(embeddings, test, rows)
+
+
+def all_embeddings(embeddings: Tensor, test: RetrievedImages, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Test embeddings, float32 (images, dimension), as float16, and whose they are: of some rows, or of all."""
+    rows = np.arange(len(embeddings)) if rows is None else rows
+    found = embeddings.cpu().numpy()[rows].astype(np.float16)
+    return {"embedded": np.array(test.numbers, np.int32)[rows], "embeddings": found}
 
 
 class TestImages:
@@ -98,7 +141,7 @@ def evaluate_weights(
         embeddings = images.embeddings(path, device)
         found[path.stem] = {"epoch": epoch} | metrics(embeddings, images.test, images.recipe, seed)
         if epoch == last:
-            results = query_results(embeddings, images.test)
+            results = query_results(embeddings, images.test) | kept_embeddings(embeddings, images.test)
     return found, results
 
 

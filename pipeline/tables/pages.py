@@ -11,6 +11,7 @@ from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_
 HEADINGS = {"map@r": "MAP@R", "r_precision": "R-Precision", "nmi_arithmetic": "NMI", "nmi_geometric": "NMI, geometric"}
 REHEARSAL = "REHEARSAL: these runs did not search among the published images. Their numbers mean nothing."
 COMPARED = ["", "published", "best test epoch", "n", "last epoch", "held-out", "difference", "verdict"]
+PEEKING_HEAD = ["Recall@1, best test epoch", "less last epoch", "less held-out"]
 RANKED_METRICS = [RANKED_BY, "map@r", "nmi_arithmetic"]
 
 
@@ -172,15 +173,21 @@ def curves(rows: list[Row], table: PublishedTable) -> list[str]:
     return lines
 
 
+def peeking_rows(rows: list[Row]) -> list[Row]:
+    """The rows that have seeds to tell from chance what choosing the epoch on the test set adds."""
+    return [row for row in rows if len(row.peeking("last_epoch").values) > 1 and not is_raw_pixels(row)]
+
+
+def peeking_lines(rows: list[Row]) -> list[list[str]]:
+    """A line of `PEEKING_HEAD` for each row."""
+    return [[row.key, *(row.peeking(rule).text("±", "+", "–") for rule in PEEKING.values())] for row in rows]
+
+
 def peeking(rows: list[Row]) -> list[str]:
-    """What choosing the epoch on the test set adds, where there are seeds to tell it from chance."""
-    rows = [row for row in rows if len(row.peeking("last_epoch").values) > 1 and not is_raw_pixels(row)]
-    if not rows:
-        return []
-    lines = [[row.key, *(row.peeking(rule).text("±", "+", "–") for rule in PEEKING.values())] for row in rows]
-    head = ["Recall@1, best test epoch", "less last epoch", "less held-out"]
+    """What choosing the epoch on the test set adds."""
+    lines = peeking_lines(peeking_rows(rows))
     title = "**Peeking: what choosing the epoch on the test set adds, in points, paired by seed.**"
-    return [title, "", *padded([head, *lines])]
+    return [title, "", *padded([PEEKING_HEAD, *lines])] if lines else []
 
 
 def numbers_mean(rows: list[Row]) -> str:

@@ -1,0 +1,50 @@
+"""The gallery of one run alone, as a page: its worst, best and random queries with their nearest images, its confused
+classes, and images with equal bytes under two labels.
+
+RUN is a run's metrics file, such as metrics/runs/default/glyphs/glyphs/proxy_an/0.json or what `pipeline.evaluate`
+wrote, or a folder under data/queries.
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline.base.files import BadInputError, exit_with
+from pipeline.reports.pages import write_gallery
+from pipeline.runs import store
+from pipeline.runs.record import METRICS, RECORD, MetricsRecord, read_record
+
+
+def queries_of(run: Path) -> tuple[Path, MetricsRecord]:
+    """Where the evaluation that RUN names keeps what its queries found, and its record."""
+    if run.is_dir() and (run / RECORD).is_file():
+        raise BadInputError(
+            f"{run} is a training's folder: evaluate it (`python -m pipeline.evaluate {run} --out metrics.json`) and "
+            "name the metrics file"
+        )
+    record = read_record(run / METRICS if run.is_dir() else run, MetricsRecord)
+    beside = run if run.is_dir() else store.folder(record.key)
+    if not (beside / "queries.npz").is_file():
+        raise BadInputError(f"{run}: {beside / 'queries.npz'} is missing: evaluate the run again (`dvc repro`)")
+    return beside / "queries.npz", record
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's metrics file, or its folder under data/queries")
+    parser.add_argument("--out", type=Path, default=Path("gallery.html"), help="the page (default: gallery.html)")
+    parser.add_argument("--count", type=int, default=20, help="queries of each kind (default: 20)")
+    words = parser.parse_args()
+    if words.count < 1:
+        raise BadInputError(f"--count is {words.count}: give 1 or more")
+    if words.out.suffix != ".html":
+        raise BadInputError(f"--out is {words.out}: name a file that ends in .html")
+    queries, record = queries_of(words.run)
+    write_gallery(queries, record.dataset, str(words.run), words.count, words.out)
+    print(f"look at {words.out}")
+
+
+if __name__ == "__main__":
+    exit_with(main)

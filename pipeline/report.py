@@ -1,0 +1,29 @@
+"""Stage: the report of a grid, a page to look at: metrics/reports/<grid>/index.html, one file that asks for nothing.
+
+It shows the grid's tables, each cell with its runs; intervals, learning curves, galleries, a map of the test images,
+costs, and what was not reproduced. metrics/reports/index.html, which links the reports that there are, is written too;
+without GRID it alone. The .md tables hold the same numbers.
+"""
+
+import argparse
+
+from pipeline.base.files import exit_with
+from pipeline.reports.pages import write_overview, write_report
+from pipeline.runs.grid import known_grids
+
+
+def main() -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", nargs="?", help="default, or a folder of papers/, such as proxygml")
+    grid = parser.parse_args().grid
+    page = write_report(grid) if grid else None
+    print(f"look at {page or write_overview(known_grids())}")
+    if page:
+        write_overview(known_grids())
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,190 @@
+"""Pages of a grid, of all grids, and of one run, each a single file that asks for nothing and runs no script."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.base.files import BadInputError, write_text
+from pipeline.reports import figures
+from pipeline.reports.cells import SIGNS, blocks
+from pipeline.reports.galleries import Gallery, Picture, Thumbnails, gallery, two_labels
+from pipeline.reports.maps import embedding_map
+from pipeline.reports.runs import ShownGrid, ShownRun, ShownTable
+from pipeline.tables.pages import PEEKING_HEAD, peeking_lines, peeking_rows
+from pipeline.tables.rows import is_raw_pixels
+
+REPORTS = Path("metrics/reports")
+
+VERDICTS = ("reproduced", "missed", "published unknown", "failed", "not run", "REHEARSAL")
+"""How verdicts begin, in the order in which a summary counts them."""
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from a template of this folder. Everything that is put into it is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(content)
+
+
+@dataclass(frozen=True)
+class DatasetLook:
+    """What a report shows of the images of a dataset."""
+
+    dataset: str
+    galleries: list[Gallery]
+    twice: tuple[int, list[list[Picture]]]
+    map: tuple[str, int] | None
+    mapped: str
+    problem: str = ""
+
+
+def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
+    """The galleries of the best row on a dataset and of the baseline, which is raw pixels or else the worst row, and
+    the best row's map. Thumbnails go into `stored`, by their id."""
+    rows = grid.candidates(dataset)
+    if not rows:
+        return DatasetLook(dataset, [], (0, []), None, "", "no run has kept what its queries found")
+    try:
+        thumbnails = Thumbnails(dataset)
+        best = next((row for row in rows if not is_raw_pixels(row[1])), rows[0])
+        baseline = next((row for row in rows if is_raw_pixels(row[1])), rows[-1])
+        shown = {"Best row": best} | ({"Baseline": baseline} if baseline is not best else {})
+        galleries = []
+        for name, (recall, row, run) in shown.items():
+            title = f"{name}: {row.name} of {run.table}, seed {run.run.seed} (Recall@1 of the row {100 * recall:.2f})"
+            galleries.append(gallery(thumbnails, run.queries / "queries.npz", title))
+        found = DatasetLook(
+            dataset,
+            galleries,
+            two_labels(thumbnails),
+            embedding_map(best[2].queries / "queries.npz", thumbnails.packed),
+            f"{best[1].name}, seed {best[2].run.seed}",
+        )
+    except BadInputError as error:
+        return DatasetLook(dataset, [], (0, []), None, "", str(error))
+    stored |= {f"{dataset}-{image}": address for image, address in thumbnails.addresses.items()}
+    return found
+
+
+def counts(grid: ShownGrid) -> dict[str, int]:
+    """How many printed numbers have each verdict, by how it begins."""
+    said = Counter(
+        next(start for start in VERDICTS if verdict.startswith(start))
+        for table in grid.tables
+        for _, verdict in table.verdicts()
+    )
+    return {start: said[start] for start in VERDICTS if said[start]}
+
+
+def run_counts(grid: ShownGrid) -> dict[str, int]:
+    """How many planned runs are there, and why the others are not."""
+    found = {"planned": sum(len(row.runs) for table in grid.tables for row in table.rows), "done": len(grid.runs)}
+    kinds = {"failures": "failed", "missing": "not run", "outdated": "of other settings", "taken_over": "taken over"}
+    return found | {name: len(grid.names(kind)) for kind, name in kinds.items()}
+
+
+def costs(runs: list[ShownRun]) -> list[str]:
+    """A machine's line: runs, hours, seconds a run, images/s in training, memory, the GPU's memory."""
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    speeds = [speed for run in runs for speed in run.making.get("images_per_second", ())]
+    memory = [run.making["peak_memory_bytes"] for run in runs if run.making]
+    gpus = [gpu["peak_memory_bytes"] for run in runs if (gpu := run.making.get("machine", {}).get("gpu"))]
+    return [
+        str(len(runs)),
+        f"{sum(seconds) / 3600:.2f}" if seconds else "–",
+        f"{median(seconds):,.0f}" if seconds else "–",
+        f"{median(speeds):,.0f}" if speeds else "–",
+        f"{max(memory) / 1e9:.1f}" if memory else "–",
+        f"{max(gpus) / 1e9:.1f}" if gpus else "–",
+    ]
+
+
+def table_figures(grid: ShownGrid, table: ShownTable) -> dict[str, list[tuple[str, str]]]:
+    """The figures of a table, (address, what it shows): `intervals` and `curves`."""
+    drawn: list[tuple[str, str]] = []
+    learning: list[tuple[str, str]] = []
+    printed = table.published.curves if table.published else {}
+    for dataset in table.table.datasets:
+        rows = {
+            row.name: [grid.runs[run.metrics] for run in row.runs if run.metrics in grid.runs]
+            for row in table.rows
+            if row.dataset == dataset and not is_raw_pixels(row)
+        }
+        if address := figures.intervals(table, dataset):
+            drawn.append((address, f"Recall@1 of {table.name} on {dataset}: each seed, mean and interval"))
+        own = {name: printed.get(f"{dataset}/{name}", {}) for name in rows}
+        for metric, label in (("recall@1", "Recall@1, percent"), ("loss", "training loss")):
+            if address := figures.curves(rows, metric, label, own if metric == "recall@1" else {}):
+                learning.append((address, f"{label} by epoch of all runs of {table.name} on {dataset}"))
+    if table.published and table.published.chart:
+        drawn.append((figures.sweep_chart(table), f"The paper's sweep under ours: {table.name}"))
+    return {"intervals": drawn, "curves": learning}
+
+
+def title_of(grid: ShownGrid) -> str:
+    """What the report of a grid is called."""
+    return grid.paper or f"Report of the grid {grid.name}"
+
+
+def report(grid: ShownGrid, folder: Path) -> str:
+    """The page of a grid, to be written into `folder`."""
+    stored: dict[str, str] = {}
+    looks = [look(grid, dataset, stored) for dataset in grid.datasets]
+    peeking = [(table, rows) for table in grid.tables if (rows := peeking_rows(table.rows))]
+    failures = {name: error for table in grid.tables for row in table.rows for name, error in row.failures.items()}
+    return render(
+        "report.html",
+        grid=grid,
+        title=title_of(grid),
+        counts=counts(grid),
+        runs=run_counts(grid),
+        signs=SIGNS,
+        machines={name: costs(runs) for name, runs in grid.by_machine().items()},
+        gpu_hours=sum(run.seconds or 0 for run in grid.made_once if run.on_gpu) / 3600,
+        cpu_hours=sum(run.seconds or 0 for run in grid.made_once if not run.on_gpu) / 3600,
+        revisions=sorted({run.revision for run in grid.made_once}),
+        tables=[(table, blocks(grid, table, folder), table_figures(grid, table)) for table in grid.tables],
+        tables_at=os.path.relpath(Path("metrics/tables") / grid.name, folder),
+        peeking=[(table, peeking_lines(rows), figures.peeking(rows)) for table, rows in peeking],
+        peeking_head=PEEKING_HEAD,
+        looks=looks,
+        stored=stored,
+        failures=failures,
+        missed=[said for table in grid.tables for said in table.verdicts() if said[1].startswith("missed")],
+        taken_over={
+            name: because for table in grid.tables for row in table.rows for name, because in row.taken_over.items()
+        },
+    )
+
+
+def write_report(name: str) -> Path:
+    """Write the report of a grid, and the keys of the runs that it shows beside it; gives its place."""
+    path, grid = REPORTS / name / "index.html", ShownGrid(name)
+    write_text(path, report(grid, path.parent))
+    write_json(path.with_name("made_from.json"), {str(place): run.record.key for place, run in grid.runs.items()})
+    return path
+
+
+def write_overview(names: list[str]) -> Path:
+    """Write the page that links the reports that there are of some grids, and give its place."""
+    path = REPORTS / "index.html"
+    grids = [ShownGrid(name) for name in names if (REPORTS / name / "index.html").is_file()]
+    lines = [(grid, title_of(grid), counts(grid), run_counts(grid)) for grid in grids]
+    write_text(path, render("overview.html", title="Reports", lines=lines, signs=SIGNS))
+    return path
+
+
+def write_gallery(queries: Path, dataset: str, title: str, count: int, out: Path) -> None:
+    """Write the gallery of one run alone."""
+    thumbnails = Thumbnails(dataset)
+    shown = gallery(thumbnails, queries, title, count)
+    twice = two_labels(thumbnails)
+    stored = {f"{dataset}-{image}": address for image, address in thumbnails.addresses.items()}
+    write_text(out, render("gallery.html", title=f"Gallery of {title}", shown=shown, twice=twice, stored=stored))

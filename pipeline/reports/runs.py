@@ -1,0 +1,160 @@
+"""What a report shows of a grid: its tables with their rows, read as the tables read them, and what is known of each
+run."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.config import Table
+from pipeline.base.files import read_json
+from pipeline.runs.grid import GridRun, grid_runs
+from pipeline.runs.record import MetricsRecord, read_record
+from pipeline.tables.grid import metrics_of, read_grid
+from pipeline.tables.pages import comparison, ranking_selection
+from pipeline.tables.published import PublishedTable
+from pipeline.tables.rows import Row, collect_table, is_raw_pixels
+
+UNKNOWN_MACHINE = "a machine that was not noted"
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """A run that has a metrics file, and what its made.json says of its training and its evaluation, if it is there."""
+
+    run: GridRun
+    record: MetricsRecord
+    made: dict[str, Any]
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """When and where it was trained, or evaluated where nothing was trained."""
+        return self.made.get("training") or self.made.get("evaluation") or {}
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training and evaluation; None where they were not noted."""
+        return sum(work["seconds"] for work in self.made.values()) if self.made else None
+
+    @property
+    def machine(self) -> str:
+        """The GPU, or the processor where none was used."""
+        machine = self.making.get("machine")
+        if machine is None:
+            return UNKNOWN_MACHINE
+        gpu = machine["gpu"]
+        return f"{gpu['name']}, driver {gpu['driver']}" if gpu else f"{machine['cpu']}, {machine['cores']} cores"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU was used."""
+        return bool(self.making.get("machine", {}).get("gpu"))
+
+    @property
+    def revision(self) -> str:
+        """The first digits of the commit that it was made with; with a plus where files had been changed."""
+        git = self.making.get("git", {})
+        revision = (git.get("revision") or "")[:10]
+        return f"{revision}{'' if git.get('clean') else '+'}" if revision else "not noted"
+
+
+def _made(run: GridRun, record: MetricsRecord) -> dict[str, Any]:
+    """What made.json says of the training and the evaluation of a record, less what it says of others."""
+    keys = {"evaluation": record.key} | ({"training": record.run.key} if record.run else {})
+    made = read_json(run.made) if run.made.is_file() else {}
+    return {work: of for work, of in made.items() if of["key"] == keys.get(work)}
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table and all that there is of it."""
+
+    name: str
+    title: str
+    table: Table
+    rows: list[Row]
+    metrics: list[str]
+    published: PublishedTable | None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its runs searched among other images than the published ones."""
+        return any(row.foreign for row in self.rows)
+
+    @property
+    def selection(self) -> str:
+        """The rule that chose the weights of the numbers that are drawn."""
+        return "best_test_epoch" if self.published else ranking_selection(self.rows)
+
+    def verdicts(self) -> list[tuple[str, str]]:
+        """The row and the metric, and the verdict, of every printed number."""
+        if self.published is None:
+            return []
+        lines = comparison(self.rows, self.published, "±")
+        return [(f"{self.name}: {row.key}, {line[len(row.values)]}", line[-1]) for row, line in lines]
+
+
+class ShownGrid:
+    """A grid's tables, and its runs by their metrics file."""
+
+    def __init__(self, grid: str):
+        self.name = grid
+        params, published = read_grid(grid)
+        self.paper = published.paper if published else None
+        self.tables: list[ShownTable] = []
+        for name, table in params.tables.items():
+            own = published.tables.get(name) if published else None
+            rows = collect_table(grid_runs(grid, table=name), published)
+            title = own.title if own else table.title or f"{grid}: {name}"
+            self.tables.append(ShownTable(name, title, table, rows, metrics_of(params, table, own is not None), own))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether any of its runs searched among other images than the published ones."""
+        return any(table.foreign for table in self.tables)
+
+    @cached_property
+    def runs(self) -> dict[Path, ShownRun]:
+        """The runs that the tables count, by their metrics file."""
+        shown: dict[Path, ShownRun] = {}
+        for table in self.tables:
+            for row in table.rows:
+                lacking = {*row.failures, *row.missing, *row.outdated}
+                for run in row.runs:
+                    if f"{row.key}/{run.place.name}" not in lacking:
+                        record = read_record(run.metrics, MetricsRecord)
+                        shown[run.metrics] = ShownRun(run, record, _made(run, record))
+        return shown
+
+    @cached_property
+    def made_once(self) -> list[ShownRun]:
+        """The runs, each once where several tables share it."""
+        return list({run.record.key: run for run in self.runs.values()}.values())
+
+    def names(self, kind: str) -> list[str]:
+        """The names of the runs that are `missing` or `outdated`, or that have `failures`."""
+        return [f"{table.name}: {name}" for table in self.tables for row in table.rows for name in getattr(row, kind)]
+
+    def by_machine(self) -> dict[str, list[ShownRun]]:
+        """The runs of each machine."""
+        machines: dict[str, list[ShownRun]] = defaultdict(list)
+        for run in self.made_once:
+            machines[run.machine].append(run)
+        return dict(sorted(machines.items()))
+
+    def candidates(self, dataset: str) -> list[tuple[float, Row, GridRun]]:
+        """Recall@1, row and first run of the rows on a dataset that kept what their queries found, the best first."""
+        found = {}
+        for table in self.tables:
+            for row in table.rows if table.selection != "held_out_classes" else ():
+                runs = [run for run in row.runs if run.metrics in self.runs and (run.queries / "queries.npz").is_file()]
+                cell = row.cell(table.selection, "recall@1")
+                if row.dataset == dataset and runs and cell.values:
+                    found[row.key] = (cell.mean, row, runs[-1] if is_raw_pixels(row) else runs[0])
+        return sorted(found.values(), key=lambda found: (-found[0], found[1].name))
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets of its tables."""
+        return list(dict.fromkeys(dataset for table in self.tables for dataset in table.table.datasets))
