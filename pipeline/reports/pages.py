@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.base.files import BadInputError, write_text
+from pipeline.base.files import BadInputError, write_json, write_text
 from pipeline.reports import figures
 from pipeline.reports.cells import SIGNS, blocks
 from pipeline.reports.galleries import Gallery, Picture, Thumbnails, gallery, two_labels
