@@ -23,6 +23,7 @@ from pipeline.base.checks import backbone_problems, loss_problems
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.base.machine import Machine
+from pipeline.engines import slurm
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.runs import cache, store
 from pipeline.runs.grid import DEFAULT, GridRun, chosen_grids, grid_folder, grid_runs
@@ -122,10 +123,20 @@ def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Mac
     """Check the runs and let the engine do them."""
     for grid in dict.fromkeys(run.grid for run in runs):
         check(grid, [run for run in runs if run.grid == grid])
-    worker = None
+    machine, worker = machines[words.grid or DEFAULT], None
+    if machine.engine == "slurm":
+        return slurm.work(machine, machines, asked_words(words), runs)
     if words.worker_since is not None:
         worker = Worker(words.worker_since, int(os.environ.get("PIPELINE_WORKER", "0")))
-    return Pool(machines[words.grid or DEFAULT], machines, worker).work(runs)
+    return Pool(machine, machines, worker).work(runs)
+
+
+def asked_words(words: argparse.Namespace) -> list[str]:
+    """The command line that asks for the same runs."""
+    if words.all:
+        return ["--all"]
+    options = {name: getattr(words, name) for name in ("table", "row", "seed")}
+    return [words.grid, words.dataset, *(f"--{key}={value}" for key, value in options.items() if value is not None)]
 
 
 def read_words() -> argparse.Namespace:
@@ -140,6 +151,9 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--row", help="do this row alone, such as 512 or proxy_an-12.0-0.1")
     parser.add_argument("--seed", type=int, help="do this seed alone")
     parser.add_argument("--dry-run", action="store_true", help="print every run and whether it is done")
+    parser.add_argument(
+        "--print-script", action="store_true", help="print the script that the engine slurm would submit, for sbatch"
+    )
     parser.add_argument(
         "--worker-since",
         type=float,
@@ -171,6 +185,9 @@ def main() -> None:
         print("\n".join(f"{run.place}: {known}" for run, known in zip(asked, states, strict=True)))
         return
     to_do = [run for run, known in zip(asked, states, strict=True) if known != "done"]
+    if words.print_script:
+        print(slurm.printed(machines[words.grid or DEFAULT], asked_words(words), len(to_do)), end="")
+        return
     failed: list[GridRun] = []
     if to_do:
         outcome = work(words, to_do, machines)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -29,8 +30,7 @@ from pipeline.runs.states import Keys, keys
 HELD, TERMINATED = 75, 143
 """As in engines/work.py, which imports torch."""
 
-INTERRUPTED = 130
-"""Of a run whose Ctrl-C came before it could save anything."""
+STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 PR_SET_PDEATHSIG = 1
 KILLED_AT_MOST = 3
@@ -40,8 +40,14 @@ LOOK_AGAIN = 1.0
 """Seconds between looks for runs to start, where none has ended."""
 
 
-def _end_with_parent() -> None:
-    """Tell this process to stop (SIGTERM) when the process that asked for it, or the server that forked it, is gone."""
+def _stop_once() -> None:
+    """Let the first SIGTERM or Ctrl-C through to this process's handlers, and no other.
+
+    Several come: SLURM tells every process of a task, a terminal every process of a command; the driver passes its own
+    on; and the end of the driver, or of the server that forked this process, counts as one. The handlers take a second
+    one for a wish not to save. Who means that sends SIGKILL. Processes that load images are told nothing: they end with
+    this one.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     driver = multiprocessing.parent_process()
     assert driver is not None
@@ -50,17 +56,26 @@ def _end_with_parent() -> None:
         multiprocessing.connection.wait([driver.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def pass_on() -> None:
+        signal.sigwait(STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        # To this thread, the only one that takes it; Python calls the handler in the main one.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    for task in (watch, pass_on):
+        threading.Thread(target=task, daemon=True).start()
 
 
 def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log: Path) -> None:
     """A run's process."""
-    _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _stop_once()
     place.enter()
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from pipeline.engines.work import Job, perform
 
     code = 0
@@ -129,6 +144,12 @@ class Pool:
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["pipeline.engines.work"])
+        # The server and the runs start with these signals blocked: see `_stop_once`. The tracker first, whose start
+        # unblocks them.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.told_to_stop = 0
         self.kills: dict[Path, int] = {}
         self.keys: dict[Path, Keys] = {}
@@ -136,6 +157,9 @@ class Pool:
 
     def _stop(self, number: int, frame: object) -> None:
         self.told_to_stop += 1
+        if self.told_to_stop == 1:
+            # Not by print, which this may have interrupted.
+            os.write(2, b"told to stop: what is running saves; told again, it ends at once\n")
         for slot in self.slots:
             if slot.process is not None and slot.process.is_alive():
                 # The first saves; the second ends it.
@@ -229,7 +253,7 @@ class Pool:
         slot.process.join()
         run, slot.run, slot.process = slot.run, None, None
         self.progress.frees(slot.number, run)
-        if code in (0, HELD, TERMINATED, INTERRUPTED, -signal.SIGTERM):
+        if code in (0, HELD, TERMINATED, -signal.SIGTERM):
             return [run]
         if code < 0:
             self.kills[run.place] = self.kills.get(run.place, 0) + 1

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipeline.runs.cost import cost
 from pipeline.runs.grid import GridRun
 
-EPOCH = re.compile(r"^.* epoch (\d+)/(\d+): ")
+EPOCH = re.compile(r"^.* epoch (\d+)/(\d+): ", re.MULTILINE)
 
 
 class Progress:
@@ -32,13 +32,18 @@ class Progress:
             for line in range(lines + 1)
         ]
 
+    def hear(self, run: GridRun, text: str) -> bool:
+        """Note how far a run is by the last epoch that its log's text has; gives whether there is one."""
+        epochs = EPOCH.findall(text)
+        if epochs:
+            epoch, last = map(int, epochs[-1])
+            self.began.setdefault(run.place, (epoch - 1) / last)
+            self.shares[run.place] = epoch / last
+        return bool(epochs)
+
     def say(self, line: int, run: GridRun, text: str) -> None:
         """Show a line that a run has printed."""
-        if found := EPOCH.match(text):
-            share = int(found[1]) / int(found[2])
-            self.began.setdefault(run.place, (int(found[1]) - 1) / int(found[2]))
-            self.shares[run.place] = share
-        if self.live and (found or not text.strip()):
+        if self.hear(run, text) and self.live:
             self.bars[line].set_description_str(text.strip(), refresh=True)
             self.total()
         else:
