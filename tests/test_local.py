@@ -7,12 +7,13 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
-from pipeline.engines.places import Place, places
+from pipeline.engines.places import places
 from tests.conftest import ENVIRONMENT
 from tests.test_run_grid import Grid, children, files_of, started, wait_for
 
@@ -46,7 +47,7 @@ def test_places(monkeypatch, settings, visible, cores, expected):
 
 def test_more_gpus_than_there_are_is_bad_input(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(BadInputError, match="machine.gpus: it wants 2, 1 are here"):
+    with pytest.raises(BadInputError, match=r"machine\.gpus: it wants 2, 1 are here"):
         places(Machine(device="cpu", workers=0, gpus=2))
 
 
@@ -57,8 +58,10 @@ def grid(project, tmp_path):
 
 SIDE_BY_SIDE = """
         if os.path.exists("together"):
-            place = [os.environ["CUDA_VISIBLE_DEVICES"], sorted(os.sched_getaffinity(0)), __import__("torch").get_num_threads()]
-            open(f"seen-{place[0]}", "w").write(__import__("json").dumps(place))
+            import json, torch
+            place = [os.environ["CUDA_VISIBLE_DEVICES"], sorted(os.sched_getaffinity(0)), torch.get_num_threads()]
+            with open(f"seen-{place[0]}", "w") as file:
+                json.dump(place, file)
             while not (os.path.exists("seen-a") and os.path.exists("seen-b")):
                 time.sleep(0.05)
 """
@@ -102,7 +105,7 @@ def test_a_second_stop_ends_at_once(grid):
     errors = process.communicate(timeout=60)[1]  # though its run still waits, and cannot save
     assert process.returncode == 143 and errors.count("told to stop: what is running saves") == 1
     assert "saved at" not in errors and grid.states()["two/moody/0"] == "not run"
-    assert not any(os.path.exists(f"/proc/{run}") for run in runs)
+    assert not any(Path(f"/proc/{run}").exists() for run in runs)
 
 
 def test_a_stop_that_everything_hears_several_times_saves(grid):
