@@ -40,9 +40,7 @@ def test_places(monkeypatch, settings, visible, cores, expected):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine = Machine.model_validate({"device": "cpu", "workers": 0} | settings)
-    assert places(machine) == [
-        Place(gpu, None if of is None else frozenset(of), shared) for gpu, of, shared in expected
-    ]
+    assert [(place.gpu, place.cores, place.shared_by) for place in places(machine)] == expected
 
 
 def test_more_gpus_than_there_are_is_bad_input(monkeypatch):

@@ -73,6 +73,7 @@ class Held:
     def soon(self):
         """Requeued tasks wait for two minutes, but for this."""
         slurm.until(lambda: tasks("PENDING"), 60, "the task is not requeued")
+        time.sleep(11)  # KillWait: what scancel has cancelled it then kills, be it started again or not
         (self.folder / "wait").touch()
         for task in tasks("PENDING"):
             ask("scontrol", "update", f"JobId={task}", "StartTime=now")

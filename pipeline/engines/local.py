@@ -162,8 +162,8 @@ class Pool:
             os.write(2, b"told to stop: what is running saves; told again, it ends at once\n")
         for slot in self.slots:
             if slot.process is not None and slot.process.is_alive():
-                # The first saves; the second ends it.
-                (slot.process.terminate if self.told_to_stop == 1 else slot.process.kill)()
+                # The first saves; the second ends it. A worker hears one stop several times, and its engine kills.
+                (slot.process.terminate if self.told_to_stop == 1 or self.worker else slot.process.kill)()
 
     def work(self, runs: list[GridRun]) -> Outcome:
         """Do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C."""
