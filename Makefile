@@ -14,9 +14,12 @@ compare: .venv/requirements
 	python -m pipeline.tabulate comparison_glyphs
 	python -m pipeline.report comparison_glyphs
 
-# Every table of every grid: chooses all of them, so that DVC has their stages, and runs what is not done.
+# Every table of every grid: chooses all of them, so that DVC has their stages, gets the data (what a person has to fetch
+# may be missing), makes all runs with one pool of workers, and lets DVC make the tables. A run that fails stops no other.
 papers: .venv/requirements
 	python -m pipeline.choose all
+	-dvc repro --keep-going split data/dvc.yaml
+	python -m pipeline.run_grid --all || [ $$? = 1 ]
 	dvc repro --keep-going -P
 
 # The tables of the runs that there are, also after a failed one, which keeps DVC from making them.

@@ -6,16 +6,14 @@ params.yaml. Without a grid this prints what is chosen; `all` chooses every grid
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.base.config import read_yaml
 from pipeline.base.files import exit_with, write_text
-from pipeline.runs.grid import DEFAULT, GridRun, grid_runs, known_grids
+from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, grid_runs, known_grids
 
-CHOSEN = Path("papers/chosen.yaml")
 HEAD = """\
 # The grids that are stages of DVC here, and what they need. Written by `python -m pipeline.choose GRID...`: commit it.
 # weights: the pretrained weights that a stage's recipes read; lists: where its training lists lie. A stage that needs

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, remove
-from pipeline.engines.local import keys_of
 from pipeline.runs import store
 from pipeline.runs.grid import grid_folder, grid_runs, known_grids
 from pipeline.runs.key import NotReadyError
+from pipeline.runs.states import keys_of
 
 
 def named() -> set[str]:

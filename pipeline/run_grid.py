@@ -1,15 +1,21 @@
-"""Stage: the runs of a grid on one dataset: train each that is not done yet, and evaluate it.
+"""Stage: the runs of a grid on one dataset: train each that is not done yet, and evaluate it. With --all: the runs of
+all chosen grids.
 
 A run is done when the store holds its key (pipeline/runs/key.py): the same settings, code that computes, data,
 versions and kind of device. It is left as it is, so another try after a kill or a failure is cheap, and a change of one
 row trains that row alone. Several of these commands may run at a time, on one machine or on several with one file
 system: each run is done once. A run that fails is named, the others go on, and the exit code at the end is 1.
 
+`machine` of the params file, or the environment, says what does the runs: which GPUs of this machine, or SLURM
+(docs/scale.md). Longest runs are started first. Told to stop (SIGTERM, Ctrl-C), it lets all runs save and ends with
+exit code 143; told a second time, it ends them at once.
+
 At the end data/runs, data/queries and metrics/runs show the grid's runs by name. --table, --row and --seed do a part of
 the grid; --dry-run says what there is to do.
 """
 
 import argparse
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,12 +23,15 @@ from pathlib import Path
 from pipeline.base.checks import backbone_problems, loss_problems
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
-from pipeline.engines.local import TERMINATED, Pool, failure_of, final_key, keys_of, state
+from pipeline.base.machine import Machine
+from pipeline.engines import slurm
+from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.runs import cache, store
 from pipeline.runs.follow import check_package, followed
-from pipeline.runs.grid import GridRun, grid_folder, grid_runs
-from pipeline.runs.key import training_key
+from pipeline.runs.grid import DEFAULT, GridRun, chosen_grids, grid_folder, grid_runs
+from pipeline.runs.key import NotReadyError, training_key
 from pipeline.runs.record import MADE, METRICS
+from pipeline.runs.states import failure_of, final_key, keys_of, state
 
 
 def check(grid: str, runs: list[GridRun]) -> None:
@@ -71,61 +80,133 @@ def _made(key: str, work: str) -> dict[str, object]:
     return {work: {"key": key} | read_json(path)} if path.is_file() else {}
 
 
-def take_in(runs: list[GridRun], device: str) -> None:
+def take_in(runs: list[GridRun], machines: dict[str, Machine]) -> None:
     """Put into the store what stands under the runs' names, such as what `dvc pull` has brought, or lies in DVC's cache
     by dvc.lock, and is one of these runs."""
     for run in runs:
         for place in (run.weights, run.queries):
             if store.take_in(place):
                 print(f"{place}: taken into the store", file=sys.stderr)
-    wanted = {key for run in runs for key in keys_of(run, device) if not store.is_done(key)}
+    keys = {key for run in runs for key in keys_of(run, machines[run.grid].device)}
+    wanted = {key for key in keys if not store.is_done(key)}
     if wanted and (count := cache.take_in(wanted)):
         print(f"{count} runs and evaluations taken into the store from DVC's cache", file=sys.stderr)
 
 
-def main() -> None:
-    """Command line of the stage."""
+def asked_for(words: argparse.Namespace) -> list[GridRun]:
+    """The runs that the command line names."""
+    if words.all:
+        return [run for grid in chosen_grids() for run in grid_runs(grid)]
+    runs = grid_runs(words.grid, words.dataset, words.table)
+    asked = [run for run in runs if words.row in (None, run.row) and words.seed in (None, run.run.seed)]
+    if not asked:
+        rows = ", ".join(dict.fromkeys(run.row for run in runs))
+        seeds = ", ".join(dict.fromkeys(str(run.run.seed) for run in runs))
+        raise BadInputError(f"grid {words.grid}: choose among the rows {rows} and the seeds {seeds}")
+    return asked
+
+
+def ready(runs: list[GridRun], machines: dict[str, Machine]) -> list[GridRun]:
+    """Of the runs of all grids those whose data are there; says which are not."""
+    found, missing = [], dict[str, int]()
+    for run in runs:
+        try:
+            keys_of(run, machines[run.grid].device)
+        except NotReadyError as error:
+            missing[str(error)] = missing.get(str(error), 0) + 1
+        else:
+            found.append(run)
+    for reason, count in missing.items():
+        print(f"{count} runs are left out: {reason}", file=sys.stderr)
+    return found
+
+
+def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Machine]) -> Outcome:
+    """Check the runs and let the engine do them."""
+    for grid in dict.fromkeys(run.grid for run in runs):
+        check(grid, [run for run in runs if run.grid == grid])
+    machine, worker = machines[words.grid or DEFAULT], None
+    if words.worker_since is not None:
+        worker = Worker(words.worker_since, int(os.environ.get("PIPELINE_WORKER", "0")))
+    if machine.tensorboard:
+        check_package()
+    with followed(runs, machine.device) if machine.tensorboard and worker is None else nullcontext():
+        if machine.engine == "slurm":
+            return slurm.work(machine, machines, asked_words(words), runs)
+        return Pool(machine, machines, worker).work(runs)
+
+
+def asked_words(words: argparse.Namespace) -> list[str]:
+    """The command line that asks for the same runs."""
+    if words.all:
+        return ["--all"]
+    options = {name: getattr(words, name) for name in ("table", "row", "seed")}
+    return [words.grid, words.dataset, *(f"--{key}={value}" for key, value in options.items() if value is not None)]
+
+
+def read_words() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.run_grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("grid", help="default, or a folder of papers/, such as proxygml")
-    parser.add_argument("dataset", help="one of the grid's")
+    parser.add_argument("grid", nargs="?", help="default, or a folder of papers/, such as proxygml")
+    parser.add_argument("dataset", nargs="?", help="one of the grid's")
+    parser.add_argument("--all", action="store_true", help="all chosen grids, by the machine that params.yaml says")
     parser.add_argument("--table", help="do the runs of this table alone")
     parser.add_argument("--row", help="do this row alone, such as 512 or proxy_an-12.0-0.1")
     parser.add_argument("--seed", type=int, help="do this seed alone")
     parser.add_argument("--dry-run", action="store_true", help="print every run and whether it is done")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--print-script", action="store_true", help="print the script that the engine slurm would submit, for sbatch"
+    )
+    parser.add_argument(
+        "--worker-since",
+        type=float,
+        metavar="SECONDS",
+        help="be one of several workers that were started at that time, in seconds since 1970: end when no run is left "
+        "to take, and leave alone what has failed since",
+    )
+    words = parser.parse_args()
+    part = (words.grid, words.dataset, words.table, words.row, words.seed)
+    if words.all and part != (None,) * len(part):
+        parser.error("--all does all runs of all chosen grids: leave out the grid, the dataset and what does a part")
+    if not words.all and words.dataset is None:
+        parser.error("name a grid and one of its datasets, or --all")
+    return words
 
-    machine = read_params(grid_folder(arguments.grid) / "params.yaml").machine
-    device = machine.device
-    runs = grid_runs(arguments.grid, arguments.dataset, arguments.table)
-    asked = [run for run in runs if arguments.row in (None, run.row) and arguments.seed in (None, run.run.seed)]
-    if not asked:
-        rows = ", ".join(dict.fromkeys(run.row for run in runs))
-        seeds = ", ".join(dict.fromkeys(str(run.run.seed) for run in runs))
-        raise BadInputError(f"grid {arguments.grid}: choose among the rows {rows} and the seeds {seeds}")
-    take_in(asked, device)
-    states = [state(run, device) for run in asked]
-    if arguments.dry_run:
+
+def main() -> None:
+    """Command line of the stage."""
+    words = read_words()
+    asked = asked_for(words)
+    grids = dict.fromkeys([DEFAULT, *(run.grid for run in asked)] if words.all else [words.grid])
+    machines = {grid: read_params(grid_folder(grid) / "params.yaml").machine for grid in grids}
+    if words.all:
+        asked = ready(asked, machines)
+    if words.worker_since is None:
+        take_in(asked, machines)
+    states = [state(run, machines[run.grid].device) for run in asked]
+    if words.dry_run:
         print("\n".join(f"{run.place}: {known}" for run, known in zip(asked, states, strict=True)))
         return
     to_do = [run for run, known in zip(asked, states, strict=True) if known != "done"]
+    if words.print_script:
+        print(slurm.printed(machines[words.grid or DEFAULT], asked_words(words), len(to_do)), end="")
+        return
     failed: list[GridRun] = []
     if to_do:
-        check(arguments.grid, to_do)
-        if machine.tensorboard:
-            check_package()
-        with followed(to_do, device) if machine.tensorboard else nullcontext():
-            outcome = Pool(device, machine.workers).work(to_do)
+        outcome = work(words, to_do, machines)
         failed = outcome.failed
         if outcome.stopped:
             print("told to stop: what was running has saved; start this again to go on", file=sys.stderr)
             sys.exit(TERMINATED)
-    for place in ("data/queries", "data/runs", "metrics/runs"):
-        # DVC wants its stage's outputs, be there anything in them or not.
-        Path(place, arguments.grid, arguments.dataset).mkdir(parents=True, exist_ok=True)
-    for run in asked:
-        show(run, device)
+    if words.worker_since is None:
+        for place in ("data/queries", "data/runs", "metrics/runs"):
+            for grid, dataset in {(run.grid, run.run.dataset) for run in asked}:
+                # DVC wants its stage's outputs, be there anything in them or not.
+                Path(place, grid, dataset).mkdir(parents=True, exist_ok=True)
+        for run in asked:
+            show(run, machines[run.grid].device)
     if failed:
         names = ", ".join(str(run.place) for run in failed)
         print(f"error: {len(failed)} of {len(asked)} runs failed, as said above: {names}", file=sys.stderr)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pipeline.base.config import read_params
 from pipeline.base.files import exit_with, read_json
-from pipeline.engines.local import final_key, state
 from pipeline.runs.grid import GridRun, grid_folder, grid_runs, known_grids
 from pipeline.runs.key import NotReadyError
+from pipeline.runs.states import final_key, state
 
 STATES = ("done", "running", "failed")
 

@@ -14,8 +14,8 @@ import yaml
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.choose import chosen
-from pipeline.engines.local import keys_of
 from pipeline.runs.grid import DEFAULT, grid_runs, known_grids
+from pipeline.runs.states import keys_of
 from pipeline.tables.published import read_published
 from pipeline.tables.rows import Cell, verdict
 from tests import rehearse

@@ -5,6 +5,7 @@ mistyped or impossible value is a `BadInputError` that names the file, the key a
 """
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, Vali
 from pipeline.base import checks
 from pipeline.base.checks import problem_lines
 from pipeline.base.files import BadInputError
+from pipeline.base.machine import Machine, from_environment, variable
 from pipeline.base.names import Name, distinct_rows, each_once, folder_name
 from pipeline.base.yaml_files import parse_yaml, read_yaml
 
@@ -191,18 +193,6 @@ class Table(BaseModel):
     """The rows in their order, or from the best down with a test of each against the best."""
 
 
-class Machine(BaseModel):
-    """What a machine's owner may choose; of these the results depend on `device` alone."""
-
-    model_config = STRICT
-
-    device: Literal["auto", "cpu", "cuda"]
-    workers: Annotated[int, Ge(0), Le(MOST_THREADS)]
-    """Processes that load images; 0 loads in the training process."""
-    tensorboard: bool = False
-    """Whether the histories of runs in progress are also written for TensorBoard, under data/tensorboard."""
-
-
 class Params(BaseModel):
     """A params.yaml. What a loss's settings must be, its class says."""
 
@@ -248,14 +238,20 @@ def read_params(path: Path, recipe: str | None = None, loss: str | None = None, 
     """Read and check a params.yaml, and for a run what its recipe's backbone and its loss say of their keys.
 
     `changes` are texts such as "recipe.dimension=64" or "loss.alpha=12.0", made to the run's own recipe and loss before
-    the check. A run imports no other loss and no other backbone, so that their files are no inputs of it: of other
-    losses the names of the keys are checked, which the text of their files tells, and not the values.
+    the check. What the environment says of the machine takes the place of the file's keys. A run imports no other loss
+    and no other backbone, so that their files are no inputs of it: of other losses the names of the keys are checked,
+    which the text of their files tells, and not the values.
     """
     content = _changed(read_yaml(path), path, {"recipe": ("recipes", recipe), "loss": ("losses", loss)}, changes)
+    own = from_environment()
+    if own and isinstance(content, dict) and isinstance(content.get("machine"), dict):
+        content = content | {"machine": content["machine"] | own}
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
         problems = problem_lines(error, "", Params)
+        for key in own:  # it is not the file that has to be changed
+            problems = [re.sub(rf"^machine\.{key}\b", variable(key), problem) for problem in problems]
     else:
         problems = checks.problems(params, recipe, loss)
     if problems:

@@ -1,4 +1,4 @@
-"""The local engine: runs in processes of this machine, one at a time in each slot.
+"""The local engine: runs in processes of this machine, one at a time in each place.
 
 Runs are forked from a server that has imported torch once and never used a GPU. A run whose driver or server is gone is
 told to stop: it saves, and goes on when it is started again.
@@ -13,57 +13,41 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.files import exit_with
+from pipeline.base.machine import Machine
+from pipeline.engines.places import Place, mps_is_on, places
+from pipeline.engines.progress import Progress
 from pipeline.runs import store
+from pipeline.runs.cost import longest_first
 from pipeline.runs.grid import GridRun
-from pipeline.runs.key import evaluation_key, training_key
+from pipeline.runs.key import device_kind
+from pipeline.runs.states import Keys, keys
 
 HELD, TERMINATED = 75, 143
 """As in engines/work.py, which imports torch."""
+
+STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 PR_SET_PDEATHSIG = 1
 KILLED_AT_MOST = 3
 """How often a run that something outside has killed is started in one call."""
 
-
-def final_key(run: GridRun, device: str) -> str:
-    """The key that is done when all of a run is: its evaluation's."""
-    return evaluation_key(run.run, device).digest
+LOOK_AGAIN = 1.0
+"""Seconds between looks for runs to start, where none has ended."""
 
 
-def keys_of(run: GridRun, device: str) -> list[str]:
-    """The keys of a run's training, where there is one, and of its evaluation."""
-    return [*([training_key(run.run, device).digest] if run.run.trained else []), final_key(run, device)]
+def _stop_once() -> None:
+    """Let the first SIGTERM or Ctrl-C through to this process's handlers, and no other.
 
-
-def state(run: GridRun, device: str) -> str:
-    """One of "done", "running", "failed", "not evaluated", "waits" (for the run that chooses its epoch), "not run"."""
-    keys = keys_of(run, device)
-    if all(map(store.is_done, keys)):
-        return "done"
-    if any(map(store.holder, keys)):
-        return "running"
-    if any(map(store.failure, keys)):
-        return "failed"
-    if store.is_done(keys[0]):
-        return "not evaluated"
-    chooser = run.run.chosen_by
-    if chooser is not None and not store.is_done(training_key(chooser, device).digest):
-        return "waits"
-    return "not run"
-
-
-def failure_of(run: GridRun, device: str) -> dict[str, Any] | None:
-    """The note of a run's last try, where it failed and the run is not done."""
-    return next((note for key in keys_of(run, device) if (note := store.failure(key))), None)
-
-
-def _end_with_parent() -> None:
-    """Tell this process to stop (SIGTERM) when the process that asked for it, or the server that forked it, is gone."""
+    Several come: SLURM tells every process of a task, a terminal every process of a command; the driver passes its own
+    on; and the end of the driver, or of the server that forked this process, counts as one. The handlers take a second
+    one for a wish not to save. Who means that sends SIGKILL. Processes that load images are told nothing: they end with
+    this one.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     driver = multiprocessing.parent_process()
     assert driver is not None
@@ -72,23 +56,33 @@ def _end_with_parent() -> None:
         multiprocessing.connection.wait([driver.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def pass_on() -> None:
+        signal.sigwait(STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        # To this thread, the only one that takes it; Python calls the handler in the main one.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    for task in (watch, pass_on):
+        threading.Thread(target=task, daemon=True).start()
 
 
-def _child(run: GridRun, device: str, workers: int, log: Path) -> None:
+def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log: Path) -> None:
     """A run's process."""
-    _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _stop_once()
+    place.enter()
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from pipeline.engines.work import Job, perform
 
     code = 0
 
     def main() -> None:
         nonlocal code
-        code = perform(Job(run.run, str(run.place), device, workers))
+        code = perform(Job(run.run, str(run.place), device, workers, place.shared_by, mps))
 
     exit_with(main)
     sys.exit(code)
@@ -96,22 +90,25 @@ def _child(run: GridRun, device: str, workers: int, log: Path) -> None:
 
 @dataclass
 class Slot:
-    """A place for one run at a time."""
+    """A place, and the run that is made there."""
 
+    number: int
+    place: Place
     run: GridRun | None = None
     process: ForkServerProcess | None = None
     log: Path = Path()
     read: int = 0
     """How much of the log has been shown."""
 
-    def echo(self) -> None:
-        """Print what has come to the log."""
-        with self.log.open(encoding="utf-8", errors="replace") as file:
+    def new_lines(self, to_the_end: bool = False) -> list[str]:
+        """What has come to the log: whole lines, and to the end also one that is not."""
+        with self.log.open("rb") as file:
             file.seek(self.read)
             text = file.read()
-            self.read = file.tell()
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        if not to_the_end:
+            text = text[: text.rfind(b"\n") + 1]
+        self.read += len(text)
+        return text.decode(errors="replace").splitlines()
 
 
 @dataclass
@@ -123,82 +120,139 @@ class Outcome:
     stopped: bool = False
 
 
-class Pool:
-    """Takes runs that are neither done nor held, starts each in a free slot, and looks again until none is left."""
+@dataclass(frozen=True)
+class Worker:
+    """What a worker of an engine that starts several has to know."""
 
-    def __init__(self, device: str, workers: int, slots: int = 1):
-        self.device, self.workers = device, workers
-        self.slots = [Slot() for _ in range(slots)]
+    since: float
+    """When they were started, in seconds since 1970: a run that has failed since is left alone."""
+    number: int = 0
+    """Which of them it is, from 0: the first run that it tries is the one of that number, and not what all try."""
+
+
+class Pool:
+    """Takes runs that are neither done nor held, starts each in a free place, and looks again until none is left.
+
+    `machines` says of each grid what its params file says of the machine; `machine` is what the places are made by. As
+    one `worker` of several it ends when there is nothing more to take, be the others at work or not.
+    """
+
+    def __init__(self, machine: Machine, machines: dict[str, Machine], worker: Worker | None = None):
+        self.machines, self.worker = machines, worker
+        self.slots = [Slot(number, place) for number, place in enumerate(places(machine))]
+        self.since = worker.since if worker else time.time()
+        self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["pipeline.engines.work"])
+        # The server and the runs start with these signals blocked: see `_stop_once`. The tracker first, whose start
+        # unblocks them.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.told_to_stop = 0
         self.kills: dict[Path, int] = {}
-        self.started = time.time()
+        self.keys: dict[Path, Keys] = {}
+        self.outcome = Outcome()
 
     def _stop(self, number: int, frame: object) -> None:
         self.told_to_stop += 1
+        if self.told_to_stop == 1:
+            # Not by print, which this may have interrupted.
+            os.write(2, b"told to stop: what is running saves; told again, it ends at once\n")
         for slot in self.slots:
             if slot.process is not None and slot.process.is_alive():
-                # The first saves; the second ends it.
-                (slot.process.terminate if self.told_to_stop == 1 else slot.process.kill)()
+                # The first saves; the second ends it. A worker hears one stop several times, and its engine kills.
+                (slot.process.terminate if self.told_to_stop == 1 or self.worker else slot.process.kill)()
 
     def work(self, runs: list[GridRun]) -> Outcome:
         """Do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C."""
-        outcome, pending = Outcome(), list(runs)
+        pending = longest_first(runs)
+        self.keys = {run.place: keys(run, self.machines[run.grid].device) for run in runs}
+        self.progress = Progress(runs, len(self.slots))
+        self._announce()
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        looked = 0.0
         try:
             while pending or any(slot.process for slot in self.slots):
-                pending = self._start(pending, outcome)
+                if any(slot.process is None for slot in self.slots) and time.monotonic() > looked + LOOK_AGAIN:
+                    pending, looked = self._start(pending), time.monotonic()
+                    if self.worker and not any(slot.process for slot in self.slots):
+                        break
                 time.sleep(0.05)
                 for slot in self.slots:
-                    pending += self._look(slot, outcome)
+                    ended = slot.run
+                    pending = self._look(slot) + pending
+                    if ended and slot.run is None:
+                        looked = 0.0
                 if self.told_to_stop:
                     pending = []
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        outcome.stopped = self.told_to_stop > 0
-        return outcome
+            self.progress.close()
+        self.outcome.stopped = self.told_to_stop > 0
+        return self.outcome
 
-    def _start(self, pending: list[GridRun], outcome: Outcome) -> list[GridRun]:
+    def _announce(self) -> None:
+        if len(self.slots) > 1:
+            print(f"{len(self.slots)} runs at a time", file=sys.stderr)
+        shared = max(slot.place.shared_by for slot in self.slots)
+        if shared > 1 and self.slots[0].place.gpu is not None:
+            fix = "" if self.mps else ": start it (nvidia-cuda-mps-control -d), they gain next to nothing without it"
+            print(f"{shared} runs share a GPU, MPS is {'on' if self.mps else 'off'}{fix}", file=sys.stderr)
+
+    def _start(self, pending: list[GridRun]) -> list[GridRun]:
         """Start what can be started; gives what is left for later."""
         later: list[GridRun] = []
-        free = [slot for slot in self.slots if slot.process is None]
+        ready: list[GridRun] = []
         for run in pending:
-            now = state(run, self.device)
-            note = failure_of(run, self.device)
-            waits_in_vain = now == "waits" and any(run.run.chosen_by == failed.run for failed in outcome.failed)
+            keys = self.keys[run.place]
+            now, note = keys.state(), keys.failure()
+            waits_in_vain = now == "waits" and any(run.run.chosen_by == failed.run for failed in self.outcome.failed)
             if now == "done":
-                outcome.done.append(run)
-            elif waits_in_vain or (note and note["time"] >= self.started):
-                outcome.failed.append(run)  # another process's try, or the run that it waits for
-            elif now in ("running", "waits") or not free or self.told_to_stop:
-                later.append(run)
+                self.outcome.done.append(run)
+                self.progress.ends(run, "done")
+            elif waits_in_vain or (note and note["time"] >= self.since):
+                self._fails(run)  # another process's try, or the run that it waits for
             else:
-                self._fork(free.pop(), run)
-        return later
+                (later if now in ("running", "waits") else ready).append(run)
+        if self.worker and ready:
+            number = self.worker.number % len(ready)
+            ready, self.worker = ready[number:] + ready[:number], Worker(self.since)
+        free = [] if self.told_to_stop else [slot for slot in self.slots if slot.process is None]
+        for slot, run in zip(free, ready, strict=False):
+            self._fork(slot, run)
+        return ready[len(free) :] + later
+
+    def _fails(self, run: GridRun) -> None:
+        self.outcome.failed.append(run)
+        self.progress.ends(run, "failed")
 
     def _fork(self, slot: Slot, run: GridRun) -> None:
-        slot.run, slot.log = run, store.beside(keys_of(run, self.device)[0], "log")
+        slot.run, slot.log = run, store.beside(self.keys[run.place].own[0], "log")
         slot.log.parent.mkdir(parents=True, exist_ok=True)
         slot.log.touch()
         slot.read = slot.log.stat().st_size
-        print(f"{run.place}: started", file=sys.stderr, flush=True)
-        slot.process = self.context.Process(target=_child, args=(run, self.device, self.workers, slot.log))
+        self.progress.starts(slot.number, run)
+        machine = self.machines[run.grid]
+        words = (run, machine.device, machine.workers, slot.place, self.mps, slot.log)
+        slot.process = self.context.Process(target=_child, args=words)
         slot.process.start()
 
-    def _look(self, slot: Slot, outcome: Outcome) -> list[GridRun]:
+    def _look(self, slot: Slot) -> list[GridRun]:
         """Show what a slot's run has printed, and free the slot if it has ended; gives the run if it is to be looked at
         again."""
         if slot.process is None or slot.run is None:
             return []
-        slot.echo()
         code = slot.process.exitcode
+        for line in slot.new_lines(to_the_end=code is not None):
+            self.progress.say(slot.number, slot.run, line)
         if code is None:
             return []
         slot.process.join()
-        slot.echo()
         run, slot.run, slot.process = slot.run, None, None
+        self.progress.frees(slot.number, run)
         if code in (0, HELD, TERMINATED, -signal.SIGTERM):
             return [run]
         if code < 0:
@@ -207,7 +261,7 @@ class Pool:
                 print(f"{run.place}: killed by {signal.Signals(-code).name}, started again", file=sys.stderr)
                 return [run]
             store.note_error(
-                keys_of(run, self.device)[0], f"killed by {signal.Signals(-code).name} {KILLED_AT_MOST} times"
+                self.keys[run.place].own[0], f"killed by {signal.Signals(-code).name} {KILLED_AT_MOST} times"
             )
-        outcome.failed.append(run)
+        self._fails(run)
         return []

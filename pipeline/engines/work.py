@@ -48,6 +48,14 @@ class Job:
     name: str
     device: str
     workers: int
+    shared_by: int = 1
+    """Runs that share its GPU, or the processor, with it."""
+    mps: bool = False
+    """Whether NVIDIA's Multi-Process Service runs."""
+
+    def sharing(self) -> dict[str, Any]:
+        """What made.json says of it."""
+        return {"runs_on_device": self.shared_by, "mps": self.mps}
 
 
 def chosen_epoch(run: Run, device: str) -> int:
@@ -94,7 +102,7 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     )
     write_json(folder / RECORD, record.model_dump(mode="json"))
     speeds = {name: getattr(training.progress, name) for name in ("epoch_seconds", "images_per_second")}
-    write_json(folder / MADE, provenance(device, training.seconds, **speeds))
+    write_json(folder / MADE, provenance(device, training.seconds, **job.sharing(), **speeds))
     beside[1].unlink(missing_ok=True)
 
 
@@ -148,7 +156,7 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
         files={"queries.npz": sha256(folder / "queries.npz")} if queries else {},
     )
     write_json(folder / METRICS, content.model_dump(mode="json"))
-    write_json(folder / MADE, provenance(device, time.monotonic() - start))
+    write_json(folder / MADE, provenance(device, time.monotonic() - start, **job.sharing()))
 
 
 def do(job: Job, key: Key, work: Callable[[Job, Key, Path], None]) -> None:

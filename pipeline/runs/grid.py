@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.base.config import Params, Recipe, Table, folder_name, problem_lines, read_params
 from pipeline.base.files import BadInputError
+from pipeline.base.yaml_files import read_yaml
 from pipeline.runs.run import Protocol, Run, make_run
 
 DEFAULT = "default"
@@ -27,6 +28,9 @@ ENDINGS: dict[Protocol, str] = {
 
 RAW_PIXELS = "raw_pixels"
 
+CHOSEN = Path("papers/chosen.yaml")
+"""The grids that are stages of DVC here, as `pipeline.choose` writes them."""
+
 
 def grid_folder(grid: str) -> Path:
     """The folder of a grid's params.yaml; an unknown grid is bad input."""
@@ -39,6 +43,11 @@ def grid_folder(grid: str) -> Path:
 def known_grids() -> list[str]:
     """The names of all grids, the default first."""
     return [DEFAULT, *sorted(path.parent.name for path in Path("papers").glob("*/params.yaml"))]
+
+
+def chosen_grids() -> list[str]:
+    """The grids that `dvc repro -P` makes: the default, and those of papers/chosen.yaml."""
+    return [DEFAULT, *(read_yaml(CHOSEN)["tables"] if CHOSEN.is_file() else [])]
 
 
 @dataclass(frozen=True)

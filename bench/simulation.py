@@ -1,0 +1,197 @@
+"""How the papers' runs would scale over GPUs: a simulation, not a measurement.
+
+    python -m bench.simulation                       # the table
+    python -m bench.simulation --svg docs/scale.svg  # and the picture
+
+Each run takes its floating-point operations (`pipeline.runs.cost`) over a GPU's speed in this project's networks, and
+a start. The speed is modelled: 33 TFLOP/s is what an H100 would do in float32, and gives 88 hours for both papers.
+Workers take runs as the engines' do: the longest first, a held-out run after the one that chooses its epoch. Nodes of 8
+GPUs fail at random, at a given mean time between failures; their runs lose what they did since their last epoch, go
+back to the front, and the node is back after 10 minutes. Nothing else is modelled: no slow file system, no queue of
+SLURM's. Expect half a minute.
+"""
+
+import argparse
+import functools
+import heapq
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.base.files import whole
+from pipeline.runs.cost import cost, longest_first
+from pipeline.runs.grid import GridRun, grid_runs
+
+GRIDS = ("proxygml", "proxy_an")
+TERAFLOPS = 33.0
+START = 30.0
+"""Seconds before a run's first step: starting Python, reading the images."""
+REPAIR = 600.0
+NODE = 8
+GPUS = (1, 8, 64, 512)
+FAILURES = {"none": 0.0, "one a node in 30 days": 30.0, "one a node a day, as of spot machines": 1.0}
+DAY = 86400.0
+
+
+@dataclass
+class Work:
+    """A run: seconds of work, of an epoch of it, and the place in the list of the run that it waits for."""
+
+    seconds: float
+    epoch: float
+    after: int | None
+    done: float = 0.0
+
+
+@dataclass
+class Found:
+    """What a simulation gives, in hours; `idle` and `lost` are shares of all the GPUs' time."""
+
+    makespan: float
+    idle: float
+    lost: float
+
+
+def works(teraflops: float) -> list[Work]:
+    """The papers' runs, not done yet, on GPUs of such a speed."""
+    return [Work(of / teraflops / 1e12, of / teraflops / 1e12 / epochs, after) for of, epochs, after in _runs()]
+
+
+@functools.cache
+def _runs() -> list[tuple[float, int, int | None]]:
+    """The papers' runs in the order in which workers take them: operations, epochs, and the place in this list of the
+    run that is waited for. A cell that two tables share is one."""
+    runs = longest_first([run for grid in GRIDS for run in grid_runs(grid)])
+    unique: dict[str, GridRun] = {}
+    for run in runs:
+        unique.setdefault(json.dumps(run.run.settings()), run)
+    places = {settings: place for place, settings in enumerate(unique)}
+    found = []
+    for run in unique.values():
+        chooser = run.run.chosen_by
+        after = places[json.dumps(chooser.settings())] if chooser else None
+        found.append((cost(run), max(1, run.run.recipe.epochs), after))
+    return found
+
+
+def failures(generator: np.random.Generator, nodes: int, days: float, until: float) -> list[tuple[float, int]]:
+    """When which node fails, up to a time in seconds."""
+    if not days:
+        return []
+    found = []
+    for node in range(nodes):
+        at = generator.exponential(days * DAY)
+        while at < until:
+            found.append((at, node))
+            at += REPAIR + generator.exponential(days * DAY)
+    return sorted(found)
+
+
+def simulate(teraflops: float, gpus: int, days: float, seed: int = 0) -> Found:
+    """Do all runs on so many GPUs, on nodes that fail once in so many days (0: never)."""
+    queue = works(teraflops)
+    total = sum(work.seconds + START for work in queue)
+    nodes = -(-gpus // NODE)
+    broken = failures(np.random.default_rng(seed), nodes, days, 20 * total / gpus + 100 * DAY)
+    events: list[tuple[float, int, int, int]] = []  # time, kind (0 free, 1 ends, 2 fails), GPU or node, try
+    for gpu in range(gpus):
+        heapq.heappush(events, (0.0, 0, gpu, 0))
+    for at, node in broken:
+        heapq.heappush(events, (at, 2, node, 0))
+    waiting, doing = list(range(len(queue))), dict[int, tuple[int, float]]()
+    tries, down, finished = [0] * gpus, [0.0] * nodes, set[int]()
+    free, lost = set[int](), 0.0
+    now = 0.0
+    while len(finished) < len(queue):
+        now, kind, who, attempt = heapq.heappop(events)
+        if kind == 0:
+            free.add(who)
+        elif kind == 1 and attempt == tries[who] and who in doing:
+            finished.add(doing.pop(who)[0])
+            free.add(who)
+        elif kind == 2:
+            down[who] = now + REPAIR
+            for gpu in range(who * NODE, min(gpus, (who + 1) * NODE)):
+                free.discard(gpu)
+                tries[gpu] += 1
+                heapq.heappush(events, (down[who], 0, gpu, tries[gpu]))
+                if gpu in doing:
+                    number, began = doing.pop(gpu)
+                    work = queue[number]
+                    made = max(0.0, now - began - START)
+                    kept = (work.done + made) // work.epoch * work.epoch if work.epoch else 0.0
+                    lost += min(now - began, made + START) - (kept - work.done)
+                    work.done = kept
+                    waiting.insert(0, number)
+        for gpu in sorted(gpu for gpu in free if down[gpu // NODE] <= now):
+            ready = next((n for n in waiting if queue[n].after is None or queue[n].after in finished), None)
+            if ready is None:
+                break
+            waiting.remove(ready)
+            free.discard(gpu)
+            doing[gpu] = (ready, now)
+            tries[gpu] += 1
+            heapq.heappush(events, (now + START + queue[ready].seconds - queue[ready].done, 1, gpu, tries[gpu]))
+    spent = sum(work.seconds + START for work in queue) + lost
+    return Found(now / 3600, 1 - spent / (now * gpus), lost / (now * gpus))
+
+
+def longest_chain(teraflops: float) -> float:
+    """Hours of the longest run with the one that it waits for: no number of GPUs is faster."""
+    queue = works(teraflops)
+    chains = [w.seconds + START + (queue[w.after].seconds + START if w.after is not None else 0) for w in queue]
+    return max(chains) / 3600
+
+
+def picture(path: Path, found: dict[str, dict[int, Found]], chain: float) -> None:
+    """Write the makespan by the number of GPUs as an SVG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    counts = list(next(iter(found.values())))
+    for name, by_gpus in found.items():
+        axes.loglog(counts, [by_gpus[count].makespan for count in counts], marker="o", label=f"failures: {name}")
+    first = found["none"][counts[0]].makespan
+    axes.loglog(counts, [first / count for count in counts], linestyle=":", color="grey", label="perfect")
+    axes.axhline(chain, linestyle="--", color="grey", linewidth=1, label="longest run and the one it waits for")
+    axes.set(xlabel="GPUs", ylabel="hours (simulated)", xticks=counts, xticklabels=[str(count) for count in counts])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teraflops", type=float, default=TERAFLOPS, help="of one GPU; 33 if not given")
+    parser.add_argument("--svg", type=Path, help="a file for the picture")
+    words = parser.parse_args()
+    queue, chain = works(words.teraflops), longest_chain(words.teraflops)
+    hours = sum(work.seconds + START for work in queue) / 3600
+    print(f"{len(queue)} runs, {hours:.0f} h on one GPU; the longest {max(w.seconds for w in queue) / 3600:.2f} h,")
+    print(f"with the run that it waits for {chain:.2f} h. Simulated; means of 5 seeds where nodes fail.\n")
+    print("| GPUs | failures | hours | speed-up | idle | lost work |\n|---|---|---|---|---|---|")
+    found: dict[str, dict[int, Found]] = {}
+    for name, days in FAILURES.items():
+        for gpus in GPUS:
+            tries = [simulate(words.teraflops, gpus, days, seed) for seed in range(5 if days else 1)]
+            mean = Found(*(statistics.mean(getattr(one, key) for one in tries) for key in ("makespan", "idle", "lost")))
+            found.setdefault(name, {})[gpus] = mean
+            print(
+                f"| {gpus} | {name} | {mean.makespan:.2f} | {hours / mean.makespan:.1f} | {mean.idle:.1%} | "
+                f"{mean.lost:.2%} |",
+                flush=True,
+            )
+    if words.svg:
+        picture(words.svg, found, chain)
+
+
+if __name__ == "__main__":
+    main()

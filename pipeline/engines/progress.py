@@ -1,0 +1,96 @@
+"""How the runs of all workers stand, readable together: on a terminal one line a run and one for all; elsewhere lines
+that each begin with the name of their run."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.runs.cost import cost
+from pipeline.runs.grid import GridRun
+
+EPOCH = re.compile(r"^.* epoch (\d+)/(\d+): ", re.MULTILINE)
+
+
+class Progress:
+    """Of the runs of a call, of which up to `lines` are made at a time."""
+
+    def __init__(self, runs: list[GridRun], lines: int):
+        self.costs = {run.place: cost(run) for run in runs}
+        self.shares: dict[Path, float] = {}
+        """Of runs in progress: the share that is done."""
+        self.began: dict[Path, float] = {}
+        """The share that was done when they were started here."""
+        self.ended = {"done": 0, "failed": 0}
+        self.left, self.paid = len(runs), 0.0
+        self.started = time.monotonic()
+        self.live = sys.stderr.isatty()
+        self.bars = [
+            tqdm(total=0, position=line, bar_format="{desc}", leave=False, disable=not self.live)
+            for line in range(lines + 1)
+        ]
+
+    def hear(self, run: GridRun, text: str) -> bool:
+        """Note how far a run is by the last epoch that its log's text has; gives whether there is one."""
+        epochs = EPOCH.findall(text)
+        if epochs:
+            epoch, last = map(int, epochs[-1])
+            self.began.setdefault(run.place, (epoch - 1) / last)
+            self.shares[run.place] = epoch / last
+        return bool(epochs)
+
+    def say(self, line: int, run: GridRun, text: str) -> None:
+        """Show a line that a run has printed."""
+        if self.hear(run, text) and self.live:
+            self.bars[line].set_description_str(text.strip(), refresh=True)
+            self.total()
+        else:
+            tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def starts(self, line: int, run: GridRun) -> None:
+        """A run is started."""
+        if self.live:
+            self.bars[line].set_description_str(f"{run.place}: started", refresh=True)
+        else:
+            print(f"{run.place}: started", file=sys.stderr, flush=True)
+
+    def frees(self, line: int, run: GridRun) -> None:
+        """A run's process has ended, however it did."""
+        self.bars[line].set_description_str("", refresh=True)
+
+    def ends(self, run: GridRun, how: str) -> None:
+        """A run is "done" or has "failed", here or elsewhere."""
+        began = self.began.pop(run.place, None)
+        self.shares.pop(run.place, None)
+        if began is not None and how == "done":
+            self.paid += (1 - began) * self.costs[run.place]
+        self.ended[how] += 1
+        self.left -= 1
+        self.costs[run.place] = 0.0
+        self.total()
+
+    def total(self) -> None:
+        """Show how many runs are done, and the time for the rest."""
+        running = [(self.shares[place], self.began[place], self.costs[place]) for place in self.shares]
+        paid = self.paid + sum((share - began) * of for share, began, of in running)
+        rest = sum(self.costs.values()) - sum(share * of for share, _, of in running)
+        failed = f", {self.ended['failed']} failed" if self.ended["failed"] else ""
+        left = ""
+        if self.left and paid:
+            left = f", about {tqdm.format_interval(rest / paid * (time.monotonic() - self.started))} for them"
+        text = f"{self.ended['done']} runs done{failed}, {self.left} left{left}"
+        if self.live:
+            self.bars[-1].set_description_str(text, refresh=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, with the last total."""
+        for bar in self.bars:
+            bar.close()
+        if self.live:
+            self.live = False
+            self.total()

@@ -1,0 +1,247 @@
+"""The SLURM engine: an array of tasks, each a worker that takes runs from the store, one after another.
+
+A task is `pipeline.run_grid` with the local engine on the GPUs that SLURM gave it. On a time limit, a preemption or
+`scancel` SLURM tells the script to stop some time before it kills it; the script passes that on, the run saves, and the
+script puts its own task back into the queue. This side only waits, by `squeue` and by what the store has: never by
+`sacct`, which says nothing where accounting is off. Where all tasks are gone and runs are left it submits again, as
+long as something has come of it.
+
+The nodes need the clone's folder under the same path, and a file system that knows file locks.
+"""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.base.files import BadInputError, write_text
+from pipeline.base.machine import Machine, variable
+from pipeline.engines.local import Outcome
+from pipeline.engines.progress import Progress
+from pipeline.runs import store
+from pipeline.runs.cost import longest_first
+from pipeline.runs.grid import GridRun
+from pipeline.runs.states import keys
+
+FOLDER = Path("data/store/slurm")
+"""Of each submission a folder of scripts and of logs, by its name."""
+
+WARNED = 120
+"""Seconds before a task's time limit at which it is told to stop: time for a step, and for a checkpoint."""
+
+REQUEUED_AT_MOST = 1000
+
+SCRIPT = """\
+#!/bin/bash
+# A worker that takes runs until none is left to take; `python -m pipeline.run_grid` wrote this.
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@{warned}
+#SBATCH --chdir={root}
+#SBATCH --output={logs}
+{options}
+{exports}
+export PIPELINE_WORKER=$SLURM_ARRAY_TASK_ID
+{command} &
+worker=$!
+# The run saves when it is told to stop; `wait` comes back at once when the signal does, so it is asked again.
+trap 'kill -TERM "$worker" 2>/dev/null' TERM
+wait "$worker"
+while kill -0 "$worker" 2>/dev/null; do
+    wait "$worker"
+done
+wait "$worker"
+code=$?
+# {stop} is written by who stops all tasks for good.
+if [ "$code" = 143 ] && [ ! -e {stop} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def check(machine: Machine) -> None:
+    """Raise `BadInputError` where the settings of the machine do not do for SLURM."""
+    if machine.device == "auto":
+        raise BadInputError(
+            f"machine.device: auto may mean another device here than on SLURM's nodes: write cuda or cpu, or set "
+            f"{variable('device')}"
+        )
+    if machine.workers_at_most is None:
+        raise BadInputError(
+            f"machine.workers_at_most: say how many tasks SLURM may run at a time, here or by "
+            f"{variable('workers_at_most')}"
+        )
+
+
+def script(machine: Machine, words: list[str], name: str, tasks: int, since: float) -> str:
+    """The script of an array of `tasks` workers, which do what the command line `words` asks run_grid for."""
+    folder = Path.cwd() / FOLDER / name
+    settings = {
+        # A worker takes what SLURM gave its task.
+        "engine": "local", "gpus": "all", "workers_at_most": "null", "device": machine.device,
+        "workers": machine.workers, "runs_per_gpu": machine.runs_per_gpu,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pipeline.run_grid", *words, "--worker-since", str(since)]
+    return SCRIPT.format(
+        name=name,
+        last=tasks - 1,
+        warned=WARNED,
+        root=shlex.quote(str(Path.cwd())),
+        logs=shlex.quote(f"{folder}/%a.log"),
+        options="\n".join(f"#SBATCH {shlex.quote(option)}" for option in shlex.split(machine.sbatch)),
+        exports="\n".join(f"export {variable(key)}={value}" for key, value in settings.items()),
+        command=shlex.join(command),
+        stop=shlex.quote(str(folder / "stop")),
+        restarts=REQUEUED_AT_MOST,
+    )
+
+
+def printed(machine: Machine, words: list[str], runs: int) -> str:
+    """The script for those who submit by hand; makes the folder of its logs."""
+    check(machine)
+    name = f"runs-{uuid.uuid4().hex[:8]}"
+    (FOLDER / name).mkdir(parents=True)
+    return script(machine, words, name, max(1, min(runs, machine.workers_at_most or 1)), time.time())
+
+
+def _asked(*command: str) -> str:
+    """What a program of SLURM's prints; what it fails with is bad input."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise BadInputError(
+            f"machine.engine: slurm wants {command[0]}, which is not here: run this on a machine that submits jobs"
+        ) from None
+    if done.returncode:
+        raise BadInputError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()
+
+
+class Array:
+    """A submitted array of workers."""
+
+    def __init__(self, machine: Machine, words: list[str], tasks: int, since: float):
+        self.name = f"runs-{uuid.uuid4().hex[:8]}"
+        self.folder = FOLDER / self.name
+        self.folder.mkdir(parents=True)
+        write_text(self.folder / "script", script(machine, words, self.name, tasks, since))
+        self.job = _asked("sbatch", "--parsable", str(self.folder / "script")).split(";")[0]
+        print(f"SLURM: job {self.job}, {tasks} tasks; logs in {self.folder}", file=sys.stderr, flush=True)
+
+    def tasks(self) -> Counter[str] | None:
+        """How many tasks are in which state, such as RUNNING; None where SLURM does not answer now."""
+        # By name: of an unknown job squeue says an error, of an unknown name nothing.
+        try:
+            listed = _asked("squeue", "--noheader", "--array", "--name", self.name, "--format", "%T")
+        except (BadInputError, subprocess.TimeoutExpired) as error:
+            print(f"SLURM does not answer, and is asked again: {error}", file=sys.stderr, flush=True)
+            return None
+        return Counter(listed.split())
+
+    def stop(self, number: int) -> None:
+        """Tell all tasks to save and not to come back; for the second time, end them."""
+        (self.folder / "stop").touch()
+        saving = [["--state=PENDING", self.job], ["--batch", "--signal=TERM", self.job]]
+        for options in saving if number == 1 else [[self.job]]:
+            subprocess.run(["scancel", *options], check=False)
+
+
+class Stop:
+    """Counts SIGTERM and Ctrl-C while a block runs, and passes them on."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self.passed_on: Callable[[int], None] = lambda number: None
+
+    def __enter__(self) -> "Stop":
+        self.handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.came += 1
+        self.passed_on(self.came)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+class Watch:
+    """What the store says of the runs, looked at again and again."""
+
+    def __init__(self, runs: list[GridRun], machines: dict[str, Machine], since: float):
+        self.since, self.outcome, self.left = since, Outcome(), longest_first(runs)
+        self.keys = {run.place: keys(run, machines[run.grid].device) for run in runs}
+        self.progress = Progress(runs, 0)
+
+    def look(self) -> None:
+        """Sort out the runs that are done or have failed since."""
+        left = []
+        for run in self.left:
+            note = self.keys[run.place].failure()
+            in_vain = any(run.run.chosen_by == failed.run for failed in self.outcome.failed)
+            log = store.beside(self.keys[run.place].own[0], "log")
+            if self.keys[run.place].done():
+                self.outcome.done.append(run)
+                self.progress.ends(run, "done")
+            elif in_vain or (note and note["time"] >= self.since):
+                error = note["error"] if note else "the run that it waits for has failed"
+                print(f"{run.place}: failed: {error}", file=sys.stderr)
+                self.outcome.failed.append(run)
+                self.progress.ends(run, "failed")
+            else:
+                left.append(run)
+                if log.is_file() and log.stat().st_mtime > self.since:
+                    self.progress.hear(run, log.read_bytes()[-4096:].decode(errors="replace"))
+        self.left = left
+
+    def footprint(self) -> object:
+        """What changes when any run gets on: which are left, and when their checkpoints were written."""
+        found = []
+        for run in self.left:
+            for key in self.keys[run.place].own:
+                path = store.beside(key, "checkpoint")
+                found.append((key, store.is_done(key), path.stat().st_mtime_ns if path.is_file() else 0))
+        return found
+
+
+def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs: list[GridRun]) -> Outcome:
+    """Let SLURM do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C.
+    Raises `BadInputError` where tasks end and nothing comes of it."""
+    check(machine)
+    since = time.time()
+    watch = Watch(runs, machines, since)
+    with Stop() as stop:
+        watch.look()
+        while watch.left and not stop.came:
+            before = watch.footprint()
+            array = Array(machine, words, min(len(watch.left), machine.workers_at_most or 1), since)
+            stop.passed_on = array.stop
+            if stop.came:  # while it was submitted
+                array.stop(stop.came)
+            shown: Counter[str] | None = None
+            while (tasks := array.tasks()) is None or tasks:
+                if tasks is not None and tasks != shown:
+                    shown = tasks
+                    said = ", ".join(f"{count} {state.lower()}" for state, count in sorted(tasks.items()))
+                    print(f"SLURM: tasks: {said}", file=sys.stderr, flush=True)
+                watch.look()
+                if not watch.left and not stop.came:
+                    subprocess.run(["scancel", "--state=PENDING", array.job], check=False)
+                time.sleep(min(30, 1 + (time.time() - since) / 20))  # the longer it takes, the more seldom
+            watch.look()
+            if watch.left and not stop.came and watch.footprint() == before:
+                raise BadInputError(
+                    f"SLURM's tasks have ended, {len(watch.left)} runs are left, and none got on: see the logs in "
+                    f"{array.folder}"
+                )
+    watch.outcome.stopped = stop.came > 0
+    return watch.outcome

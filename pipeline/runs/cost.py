@@ -1,0 +1,94 @@
+"""What a run costs, before any is made: the arithmetic of its images' passes through the network.
+
+It orders runs, longest first, and shares out the time left. It is no forecast of seconds: how many operations a second
+a machine does differs by network and precision.
+"""
+
+import functools
+import math
+from pathlib import Path
+
+from pipeline.base.config import Recipe
+from pipeline.base.files import submodule
+from pipeline.runs.grid import GridRun
+from pipeline.runs.run import Run
+
+BACKWARD = 2
+"""A backward pass costs two forward ones: gradients of what comes in, and of the weights."""
+
+
+@functools.cache
+def operations(backbone: str, size: int) -> int:
+    """Floating-point operations of one image of size x size pixels passing forward through a backbone; a multiplication
+    and an addition are two."""
+    import torch  # here, so that asking for a run's state need not import it
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network = submodule("networks.backbones", backbone).Backbone().eval()
+        network(torch.empty(1, network.channels, size, size))
+    return counter.get_total_flops()
+
+
+@functools.cache
+def _lines(manifest: Path) -> int | None:
+    return manifest.read_text(encoding="utf-8").count("\n") - 1 if manifest.is_file() else None
+
+
+def _published(dataset: str, *parts: str) -> int:
+    expected = submodule("datasets", dataset).EXPECTED
+    return sum(expected[part].images or expected["train"].images // 2 for part in parts if part in expected)
+
+
+def training_images(run: Run) -> int:
+    """Images of an epoch: as the list of them has it, or about, by the published counts, where it is not made yet."""
+    listed = _lines(run.manifest)
+    if listed is not None:
+        return listed
+    images = _published(run.dataset, "train")
+    if run.rate is not None:
+        return int(images * run.rate)
+    if run.gamma is not None:
+        return int(images * (1 - 1 / run.gamma) / math.log(run.gamma)) if run.gamma > 1 else images
+    return images // 2 if run.protocol == "choose_epoch" else images
+
+
+def searched_images(run: Run) -> int:
+    """Images that a look at the run's network embeds, or about."""
+    if run.protocol == "choose_epoch":
+        parts = ["held_out_test"]
+    else:
+        splits = Path("data/splits") / run.dataset
+        parts = ["query", "gallery"] if (splits / "query.csv").is_file() else ["test"]
+    listed = [_lines(Path("data/splits") / run.dataset / f"{part}.csv") for part in parts]
+    if all(count is not None for count in listed):
+        return sum(filter(None, listed))
+    return _published(run.dataset, "held_out_test" if run.protocol == "choose_epoch" else "test", "query", "gallery")
+
+
+def looks(recipe: Recipe) -> int:
+    """How often a training looks at the test set."""
+    every = recipe.evaluated_epochs
+    return len(every) if isinstance(every, list) else recipe.epochs // every
+
+
+EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0}
+"""Weights that are evaluated after a run, by its protocol."""
+
+
+def cost(run: GridRun) -> float:
+    """Floating-point operations of a run, training and evaluation; a held-out run counts as if it trained to the last
+    epoch. 0 for what is not trained."""
+    if not run.run.trained:
+        return 0.0
+    recipe = run.run.recipe
+    passes = recipe.epochs * training_images(run.run) * (1 + BACKWARD)
+    watched = looks(recipe) if run.run.protocol != "held_out" else 0
+    passes += (watched + EVALUATED[run.run.protocol]) * searched_images(run.run)
+    return float(passes * operations(recipe.backbone, recipe.input_size))
+
+
+def longest_first(runs: list[GridRun]) -> list[GridRun]:
+    """Runs in the order in which workers take them: the longest first, so that no long one is left alone at the end. A
+    run that chooses an epoch counts with the run that waits for it."""
+    return sorted(runs, key=lambda run: -cost(run) * (2 if run.run.protocol == "choose_epoch" else 1))

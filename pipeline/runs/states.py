@@ -1,0 +1,73 @@
+"""Where a run stands, by what the store has of its keys."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.runs import store
+from pipeline.runs.grid import GridRun
+from pipeline.runs.key import evaluation_key, training_key
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a run. Asking for them hashes its settings and code; what stands under them changes by the moment."""
+
+    own: tuple[str, ...]
+    """Of its training, where there is one, and of its evaluation."""
+    chooser: str | None
+    """Of the training that chooses its epoch, where one does."""
+
+    def done(self) -> bool:
+        """Whether all of the run is."""
+        return all(map(store.is_done, self.own))
+
+    def state(self) -> str:
+        """One of "done", "running", "failed", "not evaluated", "waits" (for the run that chooses its epoch), "not
+        run"."""
+        if self.done():
+            return "done"
+        if any(map(store.holder, self.own)):
+            return "running"
+        if any(map(store.failure, self.own)):
+            return "failed"
+        if store.is_done(self.own[0]):
+            return "not evaluated"
+        if self.chooser is not None and not store.is_done(self.chooser):
+            return "waits"
+        return "not run"
+
+    def failure(self) -> dict[str, Any] | None:
+        """The note of the run's last try, where that failed and the run is not done."""
+        return next((note for key in self.own if (note := store.failure(key))), None)
+
+
+def keys(run: GridRun, device: str) -> Keys:
+    """The keys that a run has on a device as machine.device says it. Raises `NotReadyError` where its data are not all
+    there."""
+    training = training_key(run.run, device).digest if run.run.trained else None
+    evaluation = evaluation_key(run.run, device, training).digest
+    chooser = run.run.chosen_by
+    return Keys(
+        (training, evaluation) if training else (evaluation,),
+        training_key(chooser, device).digest if chooser else None,
+    )
+
+
+def keys_of(run: GridRun, device: str) -> list[str]:
+    """The keys of a run's training, where there is one, and of its evaluation."""
+    return list(keys(run, device).own)
+
+
+def final_key(run: GridRun, device: str) -> str:
+    """The key that is done when all of a run is: its evaluation's."""
+    return keys(run, device).own[-1]
+
+
+def state(run: GridRun, device: str) -> str:
+    """Where a run stands, as `Keys.state` says it."""
+    return keys(run, device).state()
+
+
+def failure_of(run: GridRun, device: str) -> dict[str, Any] | None:
+    """The note of a run's last try, where it failed and the run is not done."""
+    return keys(run, device).failure()

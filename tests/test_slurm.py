@@ -1,0 +1,151 @@
+"""The SLURM engine on a real SLURM: runs that are broken off in every way end with the bytes of a sequential run."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests import slurm
+from tests.conftest import ENVIRONMENT
+from tests.test_run_grid import Grid, files_of, wait_for
+
+pytestmark = pytest.mark.skipif(bool(slurm.lacks()) and not os.environ.get("CI"), reason=slurm.lacks() or "none")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as environment:
+        yield environment
+
+
+SETTINGS = {
+    "PIPELINE_ENGINE": "slurm",
+    "PIPELINE_DEVICE": "cpu",
+    "PIPELINE_WORKERS_AT_MOST": "2",
+    "PIPELINE_SBATCH": "--gres=gpu:1 --time=60 --comment='two words'",
+}
+
+
+@pytest.fixture
+def grid(project, tmp_path, cluster, monkeypatch):
+    for key, value in {"SLURM_CONF": cluster["SLURM_CONF"], **SETTINGS}.items():
+        monkeypatch.setitem(ENVIRONMENT, key, value)
+    return Grid(project, tmp_path / "project")
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def tasks(*states: str) -> list[str]:
+    """The ids of the tasks in these states, of all if none is given."""
+    wanted = [f"--states={','.join(states)}"] if states else []
+    return ask("squeue", "--noheader", "--array", "--format=%i", *wanted).split()
+
+
+class Held:
+    """The run whose loss waits in its first step, and then in every step, until it is let go."""
+
+    def __init__(self, grid):
+        self.folder, self.process = grid.folder, None
+
+    def caught(self):
+        """Wait until the run is in a step that does not end; gives its task, the only one that is left."""
+        wait_for(self.folder / "waiting", self.process)
+        slurm.until(lambda: len(tasks("RUNNING")) == 1, 120, "the other worker does not end")
+        return tasks("RUNNING")[0]
+
+    def stopping(self) -> int:
+        """How many workers have been told to stop."""
+        logs = self.folder.glob("data/store/slurm/*/*.log")
+        return sum(path.read_text().count("told to stop: what is running saves") for path in logs)
+
+    def let_go(self, stops: int | None = None):
+        """Let it go on when so many workers have been told to stop, and its own has passed that on."""
+        slurm.until(lambda: stops in (None, self.stopping()), 120, "no worker is told to stop")
+        time.sleep(0.2)
+        (self.folder / "waiting").unlink()
+        (self.folder / "wait").unlink()
+
+    def soon(self):
+        """Requeued tasks wait for two minutes, but for this."""
+        slurm.until(lambda: tasks("PENDING"), 60, "the task is not requeued")
+        time.sleep(11)  # KillWait: what scancel has cancelled it then kills, be it started again or not
+        (self.folder / "wait").touch()
+        for task in tasks("PENDING"):
+            ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+
+
+def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequential_run(grid, project, tmp_path):
+    held = Held(grid)
+    (grid.folder / "wait").touch()
+    held.process = grid.start("--table=two")
+    held.caught()
+    held.process.send_signal(signal.SIGINT)
+    held.let_go(1)
+    errors = held.process.communicate()[1]
+    assert held.process.returncode == 143 and "start this again to go on" in errors, errors
+    assert tasks() == [] and grid.states() == {"two/moody/0": "not run", "two/proxy_an/0": "done"}
+
+    (grid.folder / "wait").touch()
+    held.process = grid.start("--table=two")
+    for stops, break_off in enumerate(
+        (
+            lambda task: ask("scontrol", "requeue", task),
+            lambda task: ask("scontrol", "update", f"JobId={task}", "TimeLimit=1"),
+            lambda task: ask("scancel", task),
+        ),
+        start=2,
+    ):
+        break_off(held.caught())
+        held.let_go(stops)
+        held.soon()
+    held.caught()
+    held.let_go()
+    errors = held.process.communicate()[1]
+    assert held.process.returncode == 0, errors
+    assert "2 runs done" in errors or "1 runs done, 0 left" in errors, errors
+    logs = "".join(path.read_text() for path in grid.folder.glob("data/store/slurm/*/*.log"))
+    resumed = re.findall(r"moody/0: goes on from epoch 1, step (\d+)", logs)
+    assert len(resumed) == 4 and sorted(resumed, key=int) == resumed and len(set(resumed)) == 4, logs
+    assert tasks() == []
+
+    for key in SETTINGS:
+        ENVIRONMENT.pop(key)
+    sequential = Grid(project, tmp_path / "sequential")
+    sequential.run()
+    assert files_of(grid.folder) == files_of(sequential.folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("PIPELINE_DEVICE", "auto", "machine.device: auto may mean another device"),
+        ("PIPELINE_WORKERS_AT_MOST", "null", "machine.workers_at_most: say how many tasks"),
+        ("PIPELINE_SBATCH", "--partition=none", "sbatch: error: invalid partition specified: none"),
+        ("PIPELINE_SBATCH", "--chdir=/nowhere", "none got on: see the logs in data/store/slurm/runs-"),
+        ("PATH", "/nowhere", "machine.engine: slurm wants sbatch, which is not here"),
+    ],
+)
+def test_what_slurm_cannot_do_is_one_error(grid, monkeypatch, key, value, message):
+    python = subprocess.run(["which", "python"], env=ENVIRONMENT, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setitem(ENVIRONMENT, key, value)
+    command = grid.command("--table=two")[1:]
+    output = grid.project.run(python, *command, fails=2)
+    assert message in output and "Traceback" not in output and tasks_left() == ""
+
+
+def tasks_left() -> str:
+    return ask("/usr/bin/squeue", "--noheader")
+
+
+def test_the_printed_script_is_what_sbatch_takes(grid, tmp_path):
+    script = grid.run("--print-script", "--row", "proxy_an")
+    (tmp_path / "script").write_text(script)
+    ask("sbatch", "--wait", f"--chdir={grid.folder}", str(tmp_path / "script"))
+    for key in SETTINGS:
+        ENVIRONMENT.pop(key)
+    assert grid.states() == {"two/moody/0": "not run", "two/proxy_an/0": "done"}
