@@ -121,8 +121,8 @@ def main() -> None:
         if outcome.stopped:
             print("told to stop: what was running has saved; start this again to go on", file=sys.stderr)
             sys.exit(TERMINATED)
-    for place in ("data/queries", "data/runs", "metrics/runs"):
-        # DVC wants its stage's outputs, be there anything in them or not.
+    for place in ("data/queries", "data/runs", "metrics/made", "metrics/runs"):
+        # DVC wants its stages' outputs and dependencies, be there anything in them or not.
         Path(place, arguments.grid, arguments.dataset).mkdir(parents=True, exist_ok=True)
     for run in asked:
         show(run, device)
