@@ -22,10 +22,10 @@ papers: .venv/requirements
 	python -m pipeline.run_grid --all || [ $$? = 1 ]
 	dvc repro --keep-going -P
 
-# The tables of the runs that there are, also after a failed one, which keeps DVC from making them.
+# The tables and reports of the runs that there are, also after a failed one, which keeps DVC from making them.
 tables: .venv/requirements
 	for grid in $$(python -c 'from pipeline.runs.grid import known_grids; print(*known_grids())'); do \
-	  python -m pipeline.tabulate $$grid || exit; \
+	  python -m pipeline.tabulate $$grid && python -m pipeline.report $$grid || exit; \
 	done
 
 # The papers on look-alikes, in a scratch folder. The numbers mean nothing, and the tables say so.

@@ -63,7 +63,7 @@ def build(
         write_json(path, content)
         if number % 10 == 1:
             embeddings = normalize(torch.from_numpy(rng.standard_normal((images, 64)).astype(np.float32)))
-            (folder / run.queries).mkdir(parents=True)
+            write_json(folder / run.queries / "metrics.json", content)
             results = query_results(embeddings, test) | kept_embeddings(embeddings, test)
             write_arrays(folder / run.queries / "queries.npz", results)
     for table in {run.table for run in grid_runs(grid)}:
@@ -326,3 +326,11 @@ def test_print_needs_no_colour(open_page):
     )
     assert len(set(frames)) == 3
     assert page.pdf()[:5] == b"%PDF-"
+
+
+def test_queries_of_another_evaluation_are_not_shown(pages, tmp_path, monkeypatch):
+    folder = shutil.copytree(pages["rehearsal"].parents[3], tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(folder)
+    for path in folder.glob("data/queries/**/metrics.json"):
+        write_json(path, json.loads(path.read_text()) | {"key": "f" * 64})
+    assert "No gallery: no run has kept what its queries found" in Links(write_report("proxygml")).text

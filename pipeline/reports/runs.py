@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.base.config import Table
 from pipeline.base.files import read_json
+from pipeline.runs import store
 from pipeline.runs.grid import GridRun, grid_runs
 from pipeline.runs.record import MetricsRecord, read_record
 from pipeline.tables.grid import metrics_of, read_grid
@@ -148,11 +149,17 @@ class ShownGrid:
         found = {}
         for table in self.tables:
             for row in table.rows if table.selection != "held_out_classes" else ():
-                runs = [run for run in row.runs if run.metrics in self.runs and (run.queries / "queries.npz").is_file()]
+                runs = [run for run in row.runs if self._has_queries(run)]
                 cell = row.cell(table.selection, "recall@1")
                 if row.dataset == dataset and runs and cell.values:
                     found[row.key] = (cell.mean, row, runs[-1] if is_raw_pixels(row) else runs[0])
         return sorted(found.values(), key=lambda found: (-found[0], found[1].name))
+
+    def _has_queries(self, run: GridRun) -> bool:
+        """Whether what a run's queries found is there, of the evaluation that its metrics file is of."""
+        shown = self.runs.get(run.metrics)
+        there = (run.queries / "queries.npz").is_file()
+        return shown is not None and there and store.key_of(run.queries) == shown.record.key
 
     @property
     def datasets(self) -> list[str]:
