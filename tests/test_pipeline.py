@@ -51,10 +51,32 @@ def test_a_changed_setting_trains_its_rows_and_changed_back_it_trains_nothing(pr
         old, new, change = map(float, next(row[2:5] for row in rows if row[1] == "Recall@1"))
         assert new - old == pytest.approx(change, abs=1e-3) != 0
         assert re.search(r"losses\.proxy_an\.alpha\s+32\.0\s+12\.0", project.run("dvc", "params", "diff"))
+        page = project.run("python", "-m", "pipeline.diff")
+        assert page.count("| default/glyphs/glyphs/proxy_an ") == page.count("| default/") == 4
+        assert max(map(len, page.splitlines())) <= 100
+        lasts = re.search(r"Recall@1, last epoch.*?proxy_an \| (\S+) +\| (\S+) +\| (\S+) ±.*? p \d", page, re.S)
+        assert [float(lasts[n]) for n in (1, 2, 3)] == pytest.approx([old, new, change], abs=0.006)
     finally:
         (project.folder / "params.yaml").write_text(text)
         assert started(project.run("dvc", "repro")) == set()
     assert project.run("git", "status", "--porcelain") == ""
+    assert project.run("python", "-m", "pipeline.diff") == ""
+    assert "nonsense: neither a revision" in project.run("python", "-m", "pipeline.diff", "nonsense", fails=2)
+
+
+def test_plots_draw_every_run(project):
+    project.run("dvc", "plots", "show", "--out", "plots")
+    page = (project.folder / "plots/index.html").read_text()
+    shutil.rmtree(project.folder / "plots")
+    drawn = [json.loads(text) for text in re.findall(r"var spec = ({.*?});$", page, re.M)]
+    assert [(one["encoding"]["x"]["field"], one["encoding"]["y"]["field"]) for one in drawn] == [
+        ("epoch", "loss"),
+        ("epoch", "recall@1"),
+    ]
+    for one in drawn:
+        lines = {(point["row"], point["run"]) for point in one["data"]["values"]}
+        assert lines == {(loss, seed) for loss in ROWS - {"raw_pixels"} for seed in "01"}
+        assert len(one["data"]["values"]) == 2 * len(lines), "an epoch lacks"
 
 
 def test_metrics_show_is_one_readable_line_a_row(project):
@@ -160,6 +182,14 @@ def test_experiments_run_and_show(copy):
     shown = copy.run("dvc", "exp", "show", "--csv", "--only-changed")
     assert "wider" in shown and "losses.proxy_an.margin" in shown
     assert "Recall@1" in copy.run("dvc", "exp", "diff", "HEAD", "wider")
+    lines = copy.run("python", "-m", "pipeline.experiments").splitlines()
+    assert max(map(len, lines)) <= 120
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:])]
+    assert cells[0][1:] == ["proxy_an.margin", *sorted(ROWS)]
+    assert [line[0] for line in cells[1:]] == ["workspace", "master", "wider"] or cells[2][0] == "main"
+    assert [line[1] for line in cells[1:]] == ["0.2", "0.1", "0.2"]
+    assert cells[3][2] != cells[2][2] and cells[3][3:] == cells[2][3:]
+    assert "| default/glyphs/glyphs/proxy_an " in copy.run("python", "-m", "pipeline.diff", "HEAD", "wider")
 
 
 def test_an_experiment_in_a_folder_of_its_own_trains_only_what_changes(copy):
@@ -211,6 +241,8 @@ def test_every_link_of_the_table_resolves(project):
         "tabulate",
         "report",
         "gallery",
+        "diff",
+        "experiments",
         "status",
         "prune",
         "adopt",

@@ -1,0 +1,34 @@
+"""What README and the committed tables say is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    "README.md",
+    *sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("metrics/tables/*/*.md")]),
+]
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    return {str(place) for file in files if file for place in (Path(file), *Path(file).parents)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_resolves_in_a_fresh_clone(page, tracked):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    places = {link: (ROOT / page).parent.joinpath(link).resolve().relative_to(ROOT) for link in links}
+    assert [link for link, place in places.items() if str(place) not in tracked] == []
+    assert links or page.startswith("docs/")
+
+
+def test_readme_shows_the_committed_table():
+    table = (ROOT / "metrics/tables/default/glyphs.md").read_text().splitlines()[2:]
+    table = table[: next(place for place, line in enumerate(table) if line.startswith("Mean ±")) + 1]
+    shown = "\n".join(f"    {line}".rstrip() for line in table)
+    assert shown in (ROOT / "README.md").read_text(), "copy metrics/tables/default/glyphs.md into README.md"
