@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.files import whole
-from pipeline.runs.cost import cost, longest_first
+from pipeline.runs.cost import MODELLED, cost, longest_first
 from pipeline.runs.grid import GridRun, grid_runs
 
 GRIDS = ("proxygml", "proxy_an")
-TERAFLOPS = 33.0
+TERAFLOPS = MODELLED / 1e12
 START = 30.0
 """Seconds before a run's first step: starting Python, reading the images."""
 REPAIR = 600.0

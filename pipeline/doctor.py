@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from pipeline import split
+from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, sha256, submodule
 from pipeline.data.checksums import pins
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.data.packed import read_index
+from pipeline.engines import fit
 from pipeline.networks import weights
-from pipeline.runs.grid import known_grids
+from pipeline.runs.grid import chosen_grids, grid_runs, known_grids
 from pipeline.runs.space import space
+from pipeline.runs.store import STORE
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +176,24 @@ def _git() -> Iterator[Line]:
         yield Line("git", "fail", done.stderr.strip().split("\n")[0], fix)
 
 
+def _engines() -> Iterator[Line]:
+    problem = fit.lock_problem()
+    fix = "put data on a file system with file locks, such as NFS 4, or Lustre mounted with flock" if problem else ""
+    yield Line("File lock", "fail" if problem else "ok", problem or f"held by one of two processes in {STORE}", fix)
+    try:
+        engines = fit.engines(read_params(Path("params.yaml")).machine)
+    except BadInputError as error:
+        yield Line("Engines", "fail", str(error), "correct that file, or that variable")
+        return
+    for engine in engines:
+        yield Line(f"Engine {engine.name}", "warn" if engine.problem else "ok", engine.found, engine.problem)
+    counts = sorted({1, *(engine.gpus for engine in engines if engine.gpus)})
+    for grid in chosen_grids()[1:]:
+        runs = grid_runs(grid)
+        times = ", ".join(f"{fit.hours(runs, count):.1f} h on {count}" for count in counts)
+        yield Line(f"Time of {grid}", "ok", f"on H100 in float32, by a model and not measured: {times}")
+
+
 def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -283,7 +304,7 @@ def _data() -> Iterator[Line]:
 def examine() -> list[Line]:
     """All lines of the page, about the clone that this file lies in; makes it the working directory."""
     os.chdir(ROOT)
-    return [line for part in (_python, _gpu, _machine, _git, _permissions, _dvc, _data) for line in part()]
+    return [line for part in (_python, _gpu, _machine, _git, _permissions, _dvc, _engines, _data) for line in part()]
 
 
 def main() -> None:

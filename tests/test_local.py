@@ -45,7 +45,7 @@ def test_places(monkeypatch, settings, visible, cores, expected):
 
 def test_more_gpus_than_there_are_is_bad_input(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(BadInputError, match=r"machine\.gpus: it wants 2, 1 are here"):
+    with pytest.raises(BadInputError, match=r"machine\.gpus: 2 are wanted, 1 are here"):
         places(Machine(device="cpu", workers=0, gpus=2))
 
 

@@ -17,6 +17,10 @@ BACKWARD = 2
 """A backward pass costs two forward ones: gradients of what comes in, and of the weights."""
 
 
+MODELLED = 33e12
+"""Operations a second of these networks that an H100 would do in float32: a model, not a measurement."""
+
+
 @functools.cache
 def operations(backbone: str, size: int) -> int:
     """Floating-point operations of one image of size x size pixels passing forward through a backbone; a multiplication
