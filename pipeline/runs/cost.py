@@ -40,8 +40,9 @@ def _lines(manifest: Path) -> int | None:
 
 
 def _published(dataset: str, *parts: str) -> int:
-    expected = submodule("datasets", dataset).EXPECTED
-    return sum(expected[part].images or expected["train"].images // 2 for part in parts if part in expected)
+    """Images of a dataset's parts as published; half the training set for what was not; 0 where nothing was."""
+    counts = {part: of.images for part, of in submodule("datasets", dataset).EXPECTED.items()}
+    return sum(counts[part] or (counts.get("train") or 0) // 2 for part in parts if part in counts)
 
 
 def training_images(run: Run) -> int:
