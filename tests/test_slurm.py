@@ -76,7 +76,7 @@ class Held:
         time.sleep(11)  # KillWait: what scancel has cancelled it then kills, be it started again or not
         (self.folder / "wait").touch()
         for task in tasks("PENDING"):
-            ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+            ask("scontrol", "update", f"JobId={task}", "StartTime=now", "TimeLimit=60")
 
 
 def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequential_run(grid, project, tmp_path):
