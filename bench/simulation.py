@@ -148,8 +148,10 @@ def longest_chain(teraflops: float) -> float:
 
 def picture(path: Path, found: dict[str, dict[int, Found]], chain: float) -> None:
     """Write the makespan by the number of GPUs as an SVG file."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "simulation"})
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     counts = list(next(iter(found.values())))

@@ -29,7 +29,6 @@ from pipeline.engines import fit
 from pipeline.networks import weights
 from pipeline.runs.grid import chosen_grids, grid_runs, known_grids
 from pipeline.runs.space import space
-from pipeline.runs.store import STORE
 
 if TYPE_CHECKING:
     import torch
@@ -177,21 +176,13 @@ def _git() -> Iterator[Line]:
 
 
 def _engines() -> Iterator[Line]:
-    problem = fit.lock_problem()
-    fix = "put data on a file system with file locks, such as NFS 4, or Lustre mounted with flock" if problem else ""
-    yield Line("File lock", "fail" if problem else "ok", problem or f"held by one of two processes in {STORE}", fix)
     try:
-        engines = fit.engines(read_params(Path("params.yaml")).machine)
+        machine = read_params(Path("params.yaml")).machine
     except BadInputError as error:
         yield Line("Engines", "fail", str(error), "correct that file, or that variable")
         return
-    for engine in engines:
-        yield Line(f"Engine {engine.name}", "warn" if engine.problem else "ok", engine.found, engine.problem)
-    counts = sorted({1, *(engine.gpus for engine in engines if engine.gpus)})
-    for grid in chosen_grids()[1:]:
-        runs = grid_runs(grid)
-        times = ", ".join(f"{fit.hours(runs, count):.1f} h on {count}" for count in counts)
-        yield Line(f"Time of {grid}", "ok", f"on H100 in float32, by a model and not measured: {times}")
+    grids = {grid: grid_runs(grid) for grid in chosen_grids()[1:]}
+    yield from (Line(*found) for found in fit.lines(machine, grids))
 
 
 def _existing(path: Path) -> Path:

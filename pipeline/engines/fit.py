@@ -2,8 +2,9 @@
 
 import multiprocessing
 import shutil
+from collections.abc import Iterator
 from multiprocessing.synchronize import Event
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
@@ -85,3 +86,19 @@ def hours(runs: list[GridRun], at_a_time: int) -> float:
     longest run."""
     costs = [cost(run) for run in runs]
     return max(sum(costs) / at_a_time, max(costs)) / MODELLED / 3600
+
+
+def lines(
+    machine: Machine, grids: dict[str, list[GridRun]]
+) -> Iterator[tuple[str, Literal["ok", "warn", "fail"], str, str]]:
+    """What doctor says of it, a line each: its name, how it is, what was found, and the fix."""
+    problem = lock_problem()
+    fix = "put data on a file system with file locks, such as NFS 4, or Lustre mounted with flock" if problem else ""
+    yield "File lock", "fail" if problem else "ok", problem or f"held by one of two processes in {store.STORE}", fix
+    found = engines(machine)
+    for engine in found:
+        yield f"Engine {engine.name}", "warn" if engine.problem else "ok", engine.found, engine.problem
+    counts = sorted({1, *(engine.gpus for engine in found if engine.gpus)})
+    for grid, runs in grids.items():
+        times = ", ".join(f"{hours(runs, count):.1f} h on {count}" for count in counts)
+        yield f"Time of {grid}", "ok", f"on H100 in float32, by a model and not measured: {times}", ""
