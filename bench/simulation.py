@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.files import whole
-from pipeline.runs.cost import cost, longest_first
+from pipeline.runs.cost import MODELLED, cost, longest_first
 from pipeline.runs.grid import GridRun, grid_runs
 
 GRIDS = ("proxygml", "proxy_an")
-TERAFLOPS = 33.0
+TERAFLOPS = MODELLED / 1e12
 START = 30.0
 """Seconds before a run's first step: starting Python, reading the images."""
 REPAIR = 600.0
@@ -148,8 +148,10 @@ def longest_chain(teraflops: float) -> float:
 
 def picture(path: Path, found: dict[str, dict[int, Found]], chain: float) -> None:
     """Write the makespan by the number of GPUs as an SVG file."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "simulation"})
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     counts = list(next(iter(found.values())))

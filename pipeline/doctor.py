@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from pipeline import split
+from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, sha256, submodule
 from pipeline.data.checksums import pins
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.data.packed import read_index
+from pipeline.engines import fit
 from pipeline.networks import weights
-from pipeline.runs.grid import known_grids
+from pipeline.runs.grid import chosen_grids, grid_runs, known_grids
 from pipeline.runs.space import space
 
 if TYPE_CHECKING:
@@ -173,6 +175,16 @@ def _git() -> Iterator[Line]:
         yield Line("git", "fail", done.stderr.strip().split("\n")[0], fix)
 
 
+def _engines() -> Iterator[Line]:
+    try:
+        machine = read_params(Path("params.yaml")).machine
+    except BadInputError as error:
+        yield Line("Engines", "fail", str(error), "correct that file, or that variable")
+        return
+    grids = {grid: grid_runs(grid) for grid in chosen_grids()[1:]}
+    yield from (Line(*found) for found in fit.lines(machine, grids))
+
+
 def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -283,7 +295,7 @@ def _data() -> Iterator[Line]:
 def examine() -> list[Line]:
     """All lines of the page, about the clone that this file lies in; makes it the working directory."""
     os.chdir(ROOT)
-    return [line for part in (_python, _gpu, _machine, _git, _permissions, _dvc, _data) for line in part()]
+    return [line for part in (_python, _gpu, _machine, _git, _permissions, _dvc, _engines, _data) for line in part()]
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """The page of `python -m pipeline.doctor`: what it finds right, what it finds wrong, and the exit code."""
 
+import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from pipeline import doctor
 from pipeline.base.files import submodule
+from pipeline.engines import fit
+from pipeline.runs import store
 from pipeline.runs.space import space
 
 
@@ -213,3 +217,30 @@ def test_a_params_file_that_cannot_be_read_fails(tmp_path, monkeypatch):
     Path("papers/mine/params.yaml").write_text("tables: 3\n")
     line = doctor.grid_line("mine", [], 10**12)
     assert line.state == "fail" and "papers/mine/params.yaml:" in line.found and line.fix == "correct that file"
+
+
+def unsupported(file, kind):
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+LOCKS = [(lambda file, kind: None, "two processes hold the same lock"), (unsupported, "Operation not supported")]
+
+
+@pytest.mark.parametrize(("flock", "message"), LOCKS)
+def test_a_file_system_without_locks_fails(copy, monkeypatch, flock, message):
+    """As where file locks of several nodes do not know of each other, or there are none."""
+    assert fit.lock_problem() == ""
+    monkeypatch.setattr(store.fcntl, "flock", flock)
+    assert message in fit.lock_problem()
+
+
+def test_the_engines_that_a_machine_is_fit_for(copy, monkeypatch):
+    lines = {line.name: line for line in doctor._engines()}
+    assert lines["File lock"].state == lines["Engine local"].state == "ok"
+    assert "1 runs at a time" in lines["Engine local"].found
+    monkeypatch.setenv("PIPELINE_GPUS", "[0, 1, 2, 3]")
+    copy.run("python", "-m", "pipeline.choose", "proxygml")
+    lines = {line.name: line for line in doctor._engines()}
+    assert "4 runs at a time on 4 GPUs" in lines["Engine local"].found
+    one, four = re.findall(r"([\d.]+) h on", lines["Time of proxygml"].found)
+    assert float(four) == pytest.approx(float(one) / 4, rel=0.02)

@@ -76,11 +76,19 @@ class Held:
         time.sleep(11)  # KillWait: what scancel has cancelled it then kills, be it started again or not
         (self.folder / "wait").touch()
         for task in tasks("PENDING"):
-            ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+            ask("scontrol", "update", f"JobId={task}", "StartTime=now", "TimeLimit=60")
 
 
-def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequential_run(grid, project, tmp_path):
+@pytest.fixture
+def held(grid):
     held = Held(grid)
+    yield held
+    if held.process and held.process.poll() is None:  # the test has failed
+        held.process.kill()
+        held.process.communicate()
+
+
+def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequential_run(held, grid, project, tmp_path):
     (grid.folder / "wait").touch()
     held.process = grid.start("--table=two")
     held.caught()

@@ -1,6 +1,7 @@
 """How the runs of all workers stand, readable together: on a terminal one line a run and one for all; elsewhere lines
 that each begin with the name of their run."""
 
+import os
 import re
 import sys
 import time
@@ -26,7 +27,8 @@ class Progress:
         self.ended = {"done": 0, "failed": 0}
         self.left, self.paid = len(runs), 0.0
         self.started = time.monotonic()
-        self.live = sys.stderr.isatty()
+        # A terminal may be too low for so many lines, or not know its size.
+        self.live = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > lines + 1
         self.bars = [
             tqdm(total=0, position=line, bar_format="{desc}", leave=False, disable=not self.live)
             for line in range(lines + 1)

@@ -17,6 +17,10 @@ BACKWARD = 2
 """A backward pass costs two forward ones: gradients of what comes in, and of the weights."""
 
 
+MODELLED = 33e12
+"""Operations a second of these networks that an H100 would do in float32: a model, not a measurement."""
+
+
 @functools.cache
 def operations(backbone: str, size: int) -> int:
     """Floating-point operations of one image of size x size pixels passing forward through a backbone; a multiplication
@@ -36,8 +40,9 @@ def _lines(manifest: Path) -> int | None:
 
 
 def _published(dataset: str, *parts: str) -> int:
-    expected = submodule("datasets", dataset).EXPECTED
-    return sum(expected[part].images or expected["train"].images // 2 for part in parts if part in expected)
+    """Images of a dataset's parts as published; half the training set for what was not; 0 where nothing was."""
+    counts = {part: of.images for part, of in submodule("datasets", dataset).EXPECTED.items()}
+    return sum(counts[part] or (counts.get("train") or 0) // 2 for part in parts if part in counts)
 
 
 def training_images(run: Run) -> int:

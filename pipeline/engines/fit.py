@@ -1,0 +1,104 @@
+"""Which engines this machine is fit for, and what a grid would take on them."""
+
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from multiprocessing.synchronize import Event
+from typing import Literal, NamedTuple
+
+from pipeline.base.files import BadInputError
+from pipeline.base.machine import Machine
+from pipeline.engines import slurm
+from pipeline.engines.places import mps_is_on, places
+from pipeline.runs import store
+from pipeline.runs.cost import MODELLED, cost
+from pipeline.runs.grid import GridRun
+
+
+def _hold(key: str, held: Event, enough: Event) -> None:
+    with store.claim(key):
+        held.set()
+        enough.wait(30)
+
+
+def lock_problem(key: str = ".lock-trial") -> str:
+    """Claim a key of the store from two processes; gives what is wrong with that, or nothing. Takes a second."""
+    context = multiprocessing.get_context("spawn")
+    held, enough = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(key, held, enough))
+    other.start()
+    try:
+        if not held.wait(30):
+            return "a process could not lock a file there"
+        try:
+            with store.claim(key):
+                return "two processes hold the same lock there: a run would be made twice"
+        except store.HeldError:
+            pass
+        enough.set()
+        other.join(30)
+        try:
+            with store.claim(key):
+                return ""
+        except store.HeldError:
+            return "a lock there outlives its process: a run that was killed would never be taken again"
+    except OSError as error:
+        return f"locking a file there fails: {error.strerror}"
+    finally:
+        enough.set()
+        other.join(30)
+        store.beside(key, "lock").unlink(missing_ok=True)
+
+
+class Engine(NamedTuple):
+    """What an engine would do here; `problem` is empty where it can."""
+
+    name: str
+    found: str
+    problem: str = ""
+    gpus: int = 0
+    """At a time."""
+
+
+def engines(machine: Machine) -> list[Engine]:
+    """The local engine by what `machine` says, and SLURM's by what is installed."""
+    try:
+        here = places(machine)
+        gpus = {place.gpu for place in here if place.gpu is not None}
+        shared = max(place.shared_by for place in here)
+        sharing = f", up to {shared} share one, MPS is {'on' if mps_is_on() else 'off'}" if gpus and shared > 1 else ""
+        where = f"{len(gpus)} GPUs" if gpus else "processors"
+        local = Engine("local", f"{len(here)} runs at a time on {where}{sharing}", "", len(gpus))
+    except BadInputError as error:
+        local = Engine("local", "no place for a run", str(error))
+    if not shutil.which("sbatch"):
+        return [local]
+    try:
+        slurm.check(machine)
+    except BadInputError as error:
+        return [local, Engine("slurm", "sbatch is here", str(error))]
+    tasks = machine.workers_at_most or 1
+    return [local, Engine("slurm", f"sbatch is here, {tasks} tasks at a time, at most", "", tasks)]
+
+
+def hours(runs: list[GridRun], at_a_time: int) -> float:
+    """Hours that a grid would take on so many H100 in float32, by the model of docs/scale.md; no shorter than its
+    longest run."""
+    costs = [cost(run) for run in runs]
+    return max(sum(costs) / at_a_time, max(costs)) / MODELLED / 3600
+
+
+def lines(
+    machine: Machine, grids: dict[str, list[GridRun]]
+) -> Iterator[tuple[str, Literal["ok", "warn", "fail"], str, str]]:
+    """What doctor says of it, a line each: its name, how it is, what was found, and the fix."""
+    problem = lock_problem()
+    fix = "put data on a file system with file locks, such as NFS 4, or Lustre mounted with flock" if problem else ""
+    yield "File lock", "fail" if problem else "ok", problem or f"held by one of two processes in {store.STORE}", fix
+    found = engines(machine)
+    for engine in found:
+        yield f"Engine {engine.name}", "warn" if engine.problem else "ok", engine.found, engine.problem
+    counts = sorted({1, *(engine.gpus for engine in found if engine.gpus)})
+    for grid, runs in grids.items():
+        times = ", ".join(f"{hours(runs, count):.1f} h on {count}" for count in counts)
+        yield f"Time of {grid}", "ok", f"on H100 in float32, by a model and not measured: {times}", ""
