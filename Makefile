@@ -5,6 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup repro compare papers tables rehearse test lint lock doctor pictures image image-test clean
 repro: .venv/requirements
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # in a downloaded archive
 	dvc repro
 	@python -m pipeline.report
 

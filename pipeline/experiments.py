@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 from dvc.api import exp_show
+from dvc.exceptions import DvcException
 
 from pipeline.base.files import BadInputError, exit_with
 from pipeline.runs.grid import DEFAULT, grid_folder
@@ -61,7 +62,10 @@ def main() -> None:
     if words.commits < 1:
         parser.error("--commits: at least 1")
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    found = exp_show(num=words.commits)
+    try:
+        found = exp_show(num=words.commits)
+    except DvcException as error:
+        raise BadInputError(str(error)) from None
     if not found:
         raise BadInputError("git has no commit here yet")
     print("\n".join(padded(experiments(found, words.grid))[:-1]))
