@@ -32,3 +32,8 @@ def test_readme_shows_the_committed_table():
     table = table[: next(place for place, line in enumerate(table) if line.startswith("Mean ±")) + 1]
     shown = "\n".join(f"    {line}".rstrip() for line in table)
     assert shown in (ROOT / "README.md").read_text(), "copy metrics/tables/default/glyphs.md into README.md"
+
+
+def test_the_comparison_shows_the_committed_table():
+    table = re.search(r"\|.*\|\n(?:\|.*\|\n)+", (ROOT / "metrics/tables/comparison_glyphs/glyphs.md").read_text())
+    assert table and table[0] in (ROOT / "docs/comparison.md").read_text()
