@@ -84,7 +84,7 @@ def test_a_laptop_and_a_cluster_write_the_same_lock(project, tmp_path, monkeypat
     copy.edit_params(lambda params: params["machine"].update(cluster))
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", "local")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_WORKERS", "0")
-    assert copy.repro()[-2:] == ["runs", "tabulate"]
+    assert copy.repro()[-3:] == ["runs", "tabulate", "report"]
     assert (copy.folder / "dvc.lock").read_bytes() == (project.folder / "dvc.lock").read_bytes()
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", "slurm")
     assert copy.repro() == []
