@@ -209,8 +209,8 @@ def check_cost(build_for: Callable[[int, int], nn.Module], size: str, device: to
     seconds, anchors = (statistics.median(times) for times in zip(*turns[1:], strict=True))
     held, anchors_held = (memory(criterion, *given) for criterion in pair)
     times, sizes = seconds / anchors, held / anchors_held
-    told = f"{1e3 * seconds:.1f} ms, {held / 2**20:.1f} MiB, {times:.2f} and {sizes:.2f} times Proxy-Anchor's"
-    return max(times, sizes) <= COST_LIMIT, told
+    said = f"{1e3 * seconds:.1f} ms, {held / 2**20:.1f} MiB, {times:.2f} and {sizes:.2f} times Proxy-Anchor's"
+    return max(times, sizes) <= COST_LIMIT, said
 
 
 def _finite(found: dict[str, Tensor]) -> bool:
@@ -256,11 +256,11 @@ def main() -> None:
     failed = False
     for name, check in checks.items():
         try:
-            well, told = check()
+            well, said = check()
         except Exception as error:
-            well, told = False, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            well, said = False, f"{type(error).__name__}: {str(error).splitlines()[0]}"
         failed |= not well
-        print(f"{'ok  ' if well else 'fail'}  {name}: {told}", flush=True)
+        print(f"{'ok  ' if well else 'fail'}  {name}: {said}", flush=True)
     sys.exit(int(failed))
 
 

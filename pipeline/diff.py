@@ -103,8 +103,7 @@ def numbers(files: Iterable[tuple[str, bytes]], where: str) -> Numbers:
 
 def _differences(before: Numbers, after: Numbers, rule: str, metric: str) -> list[list[str]]:
     """A line for each row that differs."""
-    rows = [key for key in dict.fromkeys([*before, *after]) if key[1:] == (rule, metric)]
-    rows = [key for key in rows if key in before and key in after and before[key] != after[key]]
+    rows = [key for key in before if key[1:] == (rule, metric) and key in after and before[key] != after[key]]
     seeds = {key: sorted(before[key].keys() & after[key].keys()) for key in rows}
     tested = [key for key in rows if len(seeds[key]) > 1]
     pairs = {key: tuple([of[key][seed] for seed in seeds[key]] for of in (before, after)) for key in rows}

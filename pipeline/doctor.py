@@ -254,9 +254,9 @@ def dataset_line(name: str, free: int) -> Line:
 
 def _by_hand(name: str) -> str:
     """What a person has to fetch of a dataset before its stages can run, empty where programs do, or it is there."""
-    raw, told = Path("data/raw") / name, getattr(submodule("datasets", name), "BY_HAND", "")
+    raw, by_hand = Path("data/raw") / name, getattr(submodule("datasets", name), "BY_HAND", "")
     there = raw.is_dir() and any(not path.name.startswith(".") for path in raw.iterdir())
-    return "" if there or "PIPELINE_MIRRORS" in os.environ else told
+    return "" if there or "PIPELINE_MIRRORS" in os.environ else by_hand
 
 
 def grid_line(name: str, datasets: list[Line], free: int) -> Line:

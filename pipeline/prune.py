@@ -24,7 +24,7 @@ def named() -> set[str]:
         device = read_params(grid_folder(grid) / "params.yaml").machine.device
         for run in grid_runs(grid):
             try:
-                keys |= set(keys_of(run, device))
+                keys |= set(keys_of(run, device).own)
             except NotReadyError:
                 continue  # its data are not there, so nothing of it was made here
     for folder in (Path("data/runs"), Path("data/queries")):

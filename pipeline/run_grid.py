@@ -29,9 +29,9 @@ from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.runs import cache, store
 from pipeline.runs.follow import check_package, followed
 from pipeline.runs.grid import DEFAULT, GridRun, chosen_grids, grid_folder, grid_runs
-from pipeline.runs.key import NotReadyError, training_key
+from pipeline.runs.key import NotReadyError
 from pipeline.runs.record import MADE, METRICS
-from pipeline.runs.states import failure_of, final_key, keys_of, state
+from pipeline.runs.states import keys_of
 
 
 def check(grid: str, runs: list[GridRun]) -> None:
@@ -50,15 +50,15 @@ def check(grid: str, runs: list[GridRun]) -> None:
 def show(run: GridRun, device: str) -> None:
     """Let the run's names show what the store has of it: links to its weights, copies of its metrics and of what says
     when and where it was made; or why it failed."""
-    key = final_key(run, device)
-    note = failure_of(run, device)
-    if note:
+    keys = keys_of(run, device)
+    key = keys.own[-1]
+    if note := keys.failure():
         write_json(run.error, {"schema_number": 1, "key": key, "error": note["error"]})
     elif run.error.is_file():
         run.error.unlink()
     made: dict[str, object] = {}
     if run.run.trained:
-        trained = training_key(run.run, device).digest
+        trained = keys.own[0]
         if store.is_done(trained):
             store.show(trained, run.weights)
             made |= _made(trained, "training")
@@ -87,7 +87,7 @@ def take_in(runs: list[GridRun], machines: dict[str, Machine]) -> None:
         for place in (run.weights, run.queries):
             if store.take_in(place):
                 print(f"{place}: taken into the store", file=sys.stderr)
-    keys = {key for run in runs for key in keys_of(run, machines[run.grid].device)}
+    keys = (key for run in runs for key in keys_of(run, machines[run.grid].device).own)
     wanted = {key for key in keys if not store.is_done(key)}
     if wanted and (count := cache.take_in(wanted)):
         print(f"{count} runs and evaluations taken into the store from DVC's cache", file=sys.stderr)
@@ -130,7 +130,7 @@ def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Mac
         worker = Worker(words.worker_since, int(os.environ.get("PIPELINE_WORKER", "0")))
     if machine.tensorboard:
         check_package()
-    with followed(runs, machine.device) if machine.tensorboard and worker is None else nullcontext():
+    with followed(runs, machines) if machine.tensorboard and worker is None else nullcontext():
         if machine.engine == "slurm":
             return slurm.work(machine, machines, asked_words(words), runs)
         return Pool(machine, machines, worker).work(runs)
@@ -185,7 +185,7 @@ def main() -> None:
         asked = ready(asked, machines)
     if words.worker_since is None:
         take_in(asked, machines)
-    states = [state(run, machines[run.grid].device) for run in asked]
+    states = [keys_of(run, machines[run.grid].device).state() for run in asked]
     if words.dry_run:
         print("\n".join(f"{run.place}: {known}" for run, known in zip(asked, states, strict=True)))
         return

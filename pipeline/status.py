@@ -9,23 +9,16 @@ first.
 """
 
 import argparse
-import functools
 import statistics
-from pathlib import Path
 
 from pipeline.base.config import read_params
 from pipeline.base.files import exit_with, read_json
+from pipeline.runs.cost import images_in
 from pipeline.runs.grid import GridRun, grid_folder, grid_runs, known_grids
 from pipeline.runs.key import NotReadyError
-from pipeline.runs.states import final_key, state
+from pipeline.runs.states import keys_of
 
 STATES = ("done", "running", "failed")
-
-
-@functools.cache
-def images_in(manifest: Path) -> int | None:
-    """The number of images of a manifest; None where it is not made yet."""
-    return manifest.read_text(encoding="utf-8").count("\n") - 1 if manifest.is_file() else None
 
 
 def kind(run: GridRun) -> str:
@@ -68,9 +61,10 @@ def hours(runs: list[GridRun], measured: dict[str, tuple[float, float]]) -> str:
 def state_of(run: GridRun, device: str) -> tuple[str, str | None]:
     """A run's state and key; "not run" without a key where its data are not there yet."""
     try:
-        return state(run, device), final_key(run, device)
+        keys = keys_of(run, device)
     except NotReadyError:
         return "not run", None
+    return keys.state(), keys.own[-1]
 
 
 def main() -> None:

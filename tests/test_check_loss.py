@@ -99,10 +99,10 @@ CAUGHT = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "check", "told"), CAUGHT)
-def test_an_unsound_loss_is_caught(loss, check, told, one_thread):
+@pytest.mark.parametrize(("loss", "check", "message"), CAUGHT)
+def test_an_unsound_loss_is_caught(loss, check, message, one_thread):
     well, found = CHECKS[check](lambda: loss(100, 16), CPU)
-    assert not well and told in found, found
+    assert not well and message in found, found
 
 
 @pytest.mark.parametrize("check", CHECKS)

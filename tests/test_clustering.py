@@ -1,6 +1,7 @@
 from itertools import combinations
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -52,6 +53,12 @@ def test_repeats_for_a_seed_on_any_number_of_threads(kmeans: str) -> None:
     with threadpool_limits(3):
         assert clustering(points, labels, seed=1, kmeans=kmeans) == scores
     assert any(clustering(points, labels, seed=seed, kmeans=kmeans) != scores for seed in range(2, 6))
+
+
+def test_faiss_is_held_to_the_kernels_that_every_processor_has() -> None:
+    faiss.SIMDConfig.set_level(faiss.SIMDLevel_NONE)
+    clustering(*blobs(1.5), seed=1, kmeans="faiss")
+    assert faiss.SIMDConfig.get_level() == faiss.SIMDLevel_AVX2
 
 
 @pytest.mark.parametrize("kmeans", ["scikit-learn", "faiss"])

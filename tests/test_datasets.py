@@ -182,7 +182,7 @@ def test_first_good_split_pins_fingerprints_that_later_ones_must_have(tmp_path):
 
 
 def test_cars_that_are_nowhere_to_be_had(tmp_path):
-    """Nothing there: all three layouts are told. Images of one layout there: only what it lacks."""
+    """Nothing there: all three layouts are named. Images of one layout there: only what it lacks."""
     folder = project(tmp_path / "project", {"cars": CARS_COUNTS})
     with serve({}) as base:
         done = stage(folder, "pipeline.download", "cars", PIPELINE_MIRRORS=base)

@@ -148,7 +148,7 @@ def setting_chains():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The project's folder after all of it, and what every command told."""
+    """The project's folder after all of it, and what every command printed."""
     folder = project(tmp_path_factory.mktemp("end_to_end") / "project", COUNTS, weights=True)
     for paper in PAPERS:
         (folder / "papers" / paper).mkdir(parents=True)
@@ -216,8 +216,8 @@ def test_a_run_starts_from_the_pretrained_weights(trained, name):
 
 @pytest.mark.parametrize("run", ONCE_MORE)
 def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, run):
-    folder, told = trained
-    assert "goes on from epoch 3, step 1" in told[f"{run}-killed"][1]["output"]
+    folder, printed = trained
+    assert "goes on from epoch 3, step 1" in printed[f"{run}-killed"][1]["output"]
     for name in KEPT:
         whole, again = (folder / "data/runs" / out / "0" / name for out in (run, f"{run}-killed"))
         assert whole.read_bytes() == again.read_bytes(), name
@@ -249,7 +249,7 @@ def test_a_run_on_a_subset_sees_its_images(trained, run, setting, images):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_held_out_protocol_chooses_an_epoch_and_never_looks_at_the_test_set(trained, paper):
-    folder, told = trained
+    folder, printed = trained
     choice = history_of(folder, f"{paper}-held_out-choice")
     recalls = [line["recall@1"] for line in choice]
     best = 1 + recalls.index(max(recalls))
@@ -261,7 +261,7 @@ def test_the_held_out_protocol_chooses_an_epoch_and_never_looks_at_the_test_set(
         "history.csv",
         "run.json",
     ]
-    assert "with --choose-epoch first" in told[f"{paper}-held_out"][0]["output"], (
+    assert "with --choose-epoch first" in printed[f"{paper}-held_out"][0]["output"], (
         "a held-out run needs the one that chooses"
     )
     looked = json.loads((folder / f"metrics/runs/{paper}-held_out-choice/0.json").read_text())

@@ -345,7 +345,7 @@ def test_two_folders_never_become_one_class(monkeypatch, capsys, names, found):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "told"),
+    ("train", "test", "message"),
     [
         (["b", "B", "c"], ["x"], "'B' and 'b'"),
         (["b", "c"], ["B", "x"], "'B' and 'b'"),
@@ -355,11 +355,11 @@ def test_two_folders_never_become_one_class(monkeypatch, capsys, names, found):
         (["a", "b"], ["x"], ""),
     ],
 )
-def test_classes_whose_names_are_alike_are_named(monkeypatch, capsys, train, test, told):
+def test_classes_whose_names_are_alike_are_named(monkeypatch, capsys, train, test, message):
     drawings(RAW, {"train": train, "test": test})
     printed = converted(monkeypatch, capsys)
-    expected = f"warning: {RAW}: classes whose names are alike, are they one?\n  {told}\n"
-    assert printed == (expected if told else "")
+    expected = f"warning: {RAW}: classes whose names are alike, are they one?\n  {message}\n"
+    assert printed == (expected if message else "")
     assert len(classes()) == len(train) + len(test)
 
 
@@ -367,10 +367,10 @@ def test_images_are_turned_where_that_is_asked_for(raw, monkeypatch, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(raw / "train/a/turned.jpg", exif=exif)
-    told = "folder: 1 images say in EXIF that they are turned; they are "
+    message = "folder: 1 images say in EXIF that they are turned; they are "
     stored = "read as they are stored, as ImageFolder reads them; --upright turns them\n"
     for arguments, size, printed in (([], (30, 20), stored), (["--upright"], (20, 30), "turned for use\n")):
-        assert converted(monkeypatch, capsys, *arguments) == told + printed
+        assert converted(monkeypatch, capsys, *arguments) == message + printed
         entries = read_index(Path("data/packed/folder"))
         assert [(e.width, e.height) for e in entries if e.name == "train/a/turned.jpg"] == [size]
     with pytest.raises(BadInputError, match="--upright is for folders of your own: cub is read as its published"):

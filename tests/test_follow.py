@@ -8,6 +8,7 @@ import torch
 
 from pipeline import run_grid
 from pipeline.base.files import BadInputError
+from pipeline.base.machine import Machine
 from pipeline.runs import follow, store
 from pipeline.runs.follow import Follower
 from pipeline.runs.grid import grid_runs
@@ -62,7 +63,7 @@ def test_tensorboard_gets_what_histories_say(project, tmp_path, monkeypatch, wri
     runs = [run for run in grid_runs("default") if run.row in ("proxy_an", "raw_pixels") and run.run.seed == 0]
     monkeypatch.setattr(store, "STORE", tmp_path)
     monkeypatch.setattr(follow, "EVENTS", tmp_path / "events")
-    follower = Follower(runs, "cpu")
+    follower = Follower(runs, {run.grid: Machine(device="cpu", workers=0) for run in runs})
     follower.look()
     assert writer.written == {}
     key = training_key(runs[1].run, "cpu").digest

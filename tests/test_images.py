@@ -93,7 +93,7 @@ def test_boxes_lie_inside_images_of_any_size(height, width, smallest, seed):
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_where_no_draw_fits_the_box_is_torchvisions_central_one(height, width):
-    """Four times the area, which both are told to take, fits nowhere."""
+    """Four times the area, which both have to take, fits nowhere."""
     draws = draws_of(1)
     draws[:, :ATTEMPTS] = 0
     found = boxes(np.array([[height, width]]), draws, 4.0)[0].tolist()
@@ -298,7 +298,7 @@ def test_a_damaged_image_is_named_in_one_line_whoever_decodes_it(packed, tmp_pat
     content[packed.entries[5].offset + 40] ^= 1
     store.write_bytes(content)
     damaged = PackedImages(tmp_path / "packed")
-    told = f"{store}: image 5, 5.jpg: its bytes are not those that were packed: run the convert stage again"
+    message = f"{store}: image 5, 5.jpg: its bytes are not those that were packed: run the convert stage again"
     monkeypatch.setattr(loading, "available_memory", lambda: 1000)
     for read in (
         lambda: loaded(damaged, Shuffled(12, 4, 5), workers),
@@ -306,7 +306,7 @@ def test_a_damaged_image_is_named_in_one_line_whoever_decodes_it(packed, tmp_pat
     ):
         with pytest.raises(BadInputError) as error:
             read()
-        assert str(error.value) == told
+        assert str(error.value) == message
 
 
 def test_no_image_makes_pytorch_warn(packed):

@@ -47,8 +47,8 @@ def test_what_evaluation_cannot_give_is_known_before(update, seed, labels, galle
     given, galleries = np.array(labels, np.int64), None if gallery is None else np.array(gallery, np.int64)
     found = evaluation_problems(recipe, seed, given, galleries)
     if problem:
-        (told,) = found
-        assert re.match(problem, told)
+        (message,) = found
+        assert re.match(problem, message)
         return
     assert found == []
     together = torch.tensor(labels + (gallery or []))

@@ -142,8 +142,8 @@ def test_a_manifest_in_place_of_another_is_named(source, target):
 def test_an_index_that_agrees_with_itself_but_is_not_the_one_of_convert_is_named():
     INDEX.write_text(INDEX.read_text().replace("train", "drain"))
     for path in READERS:
-        told = f"{INDEX} has changed since data/packed/folder/SHA256SUMS was written: run the convert stage again"
-        assert refused(path) == told
+        message = f"{INDEX} has changed since data/packed/folder/SHA256SUMS was written: run the convert stage again"
+        assert refused(path) == message
     with pytest.raises(BadInputError, match=r"index\.csv has changed since"):
         run(split, "folder")
 
@@ -152,8 +152,8 @@ def test_manifests_older_than_the_index_are_named_until_the_stages_that_are_name
     add_images("test", "~", range(2))
     run(convert, "folder")
     for folder, stage in ((SPLITS, "split"), (SUBSETS, "subsets")):
-        told = f"{INDEX} has changed since {folder}/SHA256SUMS was written: run the {stage} stage again"
-        assert {refused(path) for path in READERS if path.parent == folder} == {told}
+        message = f"{INDEX} has changed since {folder}/SHA256SUMS was written: run the {stage} stage again"
+        assert {refused(path) for path in READERS if path.parent == folder} == {message}
     run(split, "folder")
     READERS[SPLITS / "test.csv"]()
     assert "has changed since data/subsets/folder/SHA256SUMS" in refused(SUBSETS / "partial_0.5.csv")

@@ -190,8 +190,8 @@ def test_an_image_of_another_size_than_the_index_says_is_named(store):
 def test_classes_that_contradict_each_other_are_named(tmp_path):
     for place, (label, name) in enumerate([(1, "a"), (0, "b")]):
         sources = [SourceImage("1.jpg", 0, "a", "", picture(1)), SourceImage("2.jpg", label, name, "", picture(2))]
-        told = rf"1.jpg has the label 0 and the class a, 2.jpg has the label {label} and the class {name}"
-        with pytest.raises(BadInputError, match=f"lists contradict each other: {told}"):
+        message = rf"1.jpg has the label 0 and the class a, 2.jpg has the label {label} and the class {name}"
+        with pytest.raises(BadInputError, match=f"lists contradict each other: {message}"):
             pack(sources, tmp_path / str(place))
 
 

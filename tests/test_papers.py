@@ -265,7 +265,7 @@ def test_dvc_has_the_stages_of_what_is_chosen_and_no_others(tmp_path):
 def keys_by_table(folder):
     """The keys of the papers' runs, in this process, in a project whose data are made up."""
     return {
-        (run.grid, run.table, run.run.dataset): keys_of(run, "cpu")
+        (run.grid, run.table, run.run.dataset): keys_of(run, "cpu").own
         for grid in ("proxygml", "proxy_an")
         for run in grid_runs(grid)
     }

@@ -10,5 +10,5 @@ from pipeline.base.provenance import provenance
 def test_secrets_of_the_environment_stay_out(monkeypatch):
     for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY", "PIPELINE_MIRRORS"):
         monkeypatch.setenv(name, "http://me:hidden@127.0.0.1:9")
-    told = json.dumps(provenance(torch.device("cpu"), 1.0))
-    assert "hidden" not in told and "127.0.0.1" not in told
+    written = json.dumps(provenance(torch.device("cpu"), 1.0))
+    assert "hidden" not in written and "127.0.0.1" not in written

@@ -79,7 +79,7 @@ IMAGENET = {
 
 @pytest.mark.parametrize("name", PROXY_GML[""])
 def test_proxy_gml_is_the_authors_commands(name):
-    told = column(PROXY_GML, name)
+    facts = column(PROXY_GML, name)
     assert GML.recipes[name].model_dump() == ours() | images() | {
         # BN-Inception pretrained on ImageNet, 7x7 average pooling, linear layer to 512
         "backbone": "bn_inception",
@@ -88,14 +88,14 @@ def test_proxy_gml_is_the_authors_commands(name):
         "head": "linear",
         "dimension": 512,
         # the trunk's scale and shift train while its statistics stay
-        "batch_norm": "fixed_statistics" if told["batch norm in eval mode while training"] else "trained",
+        "batch_norm": "fixed_statistics" if facts["batch norm in eval mode while training"] else "trained",
         "batch_norm_momentum": 0.1,
         # frozen after epoch 1 and thawed after epoch 2, with gradients of zeros (torch before 2.0)
         "head_only_epochs": [2],
         "frozen_gradients": "zero",
-        "epochs": told["epochs"],
+        "epochs": facts["epochs"],
         "evaluated_epochs": [1, 2, *range(35, 51)],
-        "batch_size": told["batch, shuffled, last one kept"],
+        "batch_size": facts["batch, shuffled, last one kept"],
         "samples_per_class": None,
         # Adam, eps 0.01, weight decay 1e-4, network 1e-4; both rates x0.1 at the start of epochs 20 and 40; the README
         # names PyTorch 1.2, which adds epsilon before the bias correction
@@ -104,7 +104,7 @@ def test_proxy_gml_is_the_authors_commands(name):
         "epsilon_added": "before_correction",
         "weight_decay": 1e-4,
         "network_learning_rate": 1e-4,
-        "proxy_learning_rate": told["learning rate of the proxies"],
+        "proxy_learning_rate": facts["learning rate of the proxies"],
         "decay_epochs": [20, 40],
         "decay_factor": 0.1,
         "clip_value": None,
@@ -113,19 +113,19 @@ def test_proxy_gml_is_the_authors_commands(name):
         "pixel_maximum": 255.0,
         "mean": [104.0, 117.0, 128.0],
         "std": [1.0, 1.0, 1.0],
-        "recall_at": [int(k) for k in told["Recall@"].split()],
-        "counting": {"its position": "exact", "dropping the first": "drop_first"}[told["own image dropped by"]],
-        "kmeans": told["k-means"],
+        "recall_at": [int(k) for k in facts["Recall@"].split()],
+        "counting": {"its position": "exact", "dropping the first": "drop_first"}[facts["own image dropped by"]],
+        "kmeans": facts["k-means"],
     }
-    settings = {"ratio": told["r"], "proxies_per_class": told["N"], "regulariser_weight": told["lambda"]}
+    settings = {"ratio": facts["r"], "proxies_per_class": facts["N"], "regulariser_weight": facts["lambda"]}
     assert GML.loss(f"proxy_gml_{name}") == ("proxy_gml", settings)
 
 
 def proxy_an_on(name):
     """The ResNet-50 recipe of a dataset."""
-    told = column(PROXY_AN, name)
-    classes, samples = map(int, told["batch = classes x samples of each"].split(" x "))
-    rate = told["learning rate, network"]
+    facts = column(PROXY_AN, name)
+    classes, samples = map(int, facts["batch = classes x samples of each"].split(" x "))
+    rate = facts["learning rate, network"]
     return (
         ours()
         | images()
@@ -138,12 +138,12 @@ def proxy_an_on(name):
             "head": "normalised",
             "dimension": 512,
             # thawed after the two frozen epochs, scale and shift too; only the running statistics stay
-            "batch_norm": "fixed_statistics" if told["trunk's batch norm frozen"] else "trained",
+            "batch_norm": "fixed_statistics" if facts["trunk's batch norm frozen"] else "trained",
             "batch_norm_momentum": 0.1,
             "head_only_epochs": [1, 2],
             "frozen_gradients": "none",
-            "epochs": told["epochs"],
-            "evaluated_epochs": told["evaluated every (epochs)"],
+            "epochs": facts["epochs"],
+            "evaluated_epochs": facts["evaluated every (epochs)"],
             "batch_size": classes * samples,
             "samples_per_class": samples,
             # AdamW as PyTorch has it, weight decay 1e-4; gradients clipped by value at 10
@@ -152,12 +152,12 @@ def proxy_an_on(name):
             "epsilon_added": "after_correction",
             "weight_decay": 1e-4,
             "network_learning_rate": rate,
-            "proxy_learning_rate": pytest.approx(rate * told["proxies: times"], rel=1e-12),
-            "decay_epochs": told["both x0.5 every (epochs)"],
+            "proxy_learning_rate": pytest.approx(rate * facts["proxies: times"], rel=1e-12),
+            "decay_epochs": facts["both x0.5 every (epochs)"],
             "decay_factor": 0.5,
             "clip_value": 10.0,
-            "recall_at": [int(k) for k in told["Recall@"].split()],
-            "counting": {"first dropped": "drop_first", "strictly greater": "strict"}[told["counted"]],
+            "recall_at": [int(k) for k in facts["Recall@"].split()],
+            "counting": {"first dropped": "drop_first", "strictly greater": "strict"}[facts["counted"]],
             "kmeans": "faiss",
         }
     )

@@ -214,12 +214,12 @@ def test_nothing_is_removed_but_by_the_command_that_is_asked_for_it(grid):
     before = {path: path.stat().st_mtime_ns for path in grid.folder.glob("data/runs/mine/**/*")}
     assert started(grid.run()) == []
     assert before == {path: path.stat().st_mtime_ns for path in grid.folder.glob("data/runs/mine/**/*")}
-    told = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
-    assert "0 files and folders" in told, "what a name shows is kept"
+    printed = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
+    assert "0 files and folders" in printed, "what a name shows is kept"
     shutil.rmtree(grid.shown("two/moody"))
     shutil.rmtree(grid.folder / "data/queries/mine/glyphs/two/moody")
-    told = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
-    would = re.findall(r"would remove (data/store/\w{64})$", told, re.M)
+    printed = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
+    would = re.findall(r"would remove (data/store/\w{64})$", printed, re.M)
     assert len(would) == 2 and all((grid.folder / path).is_dir() for path in would)
     grid.project.run("python", "-m", "pipeline.prune")
     assert not any((grid.folder / path).exists() for path in would) and set(grid.states().values()) == {"done"}

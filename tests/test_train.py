@@ -93,10 +93,10 @@ def test_losses_are_in_float32_forward_and_backward_whatever_the_precision(proje
     words += ["--set", f"recipe.precision={precision}", "recipe.epochs=1", "recipe.decay_epochs=[]"]
     (tmp_path / "look.py").write_text(LOOK)
     script = ["env", "PYTHONPATH=.", "python", str(tmp_path / "look.py")]
-    told = project.run(*script, *words, "--device", "cpu").splitlines()[-1]
+    last = project.run(*script, *words, "--device", "cpu").splitlines()[-1]
     tf32 = precision == "tf32"
     parts = {"loss": False, "loss, backward": False, "network": tf32, "network, backward": tf32}
-    assert told == str(sorted(str([part, "torch.float32", False, rounds]) for part, rounds in parts.items()))
+    assert last == str(sorted(str([part, "torch.float32", False, rounds]) for part, rounds in parts.items()))
 
 
 def test_weights_load_without_pickled_code_and_keep_their_names(project):
@@ -215,7 +215,7 @@ def test_a_run_of_the_same_place_is_replaced(project, tmp_path):
 
 
 def test_a_run_with_loader_processes_that_fails_ends(project, tmp_path):
-    """Its loaders ignore SIGTERM, with which Python ends such processes: they have to be told otherwise."""
+    """Its loaders ignore SIGTERM, with which Python ends such processes: they have to be ended otherwise."""
     options = ("--workers", "2", "--set", "recipe.network_learning_rate=1e30", "recipe.weight_decay=1e10")
     command = ["timeout", "120", "python", "-m", "pipeline.train", "--dataset", "glyphs", "--loss", "proxy_an"]
     output = project.run(*command, "--seed", "0", "--out", str(tmp_path / "out"), *options, fails=1)

@@ -318,8 +318,8 @@ def test_passwords_in_addresses_are_not_told(monkeypatch, capfd, variable, secre
     monkeypatch.setenv(variable, secret)
     with pytest.raises(BadInputError) as raised:
         fetch.fetch(described("http://birds.invalid/birds", archive(), True), FOLDER)
-    told = str(raised.value) + "".join(capfd.readouterr())
-    assert "hid" not in told and "me:" not in told and str(raised.value).count("\n") == 2
+    message = str(raised.value) + "".join(capfd.readouterr())
+    assert "hid" not in message and "me:" not in message and str(raised.value).count("\n") == 2
 
 
 def places():

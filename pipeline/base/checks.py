@@ -139,8 +139,8 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
     """Axes that no recipe and no loss has, that both have, or whose values are none of theirs."""
     special = ("loss", "recipe", *SUBSETS)
     known = {*special, *(field for recipe in params.recipes.values() for field in type(recipe).model_fields)}
-    told = {entry: loss_keywords(str(params.loss(entry)[0])) for entry in sorted(losses)}
-    keywords = {entry: found for entry, found in told.items() if found is not None}
+    of_entry = {entry: loss_keywords(str(params.loss(entry)[0])) for entry in sorted(losses)}
+    keywords = {entry: found for entry, found in of_entry.items() if found is not None}
     for key, values in table.rows.items():
         without = [entry for entry, found in keywords.items() if key not in found]
         nearest = difflib.get_close_matches(key, [*known, *(name for found in keywords.values() for name in found)], 1)
@@ -187,8 +187,8 @@ def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int 
         except ValidationError as error:
             yield from (f".{line}" for line in problem_lines(error, "", model))
         else:
-            told = ", ".join(f"{key} {value}" for key, value in values.items())
-            yield from (f": {told} in recipes.{name}: {problem}" for problem in _contradictions(variant) if values)
+            row = ", ".join(f"{key} {value}" for key, value in values.items())
+            yield from (f": {row} in recipes.{name}: {problem}" for problem in _contradictions(variant) if values)
 
 
 def _contradictions(recipe: Recipe) -> list[str]:

@@ -76,9 +76,9 @@ def distinct_rows(axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
         raise ValueError(f"{rows:,} rows are too many, {MOST_ROWS:,} are the most")
     seen: dict[str, tuple[Any, ...]] = {}
     for values in itertools.product(*axes.values()):
-        told = ", ".join(f"{key} {shortened(value)}" for key, value in zip(axes, values, strict=True))
+        row = ", ".join(f"{key} {shortened(value)}" for key, value in zip(axes, values, strict=True))
         if problem := _row_problem(values):
-            raise ValueError(f"{told}: {problem}")
+            raise ValueError(f"{row}: {problem}")
         other = seen.setdefault(folder_name(values).casefold(), values)
         if other is not values:
             raise ValueError(f"{other} and {values} both name the folder {folder_name(values)}, name one otherwise")

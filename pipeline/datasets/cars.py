@@ -151,9 +151,9 @@ def _content(path: Path) -> bytes:
 def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]]]:
     """The names of the classes, and each archive of images with who annotates it and its images' classes."""
     if (raw / "car_ims.tgz").exists():
-        told = str(raw / "cars_annos.mat")
-        variables = _matlab(_content(raw / "cars_annos.mat"), told)
-        annotated = [(raw / "car_ims.tgz", told, _labels(variables, told, "relative_im_path", ""))]
+        annotations = str(raw / "cars_annos.mat")
+        variables = _matlab(_content(raw / "cars_annos.mat"), annotations)
+        annotated = [(raw / "car_ims.tgz", annotations, _labels(variables, annotations, "relative_im_path", ""))]
         names = variables.get("class_names", [])
     else:
         devkit, test = (raw / name for name in LABELS)
@@ -164,8 +164,10 @@ def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]
         for part, file, content in (("train", devkit, train_content), ("test", test, _content(test))):
             archive = raw / ("stanford-cars-dataset.zip" if together else f"cars_{part}.tgz")
             folder = f"cars_{part}/cars_{part}/" if together else f"cars_{part}/"
-            told = f"{file}: cars_train_annos.mat" if part == "train" else str(file)
-            annotated.append((archive, told, _labels(_matlab(content, told), told, "fname", folder)))
+            annotations = f"{file}: cars_train_annos.mat" if part == "train" else str(file)
+            annotated.append(
+                (archive, annotations, _labels(_matlab(content, annotations), annotations, "fname", folder))
+            )
     class_names = [str(name) for name in np.atleast_1d(names)]
     for _, source, labels in annotated:
         beyond = sorted(set(labels.values()) - set(range(1, len(class_names) + 1)))

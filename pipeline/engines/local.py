@@ -25,7 +25,7 @@ from pipeline.runs import store
 from pipeline.runs.cost import longest_first
 from pipeline.runs.grid import GridRun
 from pipeline.runs.key import device_kind
-from pipeline.runs.states import Keys, keys
+from pipeline.runs.states import Keys, keys_of
 
 HELD, TERMINATED = 75, 143
 """As in engines/work.py, which imports torch."""
@@ -168,7 +168,7 @@ class Pool:
     def work(self, runs: list[GridRun]) -> Outcome:
         """Do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C."""
         pending = longest_first(runs)
-        self.keys = {run.place: keys(run, self.machines[run.grid].device) for run in runs}
+        self.keys = {run.place: keys_of(run, self.machines[run.grid].device) for run in runs}
         self.progress = Progress(runs, len(self.slots))
         self._announce()
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -26,7 +26,7 @@ from pipeline.engines.progress import Progress
 from pipeline.runs import store
 from pipeline.runs.cost import longest_first
 from pipeline.runs.grid import GridRun
-from pipeline.runs.states import keys
+from pipeline.runs.states import keys_of
 
 FOLDER = Path("data/store/slurm")
 """Of each submission a folder of scripts and of logs, by its name."""
@@ -179,7 +179,7 @@ class Watch:
 
     def __init__(self, runs: list[GridRun], machines: dict[str, Machine], since: float):
         self.since, self.outcome, self.left = since, Outcome(), longest_first(runs)
-        self.keys = {run.place: keys(run, machines[run.grid].device) for run in runs}
+        self.keys = {run.place: keys_of(run, machines[run.grid].device) for run in runs}
         self.progress = Progress(runs, 0)
 
     def look(self) -> None:

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+import pipeline
+
 NARROW = 1e-3
 """The share of a cone's variance in the mean square of its points, below which it is narrow."""
 
@@ -87,6 +89,9 @@ def _faiss_kmeans(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.
     import faiss
     from threadpoolctl import threadpool_limits
 
+    if pipeline.INSTRUCTIONS == "portable":
+        # One library that picks its kernels by the processor, AVX-512's too, and by no variable.
+        faiss.SIMDConfig.set_level(faiss.SIMDLevel_AVX2)
     kmeans = faiss.Kmeans(
         points.shape[1],
         k,

@@ -38,8 +38,8 @@ def evaluation_problems(
             "exact or strict"
         )
     if len(labels) < 1 or others < 1:
-        told = f"{len(labels)} queries and {others} images to search" if apart else f"{len(labels)} images"
-        found.append(f"the split: {told} are too few, there has to be something to find")
+        counted = f"{len(labels)} queries and {others} images to search" if apart else f"{len(labels)} images"
+        found.append(f"the split: {counted} are too few, there has to be something to find")
         return found
     if max(recipe.recall_at) > others:
         found.append(

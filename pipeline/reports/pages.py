@@ -20,9 +20,6 @@ from pipeline.tables.rows import is_raw_pixels
 
 REPORTS = Path("metrics/reports")
 
-VERDICTS = ("reproduced", "missed", "published unknown", "failed", "not run", "REHEARSAL")
-"""How verdicts begin, in the order in which a summary counts them."""
-
 
 def render(template: str, **content: Any) -> str:
     """A page from a template of this folder. Everything that is put into it is escaped."""
@@ -76,11 +73,11 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
 def counts(grid: ShownGrid) -> dict[str, int]:
     """How many printed numbers have each verdict, by how it begins."""
     said = Counter(
-        next(start for start in VERDICTS if verdict.startswith(start))
+        next(start for start in SIGNS if verdict.startswith(start))
         for table in grid.tables
         for _, verdict in table.verdicts()
     )
-    return {start: said[start] for start in VERDICTS if said[start]}
+    return {start: said[start] for start in SIGNS if said[start]}
 
 
 def run_counts(grid: ShownGrid) -> dict[str, int]:

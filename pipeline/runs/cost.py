@@ -16,7 +16,6 @@ from pipeline.runs.run import Run
 BACKWARD = 2
 """A backward pass costs two forward ones: gradients of what comes in, and of the weights."""
 
-
 MODELLED = 33e12
 """Operations a second of these networks that an H100 would do in float32: a model, not a measurement."""
 
@@ -35,7 +34,8 @@ def operations(backbone: str, size: int) -> int:
 
 
 @functools.cache
-def _lines(manifest: Path) -> int | None:
+def images_in(manifest: Path) -> int | None:
+    """The number of images of a manifest; None where it is not made yet."""
     return manifest.read_text(encoding="utf-8").count("\n") - 1 if manifest.is_file() else None
 
 
@@ -47,7 +47,7 @@ def _published(dataset: str, *parts: str) -> int:
 
 def training_images(run: Run) -> int:
     """Images of an epoch: as the list of them has it, or about, by the published counts, where it is not made yet."""
-    listed = _lines(run.manifest)
+    listed = images_in(run.manifest)
     if listed is not None:
         return listed
     images = _published(run.dataset, "train")
@@ -65,7 +65,7 @@ def searched_images(run: Run) -> int:
     else:
         splits = Path("data/splits") / run.dataset
         parts = ["query", "gallery"] if (splits / "query.csv").is_file() else ["test"]
-    listed = [_lines(Path("data/splits") / run.dataset / f"{part}.csv") for part in parts]
+    listed = [images_in(Path("data/splits") / run.dataset / f"{part}.csv") for part in parts]
     if all(count is not None for count in listed):
         return sum(filter(None, listed))
     return _published(run.dataset, "held_out_test" if run.protocol == "choose_epoch" else "test", "query", "gallery")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.files import BadInputError, remove
+from pipeline.base.machine import Machine
 from pipeline.runs import store
 from pipeline.runs.grid import GridRun
-from pipeline.runs.key import training_key
+from pipeline.runs.states import keys_of
 
 EVENTS = Path("data/tensorboard")
 SECONDS = 2.0
@@ -36,8 +37,9 @@ def check_package() -> None:
 class Follower:
     """Writes the histories of some runs, as far as they have come, below `EVENTS`, by the runs' names."""
 
-    def __init__(self, runs: list[GridRun], device: str):
-        self.keys = {run.place: training_key(run.run, device).digest for run in runs if run.run.trained}
+    def __init__(self, runs: list[GridRun], machines: dict[str, Machine]):
+        trained = [run for run in runs if run.run.trained]
+        self.keys = {run.place: keys_of(run, machines[run.grid].device).own[0] for run in trained}
         self.writers: dict[Path, Any] = {}
         self.epochs = dict.fromkeys(self.keys, 0)
 
@@ -70,9 +72,9 @@ def read_lines(history: Path) -> list[dict[str, str]]:
 
 
 @contextmanager
-def followed(runs: list[GridRun], device: str) -> Iterator[None]:
-    """Follow runs while the block does them."""
-    follower, ended = Follower(runs, device), threading.Event()
+def followed(runs: list[GridRun], machines: dict[str, Machine]) -> Iterator[None]:
+    """Follow runs while the block does them; `machines` by grid."""
+    follower, ended = Follower(runs, machines), threading.Event()
 
     def follow() -> None:
         while not ended.wait(SECONDS):

@@ -41,7 +41,7 @@ class Keys:
         return next((note for key in self.own if (note := store.failure(key))), None)
 
 
-def keys(run: GridRun, device: str) -> Keys:
+def keys_of(run: GridRun, device: str) -> Keys:
     """The keys that a run has on a device as machine.device says it. Raises `NotReadyError` where its data are not all
     there."""
     training = training_key(run.run, device).digest if run.run.trained else None
@@ -51,23 +51,3 @@ def keys(run: GridRun, device: str) -> Keys:
         (training, evaluation) if training else (evaluation,),
         training_key(chooser, device).digest if chooser else None,
     )
-
-
-def keys_of(run: GridRun, device: str) -> list[str]:
-    """The keys of a run's training, where there is one, and of its evaluation."""
-    return list(keys(run, device).own)
-
-
-def final_key(run: GridRun, device: str) -> str:
-    """The key that is done when all of a run is: its evaluation's."""
-    return keys(run, device).own[-1]
-
-
-def state(run: GridRun, device: str) -> str:
-    """Where a run stands, as `Keys.state` says it."""
-    return keys(run, device).state()
-
-
-def failure_of(run: GridRun, device: str) -> dict[str, Any] | None:
-    """The note of a run's last try, where it failed and the run is not done."""
-    return keys(run, device).failure()

@@ -41,8 +41,10 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
                 _draw(panel, [(ticks.index(row.values[place]), row) for row in line], of, named, f"C{number}")
             not_run = sum(not row.cell("best_test_epoch", "recall@1").values for row in members)
             if not_run:
-                told = "nothing was run" if not_run == len(members) else f"{not_run} of {len(members)} points not run"
-                panel.text(0.99, 0.01, told, transform=panel.transAxes, ha="right", va="bottom", color="red")
+                lacking = (
+                    "nothing was run" if not_run == len(members) else f"{not_run} of {len(members)} points not run"
+                )
+                panel.text(0.99, 0.01, lacking, transform=panel.transAxes, ha="right", va="bottom", color="red")
             panel.set_xticks(range(len(ticks)), ticks)
             panel.set(xlabel=of.chart, ylabel="Recall@1, percent, best test epoch", title=dataset)
             if panel.get_legend_handles_labels()[0]:
@@ -76,5 +78,5 @@ def _draw(panel: Any, points: list[tuple[int, Row]], of: PublishedTable, named: 
         panel.errorbar(*zip(*known, strict=True), color=colour, linestyle="none", capsize=2)
     for x, mean, (_, row, cell) in zip(places, means, ours, strict=True):
         if len(cell.values) < row.planned:
-            told = f"n = {len(cell.values)} of {row.planned}"
-            panel.annotate(told, (x, mean), textcoords="offset points", xytext=(3, 5), fontsize=6, color=colour)
+            lacking = f"n = {len(cell.values)} of {row.planned}"
+            panel.annotate(lacking, (x, mean), textcoords="offset points", xytext=(3, 5), fontsize=6, color=colour)

@@ -101,8 +101,8 @@ def learning_curves(tables: dict[str, list[Row]]) -> str:
         for row in rows:
             for run, history in row.learning:
                 for line in history:
-                    numbers = [line["epoch"], line["loss"], line.get("recall@1")]
-                    writer.writerow([name, row.dataset, row.name, run.place.name, *numbers])
+                    where = [name, row.dataset, row.name, run.place.name]
+                    writer.writerow([*where, line["epoch"], line["loss"], line.get("recall@1")])
     return content.getvalue()
 
 
