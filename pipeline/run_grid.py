@@ -133,7 +133,7 @@ def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Mac
     with followed(runs, machines) if machine.tensorboard and worker is None else nullcontext():
         if machine.engine == "slurm":
             return slurm.work(machine, machines, asked_words(words), runs)
-        return Pool(machine, machines, worker).work(runs)
+        return Pool(machine, machines, runs, worker).work()
 
 
 def asked_words(words: argparse.Namespace) -> list[str]:

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": "tests",
     "GIT_COMMITTER_EMAIL": "tests@example.org",
     "GIT_CONFIG_GLOBAL": os.devnull,
+    "PIPELINE_WORKERS_AT_MOST": "1",  # as many tests run at a time as there are cores
 }
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # Python writes its bytecode beside the code, as it does by default.
 

@@ -20,7 +20,9 @@ from tests.test_run_grid import Grid, children, files_of, started, wait_for
 
 PLACES = [
     # What machine says, CUDA_VISIBLE_DEVICES, cores: GPU, cores and sharing of each place.
-    ({}, None, 4, [(None, None, 1)]),
+    ({}, None, 7, [(None, None, 1)]),
+    ({}, None, 8, [(None, {0, 1, 2, 3}, 2), (None, {4, 5, 6, 7}, 2)]),
+    ({"workers_at_most": 1}, None, 8, [(None, None, 1)]),
     ({"runs_per_gpu": 2}, None, 4, [(None, {0, 1}, 2), (None, {2, 3}, 2)]),
     ({"gpus": ["0", "2"]}, None, 5, [("0", {0, 1}, 1), ("2", {2, 3, 4}, 1)]),
     ({"gpus": 1}, "GPU-8a,GPU-9b", 4, [("GPU-8a", None, 1)]),
@@ -41,7 +43,7 @@ def test_places(monkeypatch, settings, visible, cores, expected):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine = Machine.model_validate({"device": "cpu", "workers": 0} | settings)
-    assert [(place.gpu, place.cores, place.shared_by) for place in places(machine)] == expected
+    assert [(place.gpu, place.cores, place.shared_by) for place in places(machine, threads=4, at_most=5)] == expected
 
 
 def test_more_gpus_than_there_are_is_bad_input(monkeypatch):
@@ -77,6 +79,7 @@ def test_two_places_make_two_runs_at_a_time_with_the_bytes_of_one(grid, project,
     both(grid)
     (grid.folder / "together").touch()
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_GPUS", "[a, b]")
+    monkeypatch.delitem(ENVIRONMENT, "PIPELINE_WORKERS_AT_MOST")
     output = grid.run()
     assert "2 runs at a time" in output and sorted(started(output)) == ["two/moody/0", "two/moody/1"]
     assert "1 runs done, 1 left" in output and "2 runs done, 0 left" in output
@@ -86,6 +89,7 @@ def test_two_places_make_two_runs_at_a_time_with_the_bytes_of_one(grid, project,
     if len(cores) > 1:
         assert sorted(seen[0][1] + seen[1][1]) == cores
     monkeypatch.delitem(ENVIRONMENT, "PIPELINE_GPUS")
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_WORKERS_AT_MOST", "1")
     sequential = Grid(project, tmp_path / "sequential")
     both(sequential)
     sequential.run()

@@ -54,7 +54,8 @@ class Machine(BaseModel):
     """Of the machine that a worker runs on: all, so many, or those with these ids (numbers, or UUIDs as `nvidia-smi -L`
     prints them)."""
     runs_per_gpu: Count = 1
-    """Runs that share a GPU, or the processor where there is no GPU."""
+    """Runs that share a GPU. Without a GPU there are as many runs at a time as the cores allow by the recipe's
+    `cpu_threads`, and no fewer than this."""
     workers_at_most: Count | None = None
     """Runs at a time, at most; of SLURM: tasks at a time, at most. null is one for each place that `gpus` and
     `runs_per_gpu` give."""

@@ -137,9 +137,12 @@ class Pool:
     one `worker` of several it ends when there is nothing more to take, be the others at work or not.
     """
 
-    def __init__(self, machine: Machine, machines: dict[str, Machine], worker: Worker | None = None):
-        self.machines, self.worker = machines, worker
-        self.slots = [Slot(number, place) for number, place in enumerate(places(machine))]
+    def __init__(
+        self, machine: Machine, machines: dict[str, Machine], runs: list[GridRun], worker: Worker | None = None
+    ):
+        self.machines, self.runs, self.worker = machines, runs, worker
+        threads = max((run.run.recipe.cpu_threads for run in runs), default=1)
+        self.slots = [Slot(number, place) for number, place in enumerate(places(machine, threads, len(runs)))]
         self.since = worker.since if worker else time.time()
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
@@ -165,11 +168,11 @@ class Pool:
                 # The first saves; the second ends it. A worker hears one stop several times, and its engine kills.
                 (slot.process.terminate if self.told_to_stop == 1 or self.worker else slot.process.kill)()
 
-    def work(self, runs: list[GridRun]) -> Outcome:
+    def work(self) -> Outcome:
         """Do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C."""
-        pending = longest_first(runs)
-        self.keys = {run.place: keys_of(run, self.machines[run.grid].device) for run in runs}
-        self.progress = Progress(runs, len(self.slots))
+        pending = longest_first(self.runs)
+        self.keys = {run.place: keys_of(run, self.machines[run.grid].device) for run in self.runs}
+        self.progress = Progress(self.runs, len(self.slots))
         self._announce()
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         looked = 0.0

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 
 from pipeline.base.files import BadInputError
-from pipeline.base.machine import Machine
+from pipeline.base.machine import MOST_WORKERS, Machine
 from pipeline.runs.key import device_kind
 
 
@@ -58,12 +58,14 @@ def _gpus(machine: Machine) -> list[str | None]:
     return [*visible] or [None]
 
 
-def places(machine: Machine) -> list[Place]:
-    """The places that `machine` gives: every GPU once, then every GPU for the second time, and so on, each with its
-    share of the cores. Raises `BadInputError` where there are fewer GPUs than it wants."""
+def places(machine: Machine, threads: int = 1, at_most: int = MOST_WORKERS) -> list[Place]:
+    """The places that `machine` gives, `at_most` so many: every GPU once, then every GPU for the second time, and so
+    on, each with its share of the cores; without a GPU, as many as runs of so many `threads` find cores for. Raises
+    `BadInputError` where there are fewer GPUs than it wants."""
     gpus = _gpus(machine)
-    count = min(len(gpus) * machine.runs_per_gpu, machine.workers_at_most or len(gpus) * machine.runs_per_gpu)
     cores = sorted(os.sched_getaffinity(0))
+    each = machine.runs_per_gpu if gpus != [None] else max(machine.runs_per_gpu, len(cores) // threads)
+    count = max(1, min(len(gpus) * each, machine.workers_at_most or MOST_WORKERS, at_most))
     shares: list[frozenset[int] | None] = [None]
     if count > 1:
         # Of more places than cores some share one.
