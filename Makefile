@@ -72,7 +72,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # One package has no wheel: it is built with the locked setuptools, not with what pip would fetch for it unchecked.
-PIP := python -m pip install --quiet --disable-pip-version-check --require-hashes
+# Bytecode is made where a module is first imported: most never are.
+PIP := python -m pip install --quiet --disable-pip-version-check --require-hashes --no-compile
 .venv/requirements: requirements.lock | $(BIN)/python
 	awk '/^[^ ]/ { wanted = /^setuptools==/ } wanted' $< > .venv/setuptools.lock
 	$(PIP) -r .venv/setuptools.lock

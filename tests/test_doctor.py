@@ -235,12 +235,13 @@ def test_a_file_system_without_locks_fails(copy, monkeypatch, flock, message):
 
 
 def test_the_engines_that_a_machine_is_fit_for(copy, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(3)))
     lines = {line.name: line for line in doctor._engines()}
     assert lines["File lock"].state == lines["Engine local"].state == "ok"
-    assert "1 runs at a time" in lines["Engine local"].found
+    assert "up to 3 runs at a time" in lines["Engine local"].found
     monkeypatch.setenv("PIPELINE_GPUS", "[0, 1, 2, 3]")
     copy.run("python", "-m", "pipeline.choose", "proxygml")
     lines = {line.name: line for line in doctor._engines()}
-    assert "4 runs at a time on 4 GPUs" in lines["Engine local"].found
+    assert "up to 4 runs at a time on 4 GPUs" in lines["Engine local"].found
     one, four = re.findall(r"([\d.]+) h on", lines["Time of proxygml"].found)
     assert float(four) == pytest.approx(float(one) / 4, rel=0.02)

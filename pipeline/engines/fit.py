@@ -68,7 +68,7 @@ def engines(machine: Machine) -> list[Engine]:
         shared = max(place.shared_by for place in here)
         sharing = f", up to {shared} share one, MPS is {'on' if mps_is_on() else 'off'}" if gpus and shared > 1 else ""
         where = f"{len(gpus)} GPUs" if gpus else "processors"
-        local = Engine("local", f"{len(here)} runs at a time on {where}{sharing}", "", len(gpus))
+        local = Engine("local", f"up to {len(here)} runs at a time on {where}{sharing}", "", len(gpus))
     except BadInputError as error:
         local = Engine("local", "no place for a run", str(error))
     if not shutil.which("sbatch"):
