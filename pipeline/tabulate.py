@@ -70,7 +70,7 @@ def tabulate(grid: str, name: str, params: Params, published: Published | None) 
     out = Path("metrics/tables") / grid / name
     lines = page(own.title if own else table.title or f"{grid}: {name}", table, rows, metrics, own)
     if table.layout == "ranked" and published:
-        lines += others(published, table.datasets, {run.run.recipe.backbone for row in rows for run in row.runs})
+        lines += others(published, table.datasets, rows)
     print("\n".join(lines))
     if own and own.chart:
         # Where it is used: starting without matplotlib is faster, and most tables have no chart.

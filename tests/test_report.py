@@ -194,6 +194,10 @@ def test_a_grid_of_which_nothing_was_run_has_a_report(tmp_path, monkeypatch):
     (tmp_path / "papers").symlink_to(ROOT / "papers")
     text = Links(write_report("proxy_an")).text
     assert "No gallery: no run has kept what its queries found" in text and "○ not run" in text
+    # And what others printed, of a compared table and of a ranked one.
+    assert "SemiHard-64" in Links(write_report("proxygml")).text
+    text = Links(write_report("comparison")).text
+    assert "Other methods on cub, as printed; not run here. " in text
 
 
 def test_the_gallery_of_a_run_is_made_from_its_metrics_file(project, tmp_path):

@@ -5,6 +5,8 @@ import platform
 import re
 import resource
 import subprocess
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,52 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
     }
 
 
-def provenance(device: torch.device, seconds: float, **more: Any) -> dict[str, Any]:
-    """What made.json says of a making: revision, machine and time; `seconds` are the whole of it. It differs from one
+def gpu_joules(device: torch.device) -> float | None:
+    """The energy that a GPU has used since its driver was loaded, by its own counter; None for a processor, and where
+    there is no counter (before Volta, or a part of a GPU)."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None  # A GPU machine with packages of its own may lack it; the rest is still worth recording.
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+    except pynvml.NVMLError:
+        return None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a making has cost: seconds, and joules of its GPU, with what other runs on that GPU used meanwhile."""
+
+    seconds: float = 0.0
+    gpu_joules: float | None = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        joules = None
+        if self.gpu_joules is not None and other.gpu_joules is not None:
+            joules = self.gpu_joules + other.gpu_joules
+        return Spent(self.seconds + other.seconds, joules)
+
+
+class Meter:
+    """Measures what is spent from now on."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.started, self.joules = device, time.monotonic(), gpu_joules(device)
+
+    def read(self) -> Spent:
+        """What has been spent so far."""
+        now = gpu_joules(self.device)
+        joules = None if now is None or self.joules is None else now - self.joules
+        return Spent(time.monotonic() - self.started, joules)
+
+
+def provenance(device: torch.device, spent: Spent, **more: Any) -> dict[str, Any]:
+    """What made.json says of a making: revision, machine, and what the whole of it has `spent`. It differs from one
     making to the next, so nothing is compared with it."""
     return {
         "git": _revision(),
@@ -70,7 +116,8 @@ def provenance(device: torch.device, seconds: float, **more: Any) -> dict[str, A
             "threads": torch.get_num_threads(),
             "gpu": _gpu(device),
         },
-        "seconds": round(seconds, 3),
+        "seconds": round(spent.seconds, 3),
+        "gpu_joules": None if spent.gpu_joules is None else round(spent.gpu_joules),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **more,
     }

@@ -1,7 +1,6 @@
 """What a worker does with one run: train it and evaluate it, each under its key, unless that is done already."""
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.files import BadInputError, sha256, write_json
-from pipeline.base.provenance import provenance
+from pipeline.base.provenance import Meter, provenance
 from pipeline.evaluation.evaluation import (
     TestImages,
     evaluate_pixels,
@@ -102,7 +101,7 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     )
     write_json(folder / RECORD, record.model_dump(mode="json"))
     speeds = {name: getattr(training.progress, name) for name in ("epoch_seconds", "images_per_second")}
-    write_json(folder / MADE, provenance(device, training.seconds, **job.sharing(), **speeds))
+    write_json(folder / MADE, provenance(device, training.spent, **job.sharing(), **speeds))
     beside[1].unlink(missing_ok=True)
 
 
@@ -118,8 +117,9 @@ def kept_weights(folder: Path, record: TrainingRecord) -> dict[Path, int]:
 
 def evaluate_run(job: Job, key: Key, folder: Path) -> None:
     """Evaluate a run that is trained, or what needs no training, and write metrics, queries and made.json."""
-    start, run = time.monotonic(), job.run
+    run = job.run
     device = prepare(run.recipe, job.device)
+    meter = Meter(device)
     record, trained, queries = None, None, dict[str, np.ndarray]()
     if run.trained:
         trained = store.folder(key.content["training"])
@@ -156,7 +156,7 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
         files={"queries.npz": sha256(folder / "queries.npz")} if queries else {},
     )
     write_json(folder / METRICS, content.model_dump(mode="json"))
-    write_json(folder / MADE, provenance(device, time.monotonic() - start, **job.sharing()))
+    write_json(folder / MADE, provenance(device, meter.read(), **job.sharing()))
 
 
 def do(job: Job, key: Key, work: Callable[[Job, Key, Path], None]) -> None:

@@ -14,6 +14,7 @@ from pipeline.tables.pages import (
     heading,
     ranking_lines,
     ranking_selection,
+    reference_blocks,
     rules_run,
 )
 from pipeline.tables.ranking import ranked
@@ -99,8 +100,14 @@ def verdict_cell(text: str) -> PageCell:
 def blocks(grid: ShownGrid, table: ShownTable, folder: Path) -> list[Block]:
     """The blocks of a table, as metrics/tables has them."""
     if table.table.layout == "ranked":
-        return _ranked(grid, table, folder)
-    return _compared(grid, table, folder) if table.published else _by_rule(grid, table, folder)
+        found = _ranked(grid, table, folder)
+    else:
+        found = _compared(grid, table, folder) if table.published else _by_rule(grid, table, folder)
+    for printed in table.printed_by_others:
+        source = "" if printed is table.published else f". {printed.title}; {printed.source} ({printed.kind})"
+        for title, (head, *lines) in reference_blocks(printed, table.table.datasets).items():
+            found.append(Block(f"{title}{source}", head, [[PageCell(text) for text in line] for line in lines]))
+    return found
 
 
 def _by_rule(grid: ShownGrid, table: ShownTable, folder: Path) -> list[Block]:

@@ -88,11 +88,12 @@ def run_counts(grid: ShownGrid) -> dict[str, int]:
 
 
 def costs(runs: list[ShownRun]) -> list[str]:
-    """A machine's line: runs, hours, seconds a run, images/s in training, memory, the GPU's memory."""
+    """A machine's line: runs, hours, seconds a run, images/s in training, memory, the GPU's memory and energy."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
     speeds = [speed for run in runs for speed in run.making.get("images_per_second", ())]
     memory = [run.making["peak_memory_bytes"] for run in runs if run.making]
     gpus = [gpu["peak_memory_bytes"] for run in runs if (gpu := run.making.get("machine", {}).get("gpu"))]
+    joules = [run.gpu_joules for run in runs if run.gpu_joules is not None]
     return [
         str(len(runs)),
         f"{sum(seconds) / 3600:.2f}" if seconds else "–",
@@ -100,6 +101,7 @@ def costs(runs: list[ShownRun]) -> list[str]:
         f"{median(speeds):,.0f}" if speeds else "–",
         f"{max(memory) / 1e9:.1f}" if memory else "–",
         f"{max(gpus) / 1e9:.1f}" if gpus else "–",
+        f"{sum(joules) / 3.6e6:.2f}" if joules else "–",
     ]
 
 

@@ -13,7 +13,7 @@ from pipeline.runs import store
 from pipeline.runs.grid import GridRun, grid_runs
 from pipeline.runs.record import MetricsRecord, read_record
 from pipeline.tables.grid import metrics_of, read_grid
-from pipeline.tables.pages import comparison, ranking_selection
+from pipeline.tables.pages import comparison, of_networks, ranking_selection
 from pipeline.tables.published import PublishedTable
 from pipeline.tables.rows import Row, collect_table, is_raw_pixels
 
@@ -37,6 +37,17 @@ class ShownRun:
     def seconds(self) -> float | None:
         """Of training and evaluation; None where they were not noted."""
         return sum(work["seconds"] for work in self.made.values()) if self.made else None
+
+    @property
+    def gpu_joules(self) -> float | None:
+        """The GPU's energy in training and evaluation, each where it was counted; of a GPU that runs shared, its share.
+        None where it was not."""
+        counted = [
+            work["gpu_joules"] / work["runs_on_device"]
+            for work in self.made.values()
+            if work.get("gpu_joules") is not None
+        ]
+        return sum(counted) if counted else None
 
     @property
     def machine(self) -> str:
@@ -77,6 +88,8 @@ class ShownTable:
     rows: list[Row]
     metrics: list[str]
     published: PublishedTable | None
+    printed_by_others: list[PublishedTable]
+    """Printed tables whose references belong beside it."""
 
     @property
     def foreign(self) -> bool:
@@ -108,7 +121,10 @@ class ShownGrid:
             own = published.tables.get(name) if published else None
             rows = collect_table(grid_runs(grid, table=name), published)
             title = own.title if own else table.title or f"{grid}: {name}"
-            self.tables.append(ShownTable(name, title, table, rows, metrics_of(params, table, own is not None), own))
+            metrics, others = metrics_of(params, table, own is not None), [own] if own else []
+            if table.layout == "ranked" and published:
+                others = of_networks(published, rows)
+            self.tables.append(ShownTable(name, title, table, rows, metrics, own, others))
 
     @property
     def foreign(self) -> bool:

@@ -17,6 +17,7 @@ NOT_COMPUTING = {
     "requests": "downloads: the files are in the key by their hashes",
     "urllib3": "downloads: the files are in the key by their hashes",
     "matplotlib": "draws charts",
+    "nvidia-ml-py": "reads a GPU's energy",
     "jinja2": "writes pages",
     "tqdm": "shows progress",
     "huggingface-hub": "downloads weights, which is not used here",

@@ -128,12 +128,21 @@ def plain(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
 
 
-def others(published: Published, datasets: list[str], networks: set[str]) -> list[str]:
+def of_networks(published: Published, rows: list[Row]) -> list[PublishedTable]:
+    """The printed tables with what others printed for the networks of a ranked table, and nothing else."""
+    networks = {plain(run.run.recipe.backbone) for row in rows for run in row.runs}
+    same = [
+        table.model_copy(update={"references": [row for row in table.references if plain(row.network) in networks]})
+        for table in published.tables.values()
+    ]
+    return [table for table in same if table.references]
+
+
+def others(published: Published, datasets: list[str], rows: list[Row]) -> list[str]:
     """What others printed for the networks of a ranked table."""
     lines: list[str] = []
-    for table in published.tables.values():
-        same = [row for row in table.references if plain(row.network) in {plain(network) for network in networks}]
-        shown = references(table.model_copy(update={"references": same}), datasets)
+    for table in of_networks(published, rows):
+        shown = references(table, datasets)
         if shown:
             lines += [*shown, f"Theirs: {table.title}; {table.source} ({table.kind}).", ""]
             lines += [*(f"- {note}" for note in table.notes), *([""] if table.notes else [])]
@@ -142,7 +151,15 @@ def others(published: Published, datasets: list[str], networks: set[str]) -> lis
 
 def references(table: PublishedTable, datasets: list[str]) -> list[str]:
     """The other methods' rows as the paper prints them."""
-    lines = []
+    lines: list[str] = []
+    for title, block in reference_blocks(table, datasets).items():
+        lines += [f"**{title}.**", "", *padded(block)]
+    return lines
+
+
+def reference_blocks(table: PublishedTable, datasets: list[str]) -> dict[str, list[list[str]]]:
+    """What each dataset's other methods have printed, by a title: lines of text, the head first."""
+    blocks = {}
     for dataset in datasets:
         rows = [row for row in table.references if dataset in row.numbers]
         if rows:
@@ -152,9 +169,9 @@ def references(table: PublishedTable, datasets: list[str]) -> list[str]:
                 for row in rows
                 for values in [row.numbers[dataset]]
             ]
-            lines += [f"**Other methods on {dataset}, as printed; not run here.**", ""]
-            lines += padded([["method", "network", *map(heading, metrics)], *printed])
-    return lines
+            head = ["method", "network", *map(heading, metrics)]
+            blocks[f"Other methods on {dataset}, as printed; not run here"] = [head, *printed]
+    return blocks
 
 
 def curves(rows: list[Row], table: PublishedTable) -> list[str]:

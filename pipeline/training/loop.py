@@ -23,6 +23,7 @@ from tqdm import tqdm
 from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule, whole
+from pipeline.base.provenance import Meter, Spent
 from pipeline.data.packed import PackedImages
 from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
@@ -60,6 +61,8 @@ class Progress:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     """Of all processes that have worked on the run, less the present one."""
+    gpu_joules: float | None = 0.0
+    """The same of its GPU's energy; None where it was not counted."""
     epoch_seconds: list[float] = field(default_factory=list)
     images_per_second: list[float] = field(default_factory=list)
 
@@ -167,7 +170,7 @@ class Training:
     ):
         self.run, self.name, self.last_epoch, self.device = run, name, last_epoch, device
         self.workers, self.saved_at, self.history_file = workers, saved_at, history
-        self.started = time.monotonic()
+        self.meter = Meter(device)
         self.termination = checkpoint.Termination()
         self.parts = build(run, device, workers)
         saved = checkpoint.load(saved_at)
@@ -176,14 +179,14 @@ class Training:
             print(f"{name}: goes on from epoch {self.progress.epoch}, step {self.progress.step + 1}", file=sys.stderr)
 
     @property
-    def seconds(self) -> float:
-        """Of all processes that have worked on the run."""
-        return self.progress.seconds + time.monotonic() - self.started
+    def spent(self) -> Spent:
+        """By all processes that have worked on the run."""
+        return Spent(self.progress.seconds, self.progress.gpu_joules) + self.meter.read()
 
     def save(self) -> None:
         """Write the checkpoint."""
         stateful = {name: part.state_dict() for name, part in self.parts.stateful().items()}
-        checkpoint.save(self.saved_at, vars(self.progress) | {"seconds": self.seconds} | stateful)
+        checkpoint.save(self.saved_at, vars(self.progress) | vars(self.spent) | stateful)
 
     def train(self) -> None:
         """Train to the last epoch. Raises `StoppedError`, after saving, when told to stop."""
