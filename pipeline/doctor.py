@@ -219,10 +219,12 @@ def _dvc() -> Iterator[Line]:
     try:
         with Repo() as repo:
             repo.scm.get_rev()
+            repo.index.stages  # noqa: B018  # reads every dvc.yaml and dvc.lock
             cache, wanted, site = repo.cache.local.path, repo.config["cache"]["type"], repo.site_cache_dir
         works = test_links(wanted, localfs, str(_existing(Path(cache))), localfs, str(ROOT / "data/link"))
     except (DvcException, SCMError, OSError) as error:
-        yield Line("DVC", "fail", str(error), "see git and Writing")
+        fix = "git checkout -- dvc.lock" if "dvc.lock" in str(error) else "see git and Writing"
+        yield Line("DVC", "fail", str(error), fix)
         return
     found = f"{works[0]} from {cache}, of {', '.join(works)}; site cache {site}"
     twice = "every file is kept twice: put cache (dvc cache dir) and data on one file system"

@@ -1,5 +1,7 @@
 """A small copy of the project that the tests may run and break."""
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -87,11 +89,23 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Project:
-    """The small project after one `dvc repro`, committed. Tests that change it put it back."""
-    made = Project(tmp_path_factory.mktemp("project"))
-    made.first_repro = made.repro()
-    made.commit()
+def project(tmp_path_factory, worker_id) -> Project:
+    """The small project after one `dvc repro`, committed. It is made once for all of xdist's workers, and each has its
+    copy. Tests that change it put it back."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "shared"
+    stages = shared / "first_repro.json"
+    with Path(f"{shared}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stages.exists():
+            made = Project(shared / "project")
+            names = made.repro()
+            made.commit()
+            stages.write_text(json.dumps(names))
+    made = Project.__new__(Project)
+    made.folder = shared / "project"
+    made = made.copy(tmp_path_factory.mktemp("copy") / "project")
+    made.first_repro = json.loads(stages.read_text())
     return made
 
 

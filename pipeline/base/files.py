@@ -18,6 +18,13 @@ from typing import Any
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a size limit is full."""
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What it says of what may not be read or written."""
+
+
+ROOM_FOR_DVC = 64 * 2**20
+"""Bytes that have to be free before and after a stage of DVC's: where there is no room to note what a stage has made,
+DVC cuts dvc.lock off, and then nothing goes on (seen with 3.67.1). Notes and small outputs take a tenth of this."""
 
 
 class BadInputError(Exception):
@@ -41,13 +48,21 @@ def submodule(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"pipeline.{package}.{name}")
 
 
+def check_room() -> None:
+    """Raise `OSError` where DVC runs this stage and could not note what it has made."""
+    if "DVC_STAGE" in os.environ and shutil.disk_usage(".").free < ROOM_FOR_DVC:
+        raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", os.getcwd())
+
+
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk one line and exit code 1,
-    Ctrl-C exit code 130, a closed pipe (`| head`) exit code 141; any other failure keeps its traceback and exits with
-    code 1."""
+    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk or what may not be
+    written one line and exit code 1, Ctrl-C exit code 130, a closed pipe (`| head`) exit code 141; any other failure
+    keeps its traceback and exits with code 1."""
     try:
+        check_room()
         main()
         sys.stdout.flush()
+        check_room()
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -59,9 +74,12 @@ def exit_with(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno in NO_ROOM:
+            print(f"error: no room to write ({error}): free some space and run the stage again", file=sys.stderr)
+        elif error.errno in NOT_ALLOWED:
+            print(f"error: {error}: allow it, and run the stage again", file=sys.stderr)
+        else:
             raise
-        print(f"error: no room to write ({error}): free some space and run the stage again", file=sys.stderr)
         sys.exit(1)
     finally:
         # The interpreter's last garbage collections walk all that torch imported: most of a second for every stage.

@@ -71,6 +71,7 @@ def _stop_once() -> None:
 def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log: Path) -> None:
     """A run's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.pop("DVC_STAGE", None)  # DVC notes what its stage has made, and not what each run has
     _stop_once()
     place.enter()
     with log.open("a") as file:
