@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -68,7 +68,7 @@ def _stop_once() -> None:
         threading.Thread(target=task, daemon=True).start()
 
 
-def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log: Path) -> None:
+def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -> None:
     """A run's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _stop_once()
@@ -82,7 +82,8 @@ def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log
 
     def main() -> None:
         nonlocal code
-        code = perform(Job(run.run, str(run.place), device, workers, place.shared_by, mps))
+        of = (machine.device, machine.workers, place.shared_by, mps, machine.checkpoints)
+        code = perform(Job(run.run, str(run.place), *of))
 
     exit_with(main)
     sys.exit(code)
@@ -128,6 +129,8 @@ class Worker:
     """When they were started, in seconds since 1970: a run that has failed since is left alone."""
     number: int = 0
     """Which of them it is, from 0: the first run that it tries is the one of that number, and not what all try."""
+    shared_by: int = 1
+    """Workers that share its GPU."""
 
 
 class Pool:
@@ -139,7 +142,9 @@ class Pool:
 
     def __init__(self, machine: Machine, machines: dict[str, Machine], worker: Worker | None = None):
         self.machines, self.worker = machines, worker
-        self.slots = [Slot(number, place) for number, place in enumerate(places(machine))]
+        sharing = worker.shared_by if worker else 1
+        own = [replace(place, shared_by=place.shared_by * sharing) for place in places(machine)]
+        self.slots = [Slot(number, place) for number, place in enumerate(own)]
         self.since = worker.since if worker else time.time()
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
@@ -219,7 +224,7 @@ class Pool:
                 (later if now in ("running", "waits") else ready).append(run)
         if self.worker and ready:
             number = self.worker.number % len(ready)
-            ready, self.worker = ready[number:] + ready[:number], Worker(self.since)
+            ready, self.worker = ready[number:] + ready[:number], replace(self.worker, number=0)
         free = [] if self.told_to_stop else [slot for slot in self.slots if slot.process is None]
         for slot, run in zip(free, ready, strict=False):
             self._fork(slot, run)
@@ -235,8 +240,7 @@ class Pool:
         slot.log.touch()
         slot.read = slot.log.stat().st_size
         self.progress.starts(slot.number, run)
-        machine = self.machines[run.grid]
-        words = (run, machine.device, machine.workers, slot.place, self.mps, slot.log)
+        words = (run, self.machines[run.grid], slot.place, self.mps, slot.log)
         slot.process = self.context.Process(target=_child, args=words)
         slot.process.start()
 
