@@ -7,6 +7,7 @@ finds the run done in its own store: a machine may die between the last epoch an
 
 import functools
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -75,14 +76,21 @@ class Copies:
                     self.files.rm(temporary)
                 raise
 
-    def clear(self, done: Callable[[str], bool]) -> None:
-        """Remove the copies of runs whose keys are done."""
+    def clear(self) -> None:
+        """Remove the copies of runs that are done in this store."""
         with self.clear_error():
-            if self.files.exists(self.root):
-                for path in self.files.ls(self.root, detail=False):
-                    key = path.rsplit("/", 1)[-1].removesuffix(ENDING)
-                    if path.endswith(f"{key}{ENDING}") and done(key):
-                        self.files.rm(path)
+            for path in self.files.ls(self.root, detail=False) if self.files.exists(self.root) else []:
+                name = re.fullmatch(rf"([0-9a-f]{{64}}){re.escape(ENDING)}", path.rsplit("/", 1)[-1])
+                if name and store.is_done(name[1]):
+                    self.files.rm(path)
+
+
+def clear(address: str) -> None:
+    """Remove the copies at an address whose runs are done in this store; where that fails it is said."""
+    try:
+        Copies(address).clear()
+    except BadInputError as error:
+        print(f"copies of checkpoints stay: {error}", file=sys.stderr)
 
 
 class Follower:
