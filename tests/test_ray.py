@@ -1,0 +1,266 @@
+"""The Ray engine on a real Ray whose nodes are killed: the bytes are those of a sequential run, be there a common file
+system or not."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.engines import ray_node
+from pipeline.engines.one_run import differences
+from tests import ray_cluster
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.test_run_grid import Grid, files_of
+
+real = pytest.mark.skipif(bool(ray_cluster.lacks()) and not os.environ.get("CI"), reason=ray_cluster.lacks() or "none")
+
+STEPS = """
+    def forward(self, embeddings, labels):
+        self.steps = getattr(self, "steps", 0) + 1
+        place = os.environ.get("NODE_FOLDER", "nowhere")
+        while os.path.exists(f"{place}/wait") and self.steps > int(open(f"{place}/wait").read()):
+            with open(f"{place}/waiting", "w") as file:
+                file.write(os.environ["CUDA_VISIBLE_DEVICES"])
+            time.sleep(0.05)
+"""
+BROKEN = """
+    def forward(self, embeddings, labels):
+        raise ValueError("this is broken")
+"""
+SETTINGS = {"PIPELINE_ENGINE": "ray", "PIPELINE_DEVICE": "cpu", "PIPELINE_GPUS": "1"}
+"""A run takes a GPU's place, though it computes on the processor."""
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory):
+    with ray_cluster.cluster(tmp_path_factory.mktemp("ray") / "cluster") as started:
+        yield started
+
+
+class Command:
+    """The grid's command, and what it has said so far."""
+
+    def __init__(self, grid, *options):
+        self.path = grid.folder.with_name(f"said-{time.monotonic_ns()}")
+        with self.path.open("w") as file:
+            self.process = subprocess.Popen(
+                grid.command(*options), cwd=grid.folder, env=ENVIRONMENT, stdout=file, stderr=file
+            )
+
+    def said(self) -> str:
+        return self.path.read_text(errors="replace")
+
+    def until(self, true):
+        """Wait until a function gives something true; gives that."""
+        deadline = time.monotonic() + 180
+        while not (found := true()):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+        return found
+
+    def ends(self, code: int) -> str:
+        assert self.process.wait(240) == code, self.said()
+        return self.said()
+
+
+class Patient(Grid):
+    """A grid with a loss that waits after so many steps where its node says so, and one that fails; ten steps or so are
+    an epoch."""
+
+    def __init__(self, project, folder, tables):
+        super().__init__(project, folder)
+        loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
+        head, body = re.split(r"\n    def forward.*:\n", loss)
+        (folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + STEPS + body)
+        (folder / "pipeline/losses/broken.py").write_text(head + BROKEN)
+        recipe = {"batch_size": 512, "epochs": 2, "decay_epochs": [2]}
+
+        def edit(content):
+            content["losses"]["broken"] = {}
+            content["recipes"]["glyphs"] |= recipe
+            content["tables"] = tables
+
+        self.settings(edit)
+
+
+@pytest.fixture
+def start(project, tmp_path, monkeypatch):
+    """Make a grid of tables and start its command by Ray; what a failed test leaves running ends with the test."""
+    commands = []
+
+    def start(grid, *options):
+        commands.append(Command(grid, *options))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.process.poll() is None:
+            command.process.kill()
+            command.process.wait()
+
+
+@pytest.fixture
+def by_ray(monkeypatch, ray):
+    for key, value in {**SETTINGS, "PIPELINE_RAY_ADDRESS": ray.address}.items():
+        monkeypatch.setitem(ENVIRONMENT, key, value)
+
+
+def sequential(project, folder, tables, monkeypatch, fails=0) -> dict[str, bytes]:
+    """What the same grid keeps when this machine makes one run after another."""
+    for key in [key for key in ENVIRONMENT if key.startswith("PIPELINE_")]:
+        monkeypatch.delitem(ENVIRONMENT, key)
+    grid = Patient(project, folder, tables)
+    grid.run(table=None, fails=fails)
+    return files_of(folder)
+
+
+def waiting(nodes: list[Path]) -> list[Path]:
+    """The nodes with a run in a step that does not end."""
+    return [node for node in nodes if (node / "waiting").exists()]
+
+
+def hold(nodes: list[Path], steps: int) -> None:
+    for node in nodes:
+        (node / "waiting").unlink(missing_ok=True)
+        (node / "wait").write_text(str(steps))
+
+
+def let_go(nodes: list[Path]) -> None:
+    for node in nodes:
+        (node / "wait").unlink()
+
+
+@real
+def test_a_cluster_without_room_is_one_error(project, tmp_path, ray, by_ray):
+    grid = Patient(
+        project, tmp_path / "project", {"two": {"datasets": ["glyphs"], "rows": {"loss": ["moody"]}, "seeds": [0]}}
+    )
+    assert "no node of this cluster has 1 CPU and 1 GPU for a run" in grid.run(fails=2)
+
+
+@real
+def test_workers_on_a_common_file_system(project, tmp_path, ray, by_ray, start, monkeypatch):
+    tables = {"two": {"datasets": ["glyphs"], "rows": {"loss": ["moody", "proxy_an"]}, "seeds": [0]}}
+    grid, nodes = Patient(project, tmp_path / "project", tables), [ray.add(), ray.add()]
+    hold(nodes, 0)
+    command = start(grid)
+    (node,) = command.until(lambda: waiting(nodes))
+    assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
+    command.process.send_signal(signal.SIGINT)
+    command.until(lambda: "told to stop: what is running saves" in command.said())
+    time.sleep(0.2)
+    let_go(nodes)
+    assert "start this again to go on" in command.ends(143)
+    assert grid.states()["two/moody/0"] == "not run"
+
+    hold(nodes, 0)
+    command = start(grid)
+    (node,) = command.until(lambda: waiting(nodes))
+    ray.kill(node)
+    let_go(nodes)
+    said = command.ends(0)
+    assert "Ray: a worker has ended: " in said and "0 left" in said, said
+    logs = "".join(path.read_text() for path in grid.folder.glob("data/store/*.log"))
+    # From where the first stop saved; and from there again, or from where its node's death has made it save.
+    resumed = re.findall(r"moody/0: goes on from epoch 1, step (\d+)", logs)
+    assert len(resumed) == 2 and resumed[0] == "2" and int(resumed[1]) >= 2, logs
+    assert files_of(grid.folder) == sequential(project, tmp_path / "sequential", tables, monkeypatch)
+
+
+@real
+def test_clones_without_a_common_file_system(project, tmp_path, ray, by_ray, start, monkeypatch):
+    """Code, data and results go over the network; a run of a node that dies goes on elsewhere from the copy of its
+    checkpoint; a run that fails is not made again."""
+    of = {"datasets": ["glyphs"], "seeds": [0]}
+    tables = {
+        "two": of | {"rows": {"loss": ["moody", "broken"]}},
+        "one": of | {"rows": {"dimension": [16]}, "loss": "proxy_nca", "protocols": ["held_out"]},
+    }
+    grid, nodes = Patient(project, tmp_path / "project", tables), [ray.add(), ray.add()]
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RAY_CLONES", "$NODE_FOLDER/clones")
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_CHECKPOINTS", f"file://{tmp_path}/copies")
+    message = grid.run(table=None, fails=2)
+    assert "nodes get the code by commit; commit this first: " in message and "pipeline/losses/moody.py" in message
+    grid.project.run("dvc", "remote", "add", "--default", "folder", str(tmp_path / "remote"))
+    grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
+    grid.project.commit()
+
+    hold(nodes, 10)
+    command = start(grid)
+    (node,) = command.until(lambda: waiting(nodes))
+    (copy,) = command.until(lambda: list(tmp_path.glob("copies/*.checkpoint")))
+    ray.kill(node)
+    let_go(nodes)
+    said = command.ends(1)
+    assert "mine/glyphs/two/moody/0: started again: " in said, said
+    assert said.count("two/broken/0: started\n") == 1 and "two/broken/0: failed: ValueError: this is broken" in said, (
+        said
+    )
+    log = (grid.folder / "data/store" / copy.with_suffix(".log").name).read_text()
+    assert "checkpoint taken from file://" in log and "moody/0: goes on from epoch 2, step 1" in log, log
+    assert list(tmp_path.glob("copies/*")) == []
+    for place in nodes:
+        (clone,) = place.glob("clones/*-*")
+        assert (clone / "data/packed/glyphs/images.bin").is_file() and clone.stat().st_nlink
+        kept = {path.name for path in (place / "clones/store").iterdir() if path.is_dir()}
+        assert all(not (grid.folder / "data/store" / key / "metrics.json").exists() for key in kept)
+    assert files_of(grid.folder) == sequential(project, tmp_path / "sequential", tables, monkeypatch, fails=1)
+
+
+MISSING = "raise ImportError('No module named ray')"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("PYTHONPATH", MISSING, r"machine\.engine: ray wants the package ray \(No module .*make ray"),
+        ("PIPELINE_DEVICE", "auto", r"machine\.device: auto may mean another device"),
+        pytest.param(
+            "PIPELINE_RAY_ADDRESS", "127.0.0.1:1", r"no cluster of Ray's at 127\.0\.0\.1:1 \(.*refused", marks=real
+        ),
+    ],
+)
+def test_what_ray_cannot_do_is_one_error(project, tmp_path, monkeypatch, key, value, message):
+    grid = Grid(project, tmp_path / "project")
+    if value == MISSING:
+        (tmp_path / "ray.py").write_text(MISSING)
+        value = str(tmp_path)
+    for name, of in {**SETTINGS, key: value}.items():
+        monkeypatch.setitem(ENVIRONMENT, name, of)
+    output = grid.run(fails=2)
+    assert re.search(message, output) and "Traceback" not in output
+
+
+def test_what_is_sent_to_a_node_needs_no_clone_there():
+    tree = ast.parse(Path(ray_node.__file__).read_text())
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert names and all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+
+
+def test_what_differs_between_two_nodes_is_named():
+    there = {"packages": {"torch": "2.14.1", "numpy": "2"}, "data": {"a": "1"}}
+    here = {"packages": {"torch": "2.11.0", "numpy": "2"}, "data": {}}
+    assert list(differences(there, here)) == [
+        "data.a is 1 there and None here",
+        "packages.torch is 2.14.1 there and 2.11.0 here",
+    ]
+
+
+def pins(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+
+
+def test_rays_lock_changes_no_package_that_computes():
+    """So a run has the same key with and without Ray."""
+    own, computing = pins(ROOT / "requirements-ray.lock"), pins(ROOT / "requirements.lock")
+    assert "ray" in own and "ray" not in computing
+    assert {name: own[name] for name in own.keys() & computing.keys()} == {
+        name: computing[name] for name in own.keys() & computing.keys()
+    }
