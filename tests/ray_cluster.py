@@ -10,11 +10,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MEMORY = 80 * 2**20
@@ -46,8 +47,12 @@ class Ray:
         return Path(self.ask("add"))
 
     def kill(self, node: Path) -> None:
-        """End a node as a machine ends that loses its power."""
+        """End a node, with all that runs there, as a machine ends that loses its power."""
         self.ask("kill", str(node))
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if f"NODE_FOLDER={node}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
 
 
 @contextmanager
