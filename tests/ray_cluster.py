@@ -1,7 +1,7 @@
 """A real Ray of three raylets on this machine: a head, and two nodes with a GPU each that is none. It is a process of
 its own, so that what it starts ends with it, whatever becomes of the tests.
 
-    with cluster(folder) as ray: ...     # ray.address; ray.kill(node) ends a node, ray.add() starts another
+    with cluster(folder) as ray: ...     # ray.address; ray.up() gives the nodes, ray.kill(node) ends one
 
 Each node has a folder, named by NODE_FOLDER in the environment of what runs there.
 """
@@ -30,6 +30,7 @@ def lacks() -> str:
 class Ray:
     def __init__(self, process: subprocess.Popen, folder: Path):
         self.process, self.folder = process, folder
+        self.nodes: list[Path] = []
         self.address = self.answer()
 
     def answer(self) -> str:
@@ -42,12 +43,15 @@ class Ray:
         self.process.stdin.flush()
         return self.answer()
 
-    def add(self) -> Path:
-        """Start a node; gives its folder."""
-        return Path(self.ask("add"))
+    def up(self, count: int = 2) -> list[Path]:
+        """Start nodes until there are so many; gives their folders."""
+        while len(self.nodes) < count:
+            self.nodes.append(Path(self.ask("add")))
+        return [*self.nodes]
 
     def kill(self, node: Path) -> None:
         """End a node, with all that runs there, as a machine ends that loses its power."""
+        self.nodes.remove(node)
         self.ask("kill", str(node))
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):

@@ -76,25 +76,29 @@ class Patient(Grid):
     """A grid with a loss that waits after so many steps where its node says so, and one that fails; ten steps or so are
     an epoch."""
 
-    def __init__(self, project, folder, tables):
+    def __init__(self, project, folder):
         super().__init__(project, folder)
         loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
         head, body = re.split(r"\n    def forward.*:\n", loss)
         (folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + STEPS + body)
         (folder / "pipeline/losses/broken.py").write_text(head + BROKEN)
+        of = {"datasets": ["glyphs"], "seeds": [0]}
         recipe = {"batch_size": 512, "epochs": 2, "decay_epochs": [2]}
 
         def edit(content):
             content["losses"]["broken"] = {}
             content["recipes"]["glyphs"] |= recipe
-            content["tables"] = tables
+            content["tables"] = {
+                "two": of | {"rows": {"loss": ["moody", "broken"]}},
+                "one": of | {"rows": {"dimension": [16]}, "loss": "proxy_nca", "protocols": ["held_out"]},
+            }
 
         self.settings(edit)
 
 
 @pytest.fixture
-def start(project, tmp_path, monkeypatch):
-    """Make a grid of tables and start its command by Ray; what a failed test leaves running ends with the test."""
+def start():
+    """Start a grid's command; what a failed test leaves running ends with the test."""
     commands = []
 
     def start(grid, *options):
@@ -114,13 +118,12 @@ def by_ray(monkeypatch, ray):
         monkeypatch.setitem(ENVIRONMENT, key, value)
 
 
-def sequential(project, folder, tables, monkeypatch, fails=0) -> dict[str, bytes]:
-    """What the same grid keeps when this machine makes one run after another."""
-    for key in [key for key in ENVIRONMENT if key.startswith("PIPELINE_")]:
-        monkeypatch.delitem(ENVIRONMENT, key)
-    grid = Patient(project, folder, tables)
-    grid.run(table=None, fails=fails)
-    return files_of(folder)
+@pytest.fixture(scope="module")
+def sequential(project, tmp_path_factory):
+    """What the grid keeps when this machine makes one run after another."""
+    grid = Patient(project, tmp_path_factory.mktemp("sequential") / "project")
+    grid.run(table=None, fails=1)
+    return files_of(grid.folder)
 
 
 def waiting(nodes: list[Path]) -> list[Path]:
@@ -140,19 +143,12 @@ def let_go(nodes: list[Path]) -> None:
 
 
 @real
-def test_a_cluster_without_room_is_one_error(project, tmp_path, ray, by_ray):
-    grid = Patient(
-        project, tmp_path / "project", {"two": {"datasets": ["glyphs"], "rows": {"loss": ["moody"]}, "seeds": [0]}}
-    )
+def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start):
+    grid = Patient(project, tmp_path / "project")
     assert "no node of this cluster has 1 CPU and 1 GPU for a run" in grid.run(fails=2)
-
-
-@real
-def test_workers_on_a_common_file_system(project, tmp_path, ray, by_ray, start, monkeypatch):
-    tables = {"two": {"datasets": ["glyphs"], "rows": {"loss": ["moody", "proxy_an"]}, "seeds": [0]}}
-    grid, nodes = Patient(project, tmp_path / "project", tables), [ray.add(), ray.add()]
+    nodes = ray.up()
     hold(nodes, 0)
-    command = start(grid)
+    command = start(grid, "--table=two")
     (node,) = command.until(lambda: waiting(nodes))
     assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
     command.process.send_signal(signal.SIGINT)
@@ -163,27 +159,23 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, by_ray, start, 
     assert grid.states()["two/moody/0"] == "not run"
 
     hold(nodes, 0)
-    command = start(grid)
+    command = start(grid, "--table=two")
     (node,) = command.until(lambda: waiting(nodes))
     ray.kill(node)
     let_go(nodes)
-    said = command.ends(0)
-    assert "Ray: a worker has ended: " in said and "0 left" in said, said
+    said = command.ends(1)
+    assert "Ray: a worker has ended: " in said and "1 runs done, 1 failed, 0 left" in said, said
+    assert said.count("two/broken/0: started\n") == 1, said
     logs = "".join(path.read_text() for path in grid.folder.glob("data/store/*.log"))
     assert logs.count("moody/0: goes on from epoch 1, step 2") == 2, logs
-    assert files_of(grid.folder) == sequential(project, tmp_path / "sequential", tables, monkeypatch)
+    assert files_of(grid.folder) == {name: of for name, of in sequential.items() if "/two/" in name}
 
 
 @real
-def test_clones_without_a_common_file_system(project, tmp_path, ray, by_ray, start, monkeypatch):
+def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start, monkeypatch):
     """Code, data and results go over the network; a run of a node that dies goes on elsewhere from the copy of its
     checkpoint; a run that fails is not made again."""
-    of = {"datasets": ["glyphs"], "seeds": [0]}
-    tables = {
-        "two": of | {"rows": {"loss": ["moody", "broken"]}},
-        "one": of | {"rows": {"dimension": [16]}, "loss": "proxy_nca", "protocols": ["held_out"]},
-    }
-    grid, nodes = Patient(project, tmp_path / "project", tables), [ray.add(), ray.add()]
+    grid, nodes = Patient(project, tmp_path / "project"), ray.up()
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RAY_CLONES", "$NODE_FOLDER/clones")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_CHECKPOINTS", f"file://{tmp_path}/copies")
     message = grid.run(table=None, fails=2)
@@ -211,7 +203,7 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, by_ray, sta
     left = {path.name for path in nodes[nodes.index(node) - 1].glob("clones/store/*") if path.is_dir()}
     chosen = grid.shown("one/16/0_choose_epoch")
     assert left <= {json.loads((chosen / "run.json").read_text())["key"]}, "a node keeps what it has handed over"
-    assert files_of(grid.folder) == sequential(project, tmp_path / "sequential", tables, monkeypatch, fails=1)
+    assert files_of(grid.folder) == sequential
 
 
 def test_without_rays_package_it_is_one_error(project, tmp_path, monkeypatch):
