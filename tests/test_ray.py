@@ -16,8 +16,9 @@ import pytest
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
 from pipeline.engines import ray_node
+from pipeline.engines.fit import engines
 from pipeline.engines.one_run import differences
-from pipeline.engines.ray import connect, work
+from pipeline.engines.ray import work
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_run_grid import Grid, files_of
@@ -147,6 +148,8 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     grid = Patient(project, tmp_path / "project")
     assert "no node of this cluster has 1 CPU and 1 GPU for a run" in grid.run(fails=2)
     nodes = ray.up()
+    found = engines(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address))[-1]
+    assert "is here, with a cluster of 3 nodes and 2 GPUs" in found.found and found.gpus == 2 and not found.problem
     hold(nodes, 0)
     command = start(grid, "--table=two")
     (node,) = command.until(lambda: waiting(nodes))
@@ -223,8 +226,10 @@ def test_a_device_that_may_differ_is_one_error():
 
 @real
 def test_an_address_without_a_cluster_is_one_error():
+    machine = Machine(device="cpu", workers=0, engine="ray", ray_address="127.0.0.1:1")
     with pytest.raises(BadInputError, match=r"no cluster of Ray's at 127\.0\.0\.1:1 \("):
-        connect(Machine(device="cpu", workers=0, ray_address="127.0.0.1:1"))
+        work(machine, {}, [], [])
+    assert "no cluster of Ray's at" in engines(machine)[-1].problem
 
 
 def test_what_is_sent_to_a_node_needs_no_clone_there():

@@ -13,6 +13,8 @@ import importlib
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.base.files import BadInputError
@@ -37,9 +39,10 @@ def package() -> Any:
         ) from None
 
 
-def connect(machine: Machine, show: bool = True) -> Any:
-    """Join the cluster at `machine.ray_address` and give Ray's package; `show` what its tasks print. Raises
-    `BadInputError` where there is none."""
+@contextmanager
+def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
+    """Be a part of the cluster at `machine.ray_address` while the block runs, and give it Ray's package; `show` what
+    its tasks print. Raises `BadInputError` where there is none."""
     ray = package()
     address = machine.ray_address
     try:
@@ -47,12 +50,15 @@ def connect(machine: Machine, show: bool = True) -> Any:
             host, port = address.removeprefix("ray://").rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself asks for minutes
         ray.init(address=address, logging_level="ERROR", log_to_driver=show)
-    except (OSError, OverflowError, ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, ImportError) as error:
         raise BadInputError(
-            f"machine.ray_address: no cluster of Ray's at {address} ({first_line(error)}): start one "
-            f"(ray start --head), or set {variable('ray_address')}"
+            f"machine.ray_address: no cluster of Ray's at {address} ({first_line(error)}): start one (ray start "
+            f"--head), or set {variable('ray_address')}"
         ) from None
-    return ray
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def check(machine: Machine) -> None:
@@ -68,9 +74,8 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
     """Let Ray do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C.
     Raises `BadInputError` where there is no cluster, or tasks end and nothing comes of it."""
     check(machine)
-    ray = connect(machine)
     since = time.time()
-    try:
+    with joined(machine) as ray:
         watch = Watch(runs, machines, since)
         clones = machine.ray_clones is not None
         tasks = Clones(ray, machine, watch, machines) if clones else Workers(ray, machine, watch, words)
@@ -90,7 +95,5 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
             watch.look()
             if not stop.came and tasks.running:  # workers that find nothing more to take
                 tasks.wait(5, len(tasks.running))
-        watch.outcome.stopped = stop.came > 0
-        return watch.outcome
-    finally:
-        ray.shutdown()
+    watch.outcome.stopped = stop.came > 0
+    return watch.outcome
