@@ -19,6 +19,7 @@ from pipeline.engines import ray_node
 from pipeline.engines.fit import engines
 from pipeline.engines.one_run import differences
 from pipeline.engines.ray import work
+from pipeline.engines.ray_tasks import packed_code
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_run_grid import Grid, files_of
@@ -151,7 +152,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     found = engines(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address))[-1]
     assert "is here, with a cluster of 3 nodes and 2 GPUs" in found.found and found.gpus == 2 and not found.problem
     hold(nodes, 0)
-    command = start(grid, "--table=two")
+    command = start(grid, "--row=moody")
     (node,) = command.until(lambda: waiting(nodes))
     assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
     command.process.send_signal(signal.SIGINT)
@@ -181,8 +182,9 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     grid, nodes = Patient(project, tmp_path / "project"), ray.up()
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RAY_CLONES", "$NODE_FOLDER/clones")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_CHECKPOINTS", f"file://{tmp_path}/copies")
-    message = grid.run(table=None, fails=2)
-    assert "nodes get the code by commit; commit this first: " in message and "pipeline/losses/moody.py" in message
+    with monkeypatch.context() as here, pytest.raises(BadInputError, match=r"commit this first: .*losses/moody\.py"):
+        here.chdir(grid.folder)
+        packed_code()
     grid.project.run("dvc", "remote", "add", "--default", "folder", str(tmp_path / "remote"))
     grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
     grid.project.commit()

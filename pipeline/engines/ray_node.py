@@ -120,7 +120,7 @@ def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
             (making / name).write_bytes(content)
         (places / "store").mkdir(exist_ok=True)
         (making / "data/store").symlink_to(places / "store")
-        commands.must([sys.executable, "-m", "dvc", "cache", "dir", "--local", str(places / "cache")], making)
+        (making / ".dvc/config.local").write_text(f"[cache]\n    dir = {places / 'cache'}\n")
         making.rename(folder)
     return folder
 
