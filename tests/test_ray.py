@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,8 @@ from pipeline.engines import ray_node
 from pipeline.engines.fit import engines
 from pipeline.engines.one_run import differences
 from pipeline.engines.ray import work
-from pipeline.engines.ray_tasks import packed_code
+from pipeline.engines.ray_tasks import needs, packed_code, room
+from pipeline.runs.grid import grid_runs
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_run_grid import Grid, files_of
@@ -181,6 +183,7 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     checkpoint; a run that fails is not made again."""
     grid, nodes = Patient(project, tmp_path / "project"), ray.up()
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RAY_CLONES", "$NODE_FOLDER/clones")
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RUNS_PER_GPU", "2")  # though a node has but one processor
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_CHECKPOINTS", f"file://{tmp_path}/copies")
     with monkeypatch.context() as here, pytest.raises(BadInputError, match=r"commit this first: .*losses/moody\.py"):
         here.chdir(grid.folder)
@@ -202,6 +205,8 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     log = (grid.folder / "data/store" / copy.with_suffix(".log").name).read_text()
     assert "checkpoint taken from file://" in log and "moody/0: goes on from epoch 2, step 1" in log, log
     assert list(tmp_path.glob("copies/*")) == []
+    made = json.loads((grid.folder / "metrics/made/mine/glyphs/two/moody/0.json").read_text())
+    assert made["training"]["runs_on_device"] == 2 and made["training"]["git"]["clean"] is True
     for place in nodes:
         (clone,) = place.glob("clones/*-*")
         assert (clone / "data/packed/glyphs/images.bin").is_file()
@@ -232,6 +237,28 @@ def test_an_address_without_a_cluster_is_one_error():
     with pytest.raises(BadInputError, match=r"no cluster of Ray's at 127\.0\.0\.1:1 \("):
         work(machine, {}, [], [])
     assert "no cluster of Ray's at" in engines(machine)[-1].problem
+
+
+NODES = [
+    {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}},
+    {"Alive": True, "Resources": {"CPU": 2.0}},
+    {"Alive": False, "Resources": {"CPU": 16.0, "GPU": 8.0}},
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "count"),
+    [
+        ({"device": "cuda"}, {"num_cpus": 1, "num_gpus": 1}, 2),
+        ({"device": "cuda", "runs_per_gpu": 3}, {"num_cpus": 1, "num_gpus": 1 / 3}, 6),
+        ({"device": "cpu"}, {"num_cpus": 2}, 9),
+    ],
+)
+def test_what_a_task_asks_for_and_how_many_there_are(monkeypatch, settings, expected, count):
+    monkeypatch.chdir(ROOT)
+    found = needs(Machine.model_validate({"workers": 0} | settings), grid_runs("default"))
+    assert found == expected
+    assert room(SimpleNamespace(nodes=lambda: NODES), found) == count
 
 
 def test_what_is_sent_to_a_node_needs_no_clone_there():
