@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro compare papers tables rehearse test lint lock doctor pictures image image-test clean
+.PHONY: setup ray repro compare papers tables rehearse test lint lock doctor pictures image image-test clean
 repro: .venv/requirements
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # in a downloaded archive
 	dvc repro
@@ -35,6 +35,9 @@ rehearse: .venv/requirements .venv/tests
 	python -m tests.rehearse $(REHEARSAL)
 
 setup: .venv/requirements
+
+# For the engine ray, on every machine of the cluster: docs/scale.md.
+ray: .venv/ray
 
 test: .venv/tests
 	pytest
@@ -80,6 +83,10 @@ PIP := python -m pip install --quiet --disable-pip-version-check --require-hashe
 	$(PIP) --no-build-isolation --use-pep517 -r $<
 	touch $@
 
+.venv/ray: requirements-ray.lock .venv/requirements
+	$(PIP) -r $<
+	touch $@
+
 .venv/tests: tests/requirements.lock .venv/requirements
 	$(PIP) --no-build-isolation --use-pep517 -r $<
 	touch $@
@@ -87,6 +94,7 @@ PIP := python -m pip install --quiet --disable-pip-version-check --require-hashe
 # Needs uv. Hashes of every file of every package, for Linux on both processors, Python 3.11 and 3.12.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock -o requirements-ray.lock requirements-ray.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock -o tests/requirements.lock tests/requirements.txt
 
 clean:

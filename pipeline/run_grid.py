@@ -6,8 +6,8 @@ versions and kind of device. It is left as it is, so another try after a kill or
 row trains that row alone. Several of these commands may run at a time, on one machine or on several with one file
 system: each run is done once. A run that fails is named, the others go on, and the exit code at the end is 1.
 
-`machine` of the params file, or the environment, says what does the runs: which GPUs of this machine, or SLURM
-(docs/scale.md). Longest runs are started first. Told to stop (SIGTERM, Ctrl-C), it lets all runs save and ends with
+`machine` of the params file, or the environment, says what does the runs: which GPUs of this machine, SLURM, or
+Ray (docs/scale.md). Longest runs are started first. Told to stop (SIGTERM, Ctrl-C), it lets all runs save and ends with
 exit code 143; told a second time, it ends them at once.
 
 At the end data/runs, data/queries and metrics/runs show the grid's runs by name. --table, --row and --seed do a part of
@@ -24,7 +24,8 @@ from pipeline.base.checks import backbone_problems, loss_problems
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.base.machine import Machine
-from pipeline.engines import slurm
+from pipeline.engines import ray, slurm
+from pipeline.engines.checkpoints import clear
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.runs import cache, store
 from pipeline.runs.follow import check_package, followed
@@ -127,12 +128,17 @@ def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Mac
         check(grid, [run for run in runs if run.grid == grid])
     machine, worker = machines[words.grid or DEFAULT], None
     if words.worker_since is not None:
-        worker = Worker(words.worker_since, int(os.environ.get("PIPELINE_WORKER", "0")))
+        number, shared_by = (
+            int(os.environ.get(f"PIPELINE_{name}", of)) for name, of in (("WORKER", 0), ("SHARED_BY", 1))
+        )
+        worker = Worker(words.worker_since, number, shared_by)
     if machine.tensorboard:
         check_package()
     with followed(runs, machines) if machine.tensorboard and worker is None else nullcontext():
         if machine.engine == "slurm":
             return slurm.work(machine, machines, asked_words(words), runs)
+        if machine.engine == "ray":
+            return ray.work(machine, machines, asked_words(words), runs)
         return Pool(machine, machines, runs, worker).work()
 
 
@@ -200,6 +206,9 @@ def main() -> None:
         if outcome.stopped:
             print("told to stop: what was running has saved; start this again to go on", file=sys.stderr)
             sys.exit(TERMINATED)
+        if words.worker_since is None:
+            for address in {address for grid in grids if (address := machines[grid].checkpoints)}:
+                clear(address)
     if words.worker_since is None:
         for place in ("data/queries", "data/runs", "metrics/runs"):
             for grid, dataset in {(run.grid, run.run.dataset) for run in asked}:

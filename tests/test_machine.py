@@ -31,10 +31,16 @@ GOOD = [
     ("workers_at_most", "null", None),
     ("sbatch", "--time=1:00:00 --gres=gpu:1", "--time=1:00:00 --gres=gpu:1"),
     ("engine", "slurm", "slurm"),
+    ("engine", "ray", "ray"),
+    ("ray_address", "10.0.0.1:6379", "10.0.0.1:6379"),
+    ("ray_address", "ray://head:10001", "ray://head:10001"),
+    ("ray_clones", "$SCRATCH/clones", "$SCRATCH/clones"),
+    ("checkpoints", "s3://bucket/folder", "s3://bucket/folder"),
+    ("checkpoints", "/mnt/common", "/mnt/common"),
     ("device", "cuda", "cuda"),
 ]
 BAD = [
-    ("engine", "slrum", "'local'.*'slurm'.* found 'slrum'"),
+    ("engine", "slrum", "'local'.*'slurm'.*'ray'.* found 'slrum'"),
     ("gpus", "0", "write all, a number of GPUs"),
     ("gpus", "[]", "write all, a number of GPUs"),
     ("gpus", "[1, 1]", "twice"),
@@ -43,6 +49,10 @@ BAD = [
     ("workers_at_most", "5000", "less than or equal to 1024"),
     ("sbatch", "--time=1 gpu", "gpu is no option"),
     ("sbatch", "'--comment=\"'", "quotation"),
+    ("ray_address", "head", "write auto, or HOST:PORT"),
+    ("ray_address", "http://head:8265", "write auto, or HOST:PORT"),
+    ("ray_clones", "clones", "means another place on each machine"),
+    ("checkpoints", "''", "at least 1"),
     ("gpus", "[", "not YAML"),
 ]
 
@@ -81,10 +91,12 @@ def test_a_laptop_and_a_cluster_write_the_same_lock(project, tmp_path, monkeypat
     (copy.folder / "dvc.lock").unlink()
     shutil.rmtree(copy.folder / ".dvc/cache/runs")
     cluster = {"workers": 1, "gpus": [0, 1], "runs_per_gpu": 2, "workers_at_most": 2, "sbatch": "--partition=gpu"}
+    cluster |= {"ray_address": "head:6379", "ray_clones": "$SCRATCH/clones", "checkpoints": f"file://{tmp_path}/copies"}
     copy.edit_params(lambda params: params["machine"].update(cluster))
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", "local")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_WORKERS", "0")
     assert copy.repro()[-3:] == ["runs", "tabulate", "report"]
     assert (copy.folder / "dvc.lock").read_bytes() == (project.folder / "dvc.lock").read_bytes()
-    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", "slurm")
-    assert copy.repro() == []
+    for engine in ("slurm", "ray"):
+        monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", engine)
+        assert copy.repro() == []

@@ -5,6 +5,7 @@ one command line on every machine. Nothing here but the kind of device is in a r
 """
 
 import os
+import re
 import shlex
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,18 @@ def _options(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    if value != "auto" and not re.fullmatch(r"(ray://)?[^\s/:]+:\d{1,5}", value):
+        raise ValueError('write auto, or HOST:PORT as "ray start --head" prints it')
+    return value
+
+
+def _place(value: str) -> str:
+    if "://" not in value and not re.match(r"[/~$]", value):
+        raise ValueError(f"{value} means another place on each machine: write an absolute path, or an address")
+    return value
+
+
 Count = Annotated[int, Ge(1), Le(MOST_WORKERS)]
 
 
@@ -48,8 +61,8 @@ class Machine(BaseModel):
     """Processes of each run that load images; 0 loads in the training process."""
     tensorboard: bool = False
     """Whether the histories of runs in progress are also written for TensorBoard, under data/tensorboard."""
-    engine: Literal["local", "slurm"] = "local"
-    """What starts the workers that do the runs: this machine, or SLURM."""
+    engine: Literal["local", "slurm", "ray"] = "local"
+    """What starts the workers that do the runs: this machine, SLURM, or Ray."""
     gpus: Annotated[str | int | list[str], PlainValidator(_gpus)] = "all"
     """Of the machine that a worker runs on: all, so many, or those with these ids (numbers, or UUIDs as `nvidia-smi -L`
     prints them)."""
@@ -57,10 +70,18 @@ class Machine(BaseModel):
     """Runs that share a GPU. Without a GPU there are as many runs at a time as the cores allow by the recipe's
     `cpu_threads`, and no fewer than this."""
     workers_at_most: Count | None = None
-    """Runs at a time, at most; of SLURM: tasks at a time, at most. null is one for each place that `gpus` and
-    `runs_per_gpu` give."""
+    """Runs at a time, at most; of SLURM and Ray: tasks at a time, at most. null is one for each place that `gpus` and
+    `runs_per_gpu` give, and of Ray as many as it has room for."""
     sbatch: Annotated[str, Len(0, 10_000), AfterValidator(_options)] = ""
     """Options of sbatch, such as "--partition=gpu --gres=gpu:1 --time=24:00:00"."""
+    ray_address: Annotated[str, AfterValidator(_address)] = "auto"
+    """Of Ray's head, such as "10.0.0.1:6379"; auto is the cluster that this machine is part of."""
+    ray_clones: Annotated[str, Len(1, 1000), AfterValidator(_place)] | None = None
+    """The folder of each of Ray's nodes that clones and data are brought to, such as "$SCRATCH/clones"; the variables
+    are the node's. null is for nodes that see this clone under the same path, on a file system with file locks."""
+    checkpoints: Annotated[str, Len(1, 1000), AfterValidator(_place)] | None = None
+    """Where checkpoints of runs in progress are copied to, as fsspec writes addresses, such as "s3://bucket/folder" or
+    "/mnt/common": a run goes on from there on a machine that has not seen it before."""
 
 
 def variable(key: str) -> str:

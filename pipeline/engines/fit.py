@@ -1,5 +1,6 @@
 """Which engines this machine is fit for, and what a grid would take on them."""
 
+import importlib.metadata
 import multiprocessing
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
-from pipeline.engines import slurm
+from pipeline.engines import ray, slurm
 from pipeline.engines.places import mps_is_on, places
 from pipeline.runs import store
 from pipeline.runs.cost import MODELLED, cost
@@ -61,7 +62,7 @@ class Engine(NamedTuple):
 
 
 def engines(machine: Machine) -> list[Engine]:
-    """The local engine by what `machine` says, and SLURM's by what is installed."""
+    """The local engine by what `machine` says, SLURM's and Ray's by what is installed."""
     try:
         here = places(machine)
         gpus = {place.gpu for place in here if place.gpu is not None}
@@ -71,14 +72,39 @@ def engines(machine: Machine) -> list[Engine]:
         local = Engine("local", f"up to {len(here)} runs at a time on {where}{sharing}", "", len(gpus))
     except BadInputError as error:
         local = Engine("local", "no place for a run", str(error))
+    return [local, *_slurm(machine), *_ray(machine)]
+
+
+def _slurm(machine: Machine) -> Iterator[Engine]:
     if not shutil.which("sbatch"):
-        return [local]
+        return
     try:
         slurm.check(machine)
     except BadInputError as error:
-        return [local, Engine("slurm", "sbatch is here", str(error))]
+        yield Engine("slurm", "sbatch is here", str(error))
+        return
     tasks = machine.workers_at_most or 1
-    return [local, Engine("slurm", f"sbatch is here, {tasks} tasks at a time, at most", "", tasks)]
+    yield Engine("slurm", f"sbatch is here, {tasks} tasks at a time, at most", "", tasks)
+
+
+def _ray(machine: Machine) -> Iterator[Engine]:
+    try:
+        found = f"{importlib.metadata.version('ray')} is here"
+    except importlib.metadata.PackageNotFoundError:
+        found = "not installed"
+    if machine.engine != "ray":
+        if found != "not installed":
+            yield Engine("ray", f"{found}; its cluster is asked for where machine.engine is ray")
+        return
+    try:
+        ray.check(machine)
+        with ray.joined(machine, show=False) as package:
+            nodes, gpus = sum(node["Alive"] for node in package.nodes()), int(package.cluster_resources().get("GPU", 0))
+    except BadInputError as error:
+        yield Engine("ray", found, str(error))
+        return
+    at_a_time = min(gpus, machine.workers_at_most or gpus)
+    yield Engine("ray", f"{found}, with a cluster of {nodes} nodes and {gpus} GPUs", "", at_a_time)
 
 
 def hours(runs: list[GridRun], at_a_time: int) -> float:

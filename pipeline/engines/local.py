@@ -12,13 +12,13 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from pipeline.base.files import exit_with
-from pipeline.base.machine import Machine
+from pipeline.base.machine import MOST_WORKERS, Machine
 from pipeline.engines.places import Place, mps_is_on, places
 from pipeline.engines.progress import Progress
 from pipeline.runs import store
@@ -68,7 +68,7 @@ def _stop_once() -> None:
         threading.Thread(target=task, daemon=True).start()
 
 
-def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log: Path) -> None:
+def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -> None:
     """A run's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.pop("DVC_STAGE", None)  # DVC notes what its stage has made, and not what each run has
@@ -83,7 +83,8 @@ def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log
 
     def main() -> None:
         nonlocal code
-        code = perform(Job(run.run, str(run.place), device, workers, place.shared_by, mps))
+        of = (machine.device, machine.workers, place.shared_by, mps, machine.checkpoints)
+        code = perform(Job(run.run, str(run.place), *of))
 
     exit_with(main)
     sys.exit(code)
@@ -129,6 +130,8 @@ class Worker:
     """When they were started, in seconds since 1970: a run that has failed since is left alone."""
     number: int = 0
     """Which of them it is, from 0: the first run that it tries is the one of that number, and not what all try."""
+    shared_by: int = 1
+    """Workers that share its GPU."""
 
 
 class Pool:
@@ -142,8 +145,11 @@ class Pool:
         self, machine: Machine, machines: dict[str, Machine], runs: list[GridRun], worker: Worker | None = None
     ):
         self.machines, self.runs, self.worker = machines, runs, worker
-        threads = max((run.run.recipe.cpu_threads for run in runs), default=1)
-        self.slots = [Slot(number, place) for number, place in enumerate(places(machine, threads, len(runs)))]
+        # Without a GPU one of several workers has a place: how many of them a machine gets, their engine decides.
+        threads = MOST_WORKERS if worker else max((run.run.recipe.cpu_threads for run in runs), default=1)
+        sharing = worker.shared_by if worker else 1
+        own = [replace(place, shared_by=place.shared_by * sharing) for place in places(machine, threads, len(runs))]
+        self.slots = [Slot(number, place) for number, place in enumerate(own)]
         self.since = worker.since if worker else time.time()
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
@@ -223,7 +229,7 @@ class Pool:
                 (later if now in ("running", "waits") else ready).append(run)
         if self.worker and ready:
             number = self.worker.number % len(ready)
-            ready, self.worker = ready[number:] + ready[:number], Worker(self.since)
+            ready, self.worker = ready[number:] + ready[:number], replace(self.worker, number=0)
         free = [] if self.told_to_stop else [slot for slot in self.slots if slot.process is None]
         for slot, run in zip(free, ready, strict=False):
             self._fork(slot, run)
@@ -239,8 +245,7 @@ class Pool:
         slot.log.touch()
         slot.read = slot.log.stat().st_size
         self.progress.starts(slot.number, run)
-        machine = self.machines[run.grid]
-        words = (run, machine.device, machine.workers, slot.place, self.mps, slot.log)
+        words = (run, self.machines[run.grid], slot.place, self.mps, slot.log)
         slot.process = self.context.Process(target=_child, args=words)
         slot.process.start()
 

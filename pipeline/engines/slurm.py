@@ -10,23 +10,18 @@ The nodes need the clone's folder under the same path, and a file system that kn
 """
 
 import shlex
-import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.base.files import BadInputError, write_text
 from pipeline.base.machine import Machine, variable
 from pipeline.engines.local import Outcome
-from pipeline.engines.progress import Progress
-from pipeline.runs import store
-from pipeline.runs.cost import longest_first
+from pipeline.engines.watch import Stop, Watch
 from pipeline.runs.grid import GridRun
-from pipeline.runs.states import keys_of
 
 FOLDER = Path("data/store/slurm")
 """Of each submission a folder of scripts and of logs, by its name."""
@@ -88,6 +83,7 @@ def script(machine: Machine, words: list[str], name: str, tasks: int, since: flo
         # A worker takes what SLURM gave its task.
         "engine": "local", "gpus": "all", "workers_at_most": "null", "device": machine.device,
         "workers": machine.workers, "runs_per_gpu": machine.runs_per_gpu,
+        **({"checkpoints": machine.checkpoints} if machine.checkpoints else {}),
     }  # fmt: skip
     command = [sys.executable, "-m", "pipeline.run_grid", *words, "--worker-since", str(since)]
     return SCRIPT.format(
@@ -97,7 +93,7 @@ def script(machine: Machine, words: list[str], name: str, tasks: int, since: flo
         root=shlex.quote(str(Path.cwd())),
         logs=shlex.quote(f"{folder}/%a.log"),
         options="\n".join(f"#SBATCH {shlex.quote(option)}" for option in shlex.split(machine.sbatch)),
-        exports="\n".join(f"export {variable(key)}={value}" for key, value in settings.items()),
+        exports="\n".join(f"export {variable(key)}={shlex.quote(str(value))}" for key, value in settings.items()),
         command=shlex.join(command),
         stop=shlex.quote(str(folder / "stop")),
         restarts=REQUEUED_AT_MOST,
@@ -152,65 +148,6 @@ class Array:
         saving = [["--state=PENDING", self.job], ["--batch", "--signal=TERM", self.job]]
         for options in saving if number == 1 else [[self.job]]:
             subprocess.run(["scancel", *options], check=False)
-
-
-class Stop:
-    """Counts SIGTERM and Ctrl-C while a block runs, and passes them on."""
-
-    def __init__(self) -> None:
-        self.came = 0
-        self.passed_on: Callable[[int], None] = lambda number: None
-
-    def __enter__(self) -> "Stop":
-        self.handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.came += 1
-        self.passed_on(self.came)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-
-class Watch:
-    """What the store says of the runs, looked at again and again."""
-
-    def __init__(self, runs: list[GridRun], machines: dict[str, Machine], since: float):
-        self.since, self.outcome, self.left = since, Outcome(), longest_first(runs)
-        self.keys = {run.place: keys_of(run, machines[run.grid].device) for run in runs}
-        self.progress = Progress(runs, 0)
-
-    def look(self) -> None:
-        """Sort out the runs that are done or have failed since."""
-        left = []
-        for run in self.left:
-            note = self.keys[run.place].failure()
-            in_vain = any(run.run.chosen_by == failed.run for failed in self.outcome.failed)
-            log = store.beside(self.keys[run.place].own[0], "log")
-            if self.keys[run.place].done():
-                self.outcome.done.append(run)
-                self.progress.ends(run, "done")
-            elif in_vain or (note and note["time"] >= self.since):
-                error = note["error"] if note else "the run that it waits for has failed"
-                print(f"{run.place}: failed: {error}", file=sys.stderr)
-                self.outcome.failed.append(run)
-                self.progress.ends(run, "failed")
-            else:
-                left.append(run)
-                if log.is_file() and log.stat().st_mtime > self.since:
-                    self.progress.hear(run, log.read_bytes()[-4096:].decode(errors="replace"))
-        self.left = left
-
-    def footprint(self) -> object:
-        """What changes when any run gets on: which are left, and when their checkpoints were written."""
-        found = []
-        for run in self.left:
-            for key in self.keys[run.place].own:
-                path = store.beside(key, "checkpoint")
-                found.append((key, store.is_done(key), path.stat().st_mtime_ns if path.is_file() else 0))
-        return found
 
 
 def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs: list[GridRun]) -> Outcome:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.base.files import BadInputError, sha256, write_json
 from pipeline.base.provenance import Meter, provenance
+from pipeline.engines.checkpoints import copied
 from pipeline.evaluation.evaluation import (
     TestImages,
     evaluate_pixels,
@@ -51,6 +52,8 @@ class Job:
     """Runs that share its GPU, or the processor, with it."""
     mps: bool = False
     """Whether NVIDIA's Multi-Process Service runs."""
+    checkpoints: str | None = None
+    """An address where its checkpoints are copied to."""
 
     def sharing(self) -> dict[str, Any]:
         """What made.json says of it."""
@@ -83,8 +86,9 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     device = prepare(run.recipe, job.device)
     last = last_epoch or (chosen_epoch(run, job.device) if run.protocol == "held_out" else run.recipe.epochs)
     beside = (store.beside(key.digest, "checkpoint"), store.beside(key.digest, "history.csv"))
-    training = Training(run, job.name, last, device, job.workers, *beside)
-    training.train()
+    with copied(key.digest, job.checkpoints):
+        training = Training(run, job.name, last, device, job.workers, *beside)
+        training.train()
     names = training.write(folder)
     record = TrainingRecord(
         key=key.digest,

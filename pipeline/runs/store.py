@@ -112,7 +112,8 @@ def key_of(path: Path) -> str | None:
     return None
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Make `target` the file `source`, or a copy where that cannot be."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
@@ -131,7 +132,7 @@ def show(key: str, target: Path) -> None:
         temporary.mkdir()
         for file in sorted(folder(key).iterdir()):
             if file.name != MADE:
-                _link(file, temporary / file.name)
+                link(file, temporary / file.name)
 
 
 def show_file(key: str, name: str, target: Path) -> None:
@@ -174,7 +175,7 @@ def take_in_files(files: dict[str, Path]) -> bool:
             if not is_done(key):
                 with fill(key) as temporary:
                     for name, file in files.items():
-                        _link(file, temporary / name)
+                        link(file, temporary / name)
     except HeldError:
         return False
     return True

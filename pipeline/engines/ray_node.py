@@ -1,0 +1,184 @@
+"""What Ray does on its nodes: it starts the processes that make runs, and brings code and data where they are wanted.
+
+Ray sends these functions there as they are, so they use Python's own library alone: a node may have no clone yet.
+"""
+
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+TERMINATED = 143
+"""As in engines/work.py."""
+
+
+class NotReadyError(Exception):
+    """The code or the data did not get here."""
+
+
+class StoppedError(Exception):
+    """The task was told to stop before its run was started."""
+
+
+class Commands:
+    """Commands of a task, one after another. While the block runs, an interrupt, which is how `ray.cancel` stops a
+    task, is noted and passed on as SIGTERM."""
+
+    def __init__(self, environment: dict[str, str]):
+        # Ray says one thread a processor that a task asked for; how many compute, the recipe says.
+        own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        self.environment = own | environment
+        self.stopped = False
+
+    def __enter__(self) -> "Commands":
+        self.before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.stopped = True
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def run(self, command: list[str], folder: Path | str, given: str = "", errors: IO[str] | None = None) -> int:
+        """Run a command to its end, with a text on its standard input; gives its exit code. What it prints, Ray shows
+        where the runs were asked for, less its errors where a file is given for those."""
+        if self.stopped:
+            return TERMINATED
+        process = subprocess.Popen(
+            command, cwd=folder, env=self.environment, stdin=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(given)
+            process.stdin.close()
+        told = False
+        while process.poll() is None:
+            if self.stopped and not told:
+                process.terminate()
+                told = True
+            time.sleep(0.2)
+        return process.returncode
+
+    def must(self, command: list[str], folder: Path) -> None:
+        """Run a command that has to end well."""
+        with tempfile.TemporaryFile("w+") as errors:
+            code = self.run(command, folder, errors=errors)
+            if self.stopped:
+                raise StoppedError
+            if code:
+                errors.seek(0)
+                raise NotReadyError(f"{' '.join(command)}: {errors.read().strip()[-1000:]}")
+
+
+def worker(command: list[str], folder: str, environment: dict[str, str]) -> int | str:
+    """Be a worker that takes runs from the store of the clone in `folder`; gives its exit code, or what is wrong."""
+    if not Path(folder).is_dir():
+        return f"{folder} is not there on {os.uname().nodename}: set machine.ray_clones"
+    with Commands(environment) as commands:
+        return commands.run([sys.executable, *command], folder)
+
+
+@contextmanager
+def held(path: Path, commands: Commands) -> Iterator[None]:
+    """Hold a file's lock, which the node's other tasks may have."""
+    with path.open("a") as file:
+        while True:
+            if commands.stopped:
+                raise StoppedError
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
+        yield
+
+
+def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
+    """The folder of a clone of the commit, made if it is not there. All clones of a node share DVC's cache and the
+    store of runs, which knows each run by its key."""
+    folder = places / code["name"]
+    if not folder.is_dir():
+        making = places / f".{code['name']}.partial"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        with tarfile.open(fileobj=io.BytesIO(code["git"])) as archive:
+            archive.extractall(making, filter="data")
+        commands.must(["git", "reset", "--quiet", "--hard"], making)
+        for name, content in code["locks"].items():
+            (making / name).write_bytes(content)
+        (places / "store").mkdir(exist_ok=True)
+        (making / "data/store").symlink_to(places / "store")
+        (making / ".dvc/config.local").write_text(f"[cache]\n    dir = {places / 'cache'}\n")
+        making.rename(folder)
+    return folder
+
+
+def pull(folder: Path, targets: list[str], commands: Commands) -> None:
+    """Bring data from DVC's remote, once."""
+    pulled = folder / ".dvc/tmp/pulled"
+    before = pulled.read_text().splitlines() if pulled.is_file() else []
+    wanted = [target for target in targets if target not in before]
+    if wanted:
+        commands.must([sys.executable, "-m", "dvc", "pull", "--quiet", *wanted], folder)
+        pulled.parent.mkdir(exist_ok=True)
+        pulled.write_text("\n".join([*before, *wanted]))
+
+
+def put(store: Path, key: str, files: dict[str, bytes]) -> None:
+    """Put the files of a run that is done elsewhere into the store of this node."""
+    if not (store / key).is_dir():
+        making = store / f".{key}.{os.getpid()}.partial"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        for name, content in files.items():
+            (making / name).write_bytes(content)
+        making.rename(store / key)
+
+
+def one_run(
+    code: dict[str, Any], clones: str, task: dict[str, Any], given: dict[str, Any], environment: dict[str, str]
+) -> dict[str, Any] | int | str:
+    """Make one run in a clone of this node and give what came of it: by key the files of what is done, and the errors;
+    and the log. `given` are files of runs that it needs. What is handed over is removed here. Gives an exit code where
+    it was stopped before, and what is wrong where code or data did not get here."""
+    places = Path(os.path.expandvars(clones)).expanduser()
+    store, asked = places / "store", time.time()
+    with Commands(environment) as commands:
+        try:
+            places.mkdir(parents=True, exist_ok=True)
+            with held(places / ".lock", commands):
+                folder = clone(code, places, commands)
+                pull(folder, task["targets"], commands)
+        except StoppedError:
+            return TERMINATED
+        except (NotReadyError, OSError, tarfile.TarError) as error:
+            return f"{os.uname().nodename}: {error}"
+        for key, files in given.items():
+            put(store, key, files)
+        log = store / f"{task['keys'][0]}.log"
+        start = log.stat().st_size if log.is_file() else 0
+        done = commands.run([sys.executable, "-m", "pipeline.engines.one_run"], folder, json.dumps(task))
+    paths = {key: store / f"{key}.error.json" for key in task["keys"]}
+    notes = {key: json.loads(path.read_text()) for key, path in paths.items() if path.is_file()}
+    found = [store / key for key in task["keys"] if key not in given and (store / key).is_dir()]
+    made = {path.name: {file.name: file.read_bytes() for file in path.iterdir()} for path in found}
+    for key in task["keys"]:
+        shutil.rmtree(store / key, ignore_errors=True)
+    return {
+        "code": done,
+        "files": made,
+        "errors": {key: note["error"] for key, note in notes.items() if note["time"] >= asked},
+        "log": log.read_bytes()[start:] if log.is_file() else b"",
+    }

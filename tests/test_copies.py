@@ -1,0 +1,72 @@
+"""Copies of checkpoints at an address: what a run begins with, what is copied, and what is cleared away."""
+
+import os
+
+import pytest
+
+from pipeline.base.files import BadInputError
+from pipeline.engines.checkpoints import clear, copied
+from pipeline.runs import store
+
+KEY, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store.STORE.mkdir(parents=True)
+    return f"file://{tmp_path}/copies"
+
+
+def write(text: bytes) -> None:
+    """As a run does: the new file takes the old one's place."""
+    path = store.beside(KEY, "checkpoint")
+    temporary = path.with_name("new")
+    temporary.write_bytes(text)
+    temporary.replace(path)
+
+
+def test_each_new_checkpoint_is_copied_and_read_elsewhere(address, tmp_path):
+    with copied(KEY, address):
+        write(b"first")
+    assert (tmp_path / "copies" / f"{KEY}.checkpoint").read_bytes() == b"first"
+    store.beside(KEY, "checkpoint").unlink()  # another machine
+    with copied(KEY, address):
+        assert store.beside(KEY, "checkpoint").read_bytes() == b"first"
+        write(b"second")
+    assert [path.read_bytes() for path in tmp_path.glob("copies/*")] == [b"second"]
+    assert sorted(path.name for path in store.STORE.iterdir()) == [f"{KEY}.checkpoint"]
+
+
+@pytest.mark.parametrize(("age", "expected"), [(-100, b"here"), (100, b"there")])
+def test_the_newer_one_is_gone_on_from(address, tmp_path, age, expected):
+    write(b"there")
+    with copied(KEY, address):
+        write(b"there")
+    write(b"here")
+    copy = tmp_path / "copies" / f"{KEY}.checkpoint"
+    time = store.beside(KEY, "checkpoint").stat().st_mtime + age
+    os.utime(copy, (time, time))
+    with copied(KEY, address):
+        assert store.beside(KEY, "checkpoint").read_bytes() == expected
+
+
+def test_copies_of_runs_that_are_done_go_and_nothing_else(address, tmp_path):
+    (tmp_path / "copies").mkdir()
+    names = [f"{KEY}.checkpoint", f"{OTHER}.checkpoint", "thesis.checkpoint", ".checkpoint", KEY]
+    for name in names:
+        (tmp_path / "copies" / name).touch()
+    store.folder(KEY).mkdir()
+    clear(address)
+    assert {path.name for path in tmp_path.glob("copies/*")} == {*names[1:]}
+
+
+def test_an_address_that_is_none_is_one_error_and_a_copy_that_fails_is_said(address, tmp_path, capsys):
+    with pytest.raises(BadInputError, match=r"machine\.checkpoints: nosuch://place: ValueError: .*nosuch"):
+        copied(KEY, "nosuch://place").__enter__()
+    with copied(KEY, address):
+        (tmp_path / "copies").write_text("a file in the way")
+        write(b"first")
+    assert "the checkpoint is not copied: machine.checkpoints: file://" in capsys.readouterr().err
+    clear("nosuch://place")
+    assert "copies of checkpoints stay: " in capsys.readouterr().err

@@ -1,0 +1,294 @@
+"""The Ray engine on a real Ray whose nodes are killed: the bytes are those of a sequential run, be there a common file
+system or not."""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.base.files import BadInputError
+from pipeline.base.machine import Machine
+from pipeline.engines import ray_node
+from pipeline.engines.fit import engines
+from pipeline.engines.one_run import differences
+from pipeline.engines.ray import work
+from pipeline.engines.ray_tasks import Tasks, needs, packed_code, room
+from pipeline.runs.grid import grid_runs
+from tests import ray_cluster
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.test_run_grid import Grid, files_of
+
+real = pytest.mark.skipif(bool(ray_cluster.lacks()) and not os.environ.get("CI"), reason=ray_cluster.lacks() or "none")
+
+STEPS = """
+    def forward(self, embeddings, labels):
+        self.steps = getattr(self, "steps", 0) + 1
+        place = os.environ.get("NODE_FOLDER", "nowhere")
+        while os.path.exists(f"{place}/wait") and self.steps > int(open(f"{place}/wait").read()):
+            with open(f"{place}/waiting", "w") as file:
+                file.write(os.environ["CUDA_VISIBLE_DEVICES"])
+            time.sleep(0.05)
+"""
+BROKEN = """
+    def forward(self, embeddings, labels):
+        raise ValueError("this is broken")
+"""
+SETTINGS = {"PIPELINE_ENGINE": "ray", "PIPELINE_DEVICE": "cpu", "PIPELINE_GPUS": "1"}
+"""A run takes a GPU's place, though it computes on the processor."""
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory):
+    with ray_cluster.cluster(tmp_path_factory.mktemp("ray") / "cluster") as started:
+        yield started
+
+
+class Command:
+    """The grid's command, and what it has said so far."""
+
+    def __init__(self, grid, *options):
+        self.path = grid.folder.with_name(f"said-{time.monotonic_ns()}")
+        with self.path.open("w") as file:
+            words = {"cwd": grid.folder, "env": ENVIRONMENT, "stdout": file, "stderr": file}
+            self.process = subprocess.Popen(grid.command(*options), **words)
+
+    def said(self) -> str:
+        return self.path.read_text(errors="replace")
+
+    def until(self, true):
+        """Wait until a function gives something true; gives that."""
+        deadline = time.monotonic() + 180
+        while not (found := true()):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+        return found
+
+    def ends(self, code: int) -> str:
+        assert self.process.wait(240) == code, self.said()
+        return self.said()
+
+
+class Patient(Grid):
+    """A grid with a loss that waits after so many steps where its node says so, and one that fails; ten steps or so are
+    an epoch."""
+
+    def __init__(self, project, folder):
+        super().__init__(project, folder)
+        loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
+        head, body = re.split(r"\n    def forward.*:\n", loss)
+        (folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + STEPS + body)
+        (folder / "pipeline/losses/broken.py").write_text(head + BROKEN)
+        of = {"datasets": ["glyphs"], "seeds": [0]}
+        recipe = {"batch_size": 512, "epochs": 2, "decay_epochs": [2]}
+
+        def edit(content):
+            content["losses"]["broken"] = {}
+            content["recipes"]["glyphs"] |= recipe
+            content["tables"] = {
+                "two": of | {"rows": {"loss": ["moody", "broken"]}},
+                "one": of | {"rows": {"dimension": [16]}, "loss": "proxy_nca", "protocols": ["held_out"]},
+            }
+
+        self.settings(edit)
+
+
+@pytest.fixture
+def start():
+    """Start a grid's command; what a failed test leaves running ends with the test."""
+    commands = []
+
+    def start(grid, *options):
+        commands.append(Command(grid, *options))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.process.poll() is None:
+            command.process.kill()
+            command.process.wait()
+
+
+@pytest.fixture
+def by_ray(monkeypatch, ray):
+    for key, value in {**SETTINGS, "PIPELINE_RAY_ADDRESS": ray.address}.items():
+        monkeypatch.setitem(ENVIRONMENT, key, value)
+
+
+@pytest.fixture(scope="module")
+def sequential(project, tmp_path_factory):
+    """What the grid keeps when this machine makes one run after another."""
+    grid = Patient(project, tmp_path_factory.mktemp("sequential") / "project")
+    grid.run(table=None, fails=1)
+    return files_of(grid.folder)
+
+
+def waiting(nodes: list[Path]) -> list[Path]:
+    """The nodes with a run in a step that does not end."""
+    return [node for node in nodes if (node / "waiting").exists()]
+
+
+def hold(nodes: list[Path], steps: int) -> None:
+    for node in nodes:
+        (node / "waiting").unlink(missing_ok=True)
+        (node / "wait").write_text(str(steps))
+
+
+def let_go(nodes: list[Path]) -> None:
+    for node in nodes:
+        (node / "wait").unlink()
+
+
+@real
+def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start):
+    grid, nodes = Patient(project, tmp_path / "project"), ray.up()
+    found = engines(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address))[-1]
+    assert "is here, with a cluster of 3 nodes and 2 GPUs" in found.found and found.gpus == 2 and not found.problem
+    hold(nodes, 0)
+    command = start(grid, "--row=moody")
+    (node,) = command.until(lambda: waiting(nodes))
+    assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
+    command.process.send_signal(signal.SIGINT)
+    command.until(lambda: "told to stop: what is running saves" in command.said())
+    time.sleep(0.2)
+    let_go(nodes)
+    assert "start this again to go on" in command.ends(143)
+
+    hold(nodes, 0)
+    command = start(grid, "--row=moody")
+    (node,) = command.until(lambda: waiting(nodes))
+    ray.kill(node)
+    let_go(nodes)
+    said = command.ends(0)
+    assert "Ray: a worker has ended: " in said and "1 runs done, 0 left" in said, said
+    logs = "".join(path.read_text() for path in grid.folder.glob("data/store/*.log"))
+    assert logs.count("moody/0: goes on from epoch 1, step 2") == 2, logs
+    assert files_of(grid.folder) == {name: of for name, of in sequential.items() if "/moody/" in name}
+
+
+@real
+def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start, monkeypatch):
+    """Code, data and results go over the network; a run of a node that dies goes on elsewhere from the copy of its
+    checkpoint; a run that fails is not made again."""
+    grid, nodes = Patient(project, tmp_path / "project"), ray.up()
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RAY_CLONES", "$NODE_FOLDER/clones")
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RUNS_PER_GPU", "2")  # though a node has but one processor
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_CHECKPOINTS", f"file://{tmp_path}/copies")
+    with monkeypatch.context() as here, pytest.raises(BadInputError, match=r"commit this first: .*losses/moody\.py"):
+        here.chdir(grid.folder)
+        packed_code()
+    with (grid.folder / ".dvc/config").open("a") as config:
+        config.write(f"[core]\n    remote = folder\n['remote \"folder\"']\n    url = {tmp_path}/remote\n")
+    grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
+    grid.project.commit()
+
+    hold(nodes, 10)
+    command = start(grid)
+    (node,) = command.until(lambda: waiting(nodes))
+    (copy,) = command.until(lambda: list(tmp_path.glob("copies/*.checkpoint")))
+    ray.kill(node)
+    let_go(nodes)
+    said = command.ends(1)
+    assert "mine/glyphs/two/moody/0: started again: " in said, said
+    assert said.count("two/broken/0: started\n") == 1, said
+    assert "two/broken/0: failed: ValueError: this is broken" in said, said
+    log = (grid.folder / "data/store" / copy.with_suffix(".log").name).read_text()
+    assert "checkpoint taken from file://" in log and "moody/0: goes on from epoch 2, step 1" in log, log
+    assert list(tmp_path.glob("copies/*")) == []
+    made = json.loads((grid.folder / "metrics/made/mine/glyphs/two/moody/0.json").read_text())
+    assert made["training"]["runs_on_device"] == 2 and made["training"]["git"]["clean"] is True
+    for place in nodes:
+        (clone,) = place.glob("clones/*-*")
+        assert (clone / "data/packed/glyphs/images.bin").is_file()
+    left = {path.name for path in nodes[nodes.index(node) - 1].glob("clones/store/*") if path.is_dir()}
+    chosen = grid.shown("one/16/0_choose_epoch")
+    assert left <= {json.loads((chosen / "run.json").read_text())["key"]}, "a node keeps what it has handed over"
+    assert files_of(grid.folder) == sequential
+
+
+NODES = [
+    {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}},
+    {"Alive": True, "Resources": {"CPU": 2.0}},
+    {"Alive": False, "Resources": {"CPU": 16.0, "GPU": 8.0}},
+]
+
+
+def test_without_rays_package_it_is_one_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        BadInputError, match=r"machine\.engine: ray wants the package ray \(.*\): make ray, or pip install"
+    ):
+        work(Machine(device="cpu", workers=0, engine="ray"), {}, [], [])
+
+
+def test_a_cluster_without_room_is_one_error(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ray = SimpleNamespace(nodes=lambda: NODES[1:], cloudpickle=SimpleNamespace(register_pickle_by_value=print))
+    watch = SimpleNamespace(left=grid_runs("default"))
+    with pytest.raises(BadInputError, match="no node of this cluster has 1 CPU and 1 GPU for a run"):
+        Tasks(ray, Machine(device="cuda", workers=0), watch)
+    assert Tasks(ray, Machine(device="cuda", workers=0, workers_at_most=4), watch).limit() == 4
+
+
+def test_a_device_that_may_differ_is_one_error():
+    with pytest.raises(BadInputError, match=r"machine\.device: auto may mean another device"):
+        work(Machine(device="auto", workers=0, engine="ray"), {}, [], [])
+
+
+@real
+def test_an_address_without_a_cluster_is_one_error():
+    machine = Machine(device="cpu", workers=0, engine="ray", ray_address="127.0.0.1:1")
+    with pytest.raises(BadInputError, match=r"no cluster of Ray's at 127\.0\.0\.1:1 \("):
+        work(machine, {}, [], [])
+    assert "no cluster of Ray's at" in engines(machine)[-1].problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "count"),
+    [
+        ({"device": "cuda"}, {"num_cpus": 1, "num_gpus": 1}, 2),
+        ({"device": "cuda", "runs_per_gpu": 3}, {"num_cpus": 1, "num_gpus": 1 / 3}, 6),
+        ({"device": "cpu"}, {"num_cpus": 2}, 9),
+    ],
+)
+def test_what_a_task_asks_for_and_how_many_there_are(monkeypatch, settings, expected, count):
+    monkeypatch.chdir(ROOT)
+    found = needs(Machine.model_validate({"workers": 0} | settings), grid_runs("default"))
+    assert found == expected
+    assert room(SimpleNamespace(nodes=lambda: NODES), found) == count
+
+
+def test_what_is_sent_to_a_node_needs_no_clone_there():
+    tree = ast.parse(Path(ray_node.__file__).read_text())
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert names and all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+
+
+def test_what_differs_between_two_nodes_is_named():
+    there = {"packages": {"torch": "2.14.1", "numpy": "2"}, "data": {"a": "1"}}
+    here = {"packages": {"torch": "2.11.0", "numpy": "2"}, "data": {}}
+    assert list(differences(there, here)) == [
+        "data.a is 1 there and None here",
+        "packages.torch is 2.14.1 there and 2.11.0 here",
+    ]
+
+
+def pins(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+
+
+def test_rays_lock_changes_no_package_that_computes():
+    """So a run has the same key with and without Ray."""
+    own, computing = pins(ROOT / "requirements-ray.lock"), pins(ROOT / "requirements.lock")
+    assert "ray" in own and "ray" not in computing
+    assert {name: own[name] for name in own.keys() & computing.keys()} == {
+        name: computing[name] for name in own.keys() & computing.keys()
+    }
