@@ -133,12 +133,12 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
         found: dict[str, Any] = {"held_out_classes": {"epoch": epoch, **recalls}}
         retrieved = held_out_retrieved(run.dataset)
     else:
-        images = TestImages(run.dataset, run.recipe, job.workers)
+        images = TestImages(run.dataset, run.recipe, job.workers, device)
         retrieved = images.retrieved
         if trained is not None and record is not None:
-            found, queries = evaluate_weights(images, kept_weights(trained, record), run.seed, device)
+            found, queries = evaluate_weights(images, kept_weights(trained, record), run.seed)
         else:
-            found, queries = evaluate_pixels(images, device)
+            found, queries = evaluate_pixels(images)
     if queries:
         write_arrays(folder / "queries.npz", queries)
     content = MetricsRecord(

@@ -116,8 +116,8 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
     criterion = build_loss(run.loss, run.loss_settings, classes, recipe.dimension, run.loss_source).to(device)
     packed = PackedImages(Path("data/packed") / run.dataset)
     channels = network.backbone.channels
-    images = training_images(packed, numbers, labels, channels, recipe, run.seed)
-    searched = test_images(packed, test.numbers, channels, recipe, workers) if test else None
+    images = training_images(packed, numbers, labels, channels, recipe, run.seed, device)
+    searched = test_images(packed, test.numbers, channels, recipe, workers, device) if test else None
     optimiser = build_optimiser(recipe, network, criterion)
     return Parts(network, criterion, optimiser, batches, images, test, searched, len(numbers), classes)
 
