@@ -99,7 +99,7 @@ def test_extreme_images(shape, box, size):
         assert_equal(plain(pixels, crops, size, 1), expected)
         assert_equal(kernel(pixels, crops, size, 1, 1 << 16), expected)
         return
-    # All by PyTorch's words at a smaller size; by the interpreter, which is slow, the first rows, which one program makes.
+    # All by PyTorch's words at a smaller size; of the kernel one program, the first rows: the interpreter is slow.
     found = plan(np.array([0]), np.array([shape[1]]), np.array([box]), np.array([True]), 1, 64)
     assert_equal(plain(pixels, found, 64, 1), cropped(image, np.array(box), 64, True)[None])
     out = torch.empty_like(expected)

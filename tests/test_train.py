@@ -114,7 +114,16 @@ print(len(made), "batches cropped on the device")
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_whose_images_stay_on_the_device_gives_the_same_bytes(project, tmp_path, workers):
     """On the CPU, where PyTorch's words stand in for the kernel; the loader decodes what the other run keeps."""
-    words = ["--set", "recipe.smallest_crop=0.3", "recipe.flip=true", "--workers", workers, "--device", "cpu"]
+    words = [
+        "--set",
+        "recipe.smallest_crop=0.3",
+        "recipe.shift=0",
+        "recipe.flip=true",
+        "--workers",
+        workers,
+        "--device",
+        "cpu",
+    ]
     train(project, tmp_path / "loaded", *words)
     key = json.loads((tmp_path / "loaded/run.json").read_text())["key"]
     shutil.copytree(tmp_path / "loaded", tmp_path / "kept")
