@@ -32,8 +32,10 @@ GOOD = [
     ("sbatch", "--time=1:00:00 --gres=gpu:1", "--time=1:00:00 --gres=gpu:1"),
     ("engine", "slurm", "slurm"),
     ("device", "cuda", "cuda"),
+    ("cuda_graphs", "never", "never"),
 ]
 BAD = [
+    ("cuda_graphs", "always", "'auto'.*'never'.* found 'always'"),
     ("engine", "slrum", "'local'.*'slurm'.* found 'slrum'"),
     ("gpus", "0", "write all, a number of GPUs"),
     ("gpus", "[]", "write all, a number of GPUs"),
@@ -81,6 +83,7 @@ def test_a_laptop_and_a_cluster_write_the_same_lock(project, tmp_path, monkeypat
     (copy.folder / "dvc.lock").unlink()
     shutil.rmtree(copy.folder / ".dvc/cache/runs")
     cluster = {"workers": 1, "gpus": [0, 1], "runs_per_gpu": 2, "workers_at_most": 2, "sbatch": "--partition=gpu"}
+    cluster["cuda_graphs"] = "never"
     copy.edit_params(lambda params: params["machine"].update(cluster))
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", "local")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_WORKERS", "0")

@@ -68,7 +68,7 @@ def _stop_once() -> None:
         threading.Thread(target=task, daemon=True).start()
 
 
-def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log: Path) -> None:
+def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -> None:
     """A run's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _stop_once()
@@ -82,7 +82,8 @@ def _child(run: GridRun, device: str, workers: int, place: Place, mps: bool, log
 
     def main() -> None:
         nonlocal code
-        code = perform(Job(run.run, str(run.place), device, workers, place.shared_by, mps))
+        chosen = (machine.device, machine.workers, place.shared_by, mps, machine.cuda_graphs)
+        code = perform(Job(run.run, str(run.place), *chosen))
 
     exit_with(main)
     sys.exit(code)
@@ -235,8 +236,7 @@ class Pool:
         slot.log.touch()
         slot.read = slot.log.stat().st_size
         self.progress.starts(slot.number, run)
-        machine = self.machines[run.grid]
-        words = (run, machine.device, machine.workers, slot.place, self.mps, slot.log)
+        words = (run, self.machines[run.grid], slot.place, self.mps, slot.log)
         slot.process = self.context.Process(target=_child, args=words)
         slot.process.start()
 

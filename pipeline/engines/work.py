@@ -52,6 +52,7 @@ class Job:
     """Runs that share its GPU, or the processor, with it."""
     mps: bool = False
     """Whether NVIDIA's Multi-Process Service runs."""
+    cuda_graphs: str = "auto"
 
     def sharing(self) -> dict[str, Any]:
         """What made.json says of it."""
@@ -84,7 +85,7 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     device = prepare(run.recipe, job.device)
     last = last_epoch or (chosen_epoch(run, job.device) if run.protocol == "held_out" else run.recipe.epochs)
     beside = (store.beside(key.digest, "checkpoint"), store.beside(key.digest, "history.csv"))
-    training = Training(run, job.name, last, device, job.workers, *beside)
+    training = Training(run, job.name, last, device, job.workers, *beside, graphs=job.cuda_graphs == "auto")
     training.train()
     names = training.write(folder)
     record = TrainingRecord(
@@ -102,7 +103,7 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     )
     write_json(folder / RECORD, record.model_dump(mode="json"))
     speeds = {name: getattr(training.progress, name) for name in ("epoch_seconds", "images_per_second")}
-    write_json(folder / MADE, provenance(device, training.seconds, **job.sharing(), **speeds))
+    write_json(folder / MADE, provenance(device, training.seconds, **job.sharing(), **training.on_device(), **speeds))
     beside[1].unlink(missing_ok=True)
 
 

@@ -30,6 +30,7 @@ from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, embed, initial_network
 from pipeline.runs.run import Run
 from pipeline.training import checkpoint
+from pipeline.training.graphs import GraphedNetwork
 from pipeline.training.loading import (
     CentredImages,
     RetrievedImages,
@@ -163,7 +164,15 @@ class Training:
     """A run in progress on a device. `name` is how messages call it; `last_epoch` the epoch that it ends with."""
 
     def __init__(
-        self, run: Run, name: str, last_epoch: int, device: torch.device, workers: int, saved_at: Path, history: Path
+        self,
+        run: Run,
+        name: str,
+        last_epoch: int,
+        device: torch.device,
+        workers: int,
+        saved_at: Path,
+        history: Path,
+        graphs: bool = True,
     ):
         self.run, self.name, self.last_epoch, self.device = run, name, last_epoch, device
         self.workers, self.saved_at, self.history_file = workers, saved_at, history
@@ -172,6 +181,8 @@ class Training:
         self.parts = build(run, device, workers)
         saved = checkpoint.load(saved_at)
         self.progress = restore(self.parts, saved, run.recipe) if saved else Progress()
+        trained = (self.parts.network, self.parts.criterion, self.parts.optimiser)
+        self.network = GraphedNetwork(run.recipe, *trained, device, wanted=graphs and device.type == "cuda")
         if saved:
             print(f"{name}: goes on from epoch {self.progress.epoch}, step {self.progress.step + 1}", file=sys.stderr)
 
@@ -179,6 +190,11 @@ class Training:
     def seconds(self) -> float:
         """Of all processes that have worked on the run."""
         return self.progress.seconds + time.monotonic() - self.started
+
+    def on_device(self) -> dict[str, Any]:
+        """What made.json says of how the device was used; no result depends on it."""
+        stay = getattr(self.parts.images, "resident", None) is not None
+        return {"images_on_device": stay, "cuda_graphs": self.network.found}
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -231,8 +247,10 @@ class Training:
         bar = tqdm(total=steps, initial=progress.step, desc=f"{self.name} epoch {epoch}", leave=False, disable=None)
         for step in range(progress.step + 1, steps + 1):
             pixels, labels = next(loader)
+            if step == progress.step + 1:
+                self.network.begin(epoch, pixels, labels)
             losses.append(
-                training_step(run.recipe, parts.network, parts.criterion, parts.optimiser, pixels, labels, self.device)
+                training_step(run.recipe, self.network, parts.criterion, parts.optimiser, pixels, labels, self.device)
             )
             seen += len(labels)
             bar.update()
