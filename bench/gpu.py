@@ -4,9 +4,9 @@
 
 Prints a table and writes a JSON file. Ten minutes at most. Each section is a process of its own, one after another,
 with a time-out of its own; what it had measured by then is kept. Nothing is downloaded: look-alike photographs are made
-at the start. Where a figure is beside the model's (docs/gpu.md, of an H100), a miss by more than 2 times is marked. Exits
-with 1 where something differs that should not, or a section did not end. `--tiny` runs everything on small images in a
-minute, without a GPU too: its speeds mean nothing.
+at the start. Where a figure is beside the model's (docs/gpu.md, of an H100), a miss by more than 2 times is marked.
+Exits with 1 where something differs that should not, or a section did not end. `--tiny` runs everything on small images
+in minutes, without a GPU too: its speeds mean nothing.
 """
 
 import argparse

@@ -272,6 +272,7 @@ def _sharer(
 def together(paper: str, scale: Scale, precision: str, count: int, variables: dict[str, str]) -> float:
     """Images/s of several runs at once, all together."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.gpu_sections"])
     start, rates = context.Barrier(count), context.Queue()
     cores = sorted(os.sched_getaffinity(0))
     shares = [set(cores[turn::count]) or set(cores) for turn in range(count)]
