@@ -110,19 +110,19 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_a_call(call: Callable[[], object], device: torch.device, least: float, turns: int = 3) -> float:
-    """Median, over some turns of at least `least` seconds each, of the seconds of a call; the first calls do not
-    count."""
+def seconds_a_call(call: Callable[[], object], device: torch.device, least: float, calls: int = 10) -> float:
+    """Median, over three turns of at least `least` seconds, of the seconds of a call; a turn before does not count.
+    The device is waited for after so many `calls`. Where `least` is 0, one call is all."""
     found = []
-    for turn in range(turns + 1 if least else 1):
+    for _ in range(4 if least else 1):
         wait(device)
-        start, calls = time.perf_counter(), 0
-        while not calls or time.perf_counter() - start < (least if turn else least / 2):
-            for _ in range(5 if least else 1):
+        start, done = time.perf_counter(), 0
+        while not done or time.perf_counter() - start < least:
+            for _ in range(calls if least else 1):
                 call()
-            calls += 5 if least else 1
+                done += 1
             wait(device)
-        found.append((time.perf_counter() - start) / calls)
+        found.append((time.perf_counter() - start) / done)
     return statistics.median(found[1:] or found)
 
 

@@ -266,7 +266,7 @@ def _sharer(
     steps.step()
     wait(steps.device)
     start.wait()
-    rates.put(steps.recipe.batch_size / seconds_a_call(steps.step, steps.device, 2 * scale.seconds))
+    rates.put(steps.recipe.batch_size / seconds_a_call(steps.step, steps.device, scale.seconds))
 
 
 def together(paper: str, scale: Scale, precision: str, count: int, variables: dict[str, str]) -> float:
@@ -372,7 +372,7 @@ def evaluation(scale: Scale, folder: Path) -> Iterator[Line]:
         chosen = [k for k in ks if k < images]
         ways: dict[str, Callable[..., Any]] = {"all metrics": retrieval, "Recall@K": recall_at_k}
         for way, function in ways.items():
-            took = seconds_a_call(partial(function, embeddings, labels, chosen), device, 0.0)
+            took = seconds_a_call(partial(function, embeddings, labels, chosen), device, scale.seconds / 10, 1)
             yield Line(f"{name}, {images:,} images, {way}", took, "s")
 
 
