@@ -1,6 +1,7 @@
 """CUDA graphs: used only where they give the same bits, and then a run is the same to the byte. On a CPU a stand-in
 with a graph's habits takes their place: fixed memory for input, output and gradients, and a moved batch norm."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,6 +144,47 @@ def test_without_the_copy_gradients_would_count_twice(monkeypatch):
     run.epochs(1)
     if not GPU:
         assert run.graphed.found == {"from epoch 1": "not used: other bits"}
+
+
+def test_what_pytorchs_function_leaves_behind_is_put_back(monkeypatch):
+    """On a CPU by a stand-in that moves statistics, overwrites its sample and puts a `forward` into the module."""
+    asked = []
+
+    def make(network, arguments, num_warmup_iters=3, allow_unused_input=False, capture_error_mode="global"):
+        asked.append(capture_error_mode)
+        for _ in range(num_warmup_iters):
+            network(*arguments)
+        arguments[0].zero_()
+        network.forward = lambda images: "graphed"
+        return network
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
+    run = Run("proxy_an", "proxy_an", False, monkeypatch, batch_norm="trained")
+    set_trainable(run.network, run.recipe, 3)
+    before = graphs._bytes(run.network.state_dict())
+    images = torch.ones(BATCH, 3, Maps.size, Maps.size, device=DEVICE)
+    assert graphs.capture(run.network, images)(images) == "graphed"
+    assert graphs._bytes(run.network.state_dict()) == before
+    assert run.network(images).shape == (BATCH, 16) and bool((images == 1).all())
+    assert asked == ["thread_local"]
+
+
+def test_an_older_pytorch_does_not_capture_while_batches_are_pinned(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda network, arguments, allow_unused_input: network)
+    network, images, done = nn.Linear(2, 2), torch.ones(1, 2), threading.Event()
+    assert torch.equal(graphs.capture(network, images)(images), network(images))
+
+    def _pin_memory_loop():
+        done.wait()
+
+    thread = threading.Thread(target=_pin_memory_loop)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="cannot capture while loader processes are at work"):
+            graphs.capture(network, images)
+    finally:
+        done.set()
+        thread.join()
 
 
 @needs_gpu

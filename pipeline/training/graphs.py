@@ -5,7 +5,9 @@ statistics, proxies and moments after three steps. So no result depends on it; t
 """
 
 import copy
+import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,12 +28,18 @@ def capture(network: nn.Module, images: Tensor) -> Forward:
     """The network's forward and backward pass in its present state of training, for images of this shape, as graphs.
 
     The network itself is left as it was: PyTorch's function puts another `forward` into it, and its runs before the
-    capture move the running statistics of batch norms.
+    capture move the running statistics of batch norms. Raises `RuntimeError` where it cannot be captured.
     """
+    mode: dict[str, Any] = {"capture_error_mode": "thread_local"}
+    if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
+        # It then forbids all threads to take memory meanwhile, and the one that pins batches would end the run.
+        if any("_pin_memory" in thread.name for thread in threading.enumerate()):
+            raise RuntimeError("this PyTorch cannot capture while loader processes are at work: machine.workers: 0")
+        mode = {}
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         # The sample becomes the graph's input, which every call writes to.
-        torch.cuda.make_graphed_callables(network, (images.clone(),), allow_unused_input=True)
+        torch.cuda.make_graphed_callables(network, (images.clone(),), allow_unused_input=True, **mode)
         return network.forward
     finally:
         vars(network).pop("forward", None)
