@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup ray repro compare papers tables rehearse test lint lock doctor pictures image image-test clean
+.PHONY: setup ray repro compare papers tables rehearse test lint lock doctor bench-gpu pictures image image-test clean
 repro: .venv/requirements
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # in a downloaded archive
 	dvc repro
@@ -47,6 +47,10 @@ lint: .venv/tests
 	ruff format --check .
 	mypy
 	hadolint Dockerfile
+
+# What its GPU does: right, repeatable, how fast. Ten minutes at most.
+bench-gpu: .venv/requirements
+	python -m bench.gpu
 
 # Whether this machine is fit.
 doctor: .venv/requirements

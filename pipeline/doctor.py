@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -26,12 +26,10 @@ from pipeline.data.checksums import pins
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.data.packed import read_index
 from pipeline.engines import fit
+from pipeline.engines.places import mps_is_on
 from pipeline.networks import weights
 from pipeline.runs.grid import chosen_grids, grid_runs, known_grids
 from pipeline.runs.space import space
-
-if TYPE_CHECKING:
-    import torch
 
 ROOT = Path(__file__).parent.parent
 GB = 10**9
@@ -96,6 +94,8 @@ def driver_line(driver: str | None, cuda: str) -> Line:
 def _gpu() -> Iterator[Line]:
     import torch
 
+    from pipeline.training import fitness
+
     cuda = torch.version.cuda
     yield Line("PyTorch", "ok", f"{torch.__version__}, CUDA {cuda}")
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
@@ -108,37 +108,16 @@ def _gpu() -> Iterator[Line]:
     usable = torch.cuda.is_available()
     for number in range(torch.cuda.device_count() if usable else 0):
         free, total = torch.cuda.mem_get_info(number)
-        yield Line("GPU", "ok", f"{torch.cuda.get_device_name(number)}, {free / GB:.1f} of {total / GB:.1f} GB free")
+        capability = ".".join(map(str, torch.cuda.get_device_capability(number)))
+        name = f"{torch.cuda.get_device_name(number)}, capability {capability}"
+        yield Line("GPU", "ok", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free")
     if gpus and not usable:
         yield Line("GPU", "fail", f"{gpus[0]}: there, but PyTorch cannot use it", "see Driver; docker run --gpus all")
     elif not usable:
         yield Line("GPU", "warn", "none: everything runs on the processor", "see Driver")
-    yield _bits(torch.device("cuda" if usable else "cpu"))
-
-
-def _bits(device: torch.device) -> Line:
-    """Whether a small network, forward and backward with deterministic algorithms, gives the same bits twice."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_deterministic_debug_mode("error")
-
-    def once() -> bytes:
-        torch.manual_seed(0)
-        layers = torch.nn.Conv2d(3, 32, 3, 2), torch.nn.BatchNorm2d(32), torch.nn.ReLU(), torch.nn.Flatten()
-        network = torch.nn.Sequential(*layers, torch.nn.Linear(32 * 31 * 31, 128)).to(device)
-        embeddings = network(torch.randn(16, 3, 64, 64).to(device))
-        (embeddings @ embeddings.T).logsumexp(1).mean().backward()
-        values = [embeddings, *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
-        return b"".join(value.detach().cpu().numpy().tobytes() for value in values)
-
-    try:
-        same = once() == once()
-    except RuntimeError as error:
-        return Line("Same bits", "fail", str(error).splitlines()[0], f"PyTorch cannot compute on {device}: see Driver")
-    if not same:
-        return Line("Same bits", "fail", f"not on {device}", "results will not repeat here: suspect the hardware")
-    return Line("Same bits", "ok", f"a forward and backward on {device}, twice")
+    if usable:
+        yield Line("MPS", "ok", f"is {'on' if mps_is_on() else 'off'}; with it several runs share a GPU well")
+    yield from (Line(*found) for found in fitness.lines(torch.device("cuda" if usable else "cpu")))
 
 
 def _machine() -> Iterator[Line]:

@@ -49,10 +49,11 @@ def main() -> None:
     do(Job(run, str(words.run), words.device, words.workers), key, evaluate_run)
     store.show_file(key.digest, METRICS, words.out)
     if words.keep_embeddings:
-        images, device = TestImages(run.dataset, run.recipe, words.workers), prepare(run.recipe, words.device)
+        device = prepare(run.recipe, words.device)
+        images = TestImages(run.dataset, run.recipe, words.workers, device)
         *_, weights = kept_weights(store.folder(record.key), record)
         with whole(words.keep_embeddings) as temporary:
-            write_arrays(temporary, all_embeddings(images.embeddings(weights, device), images.test))
+            write_arrays(temporary, all_embeddings(images.embeddings(weights), images.test))
     found = json.loads(words.out.read_text())["metrics"]
     for rule, values in found.items():
         print(f"{rule}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "epoch"))

@@ -69,7 +69,7 @@ def tabulate(grid: str, name: str, params: Params, published: Published | None) 
     metrics = metrics_of(params, table, own is not None)
     out = Path("metrics/tables") / grid / name
     lines = page(own.title if own else table.title or f"{grid}: {name}", table, rows, metrics, own)
-    if table.layout == "ranked" and published:
+    if table.layout == "ranked" and published and "loss" in table.rows:
         lines += others(published, table.datasets, rows)
     print("\n".join(lines))
     if own and own.chart:

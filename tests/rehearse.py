@@ -42,12 +42,14 @@ TABLES = {
     "proxygml": {
         "main": {"rows": {"dimension": [64]}, "seeds": [0, 1]},
         "epsilon": {"seeds": [0]},
+        "precision": {"rows": {"precision": ["float32", "tf32"]}},  # bfloat16 takes minutes on most processors
         "ablation": {},
         "proxies": {"rows": {"ratio": [1.0, 0.5], "proxies_per_class": [1, 2]}},
         "ratio": {"rows": {"ratio": [0.01, 1.0]}},
     },
     "proxy_an": {
         "main": {"seeds": [2024]},
+        "precision": {"rows": {"precision": ["float32", "tf32"]}, "seeds": [2024]},
         "alpha": {},
         "partial": {"rows": {"loss": ["proxy_an", "proxy_anchor"], "alpha": [12.0], "rate": [0.1, 1.0]}},
         "imbalance": {"rows": {"loss": ["proxy_an", "proxy_anchor"], "alpha": [12.0], "gamma": [150]}},

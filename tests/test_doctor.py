@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import doctor
 from pipeline.base.files import submodule
 from pipeline.engines import fit
 from pipeline.runs import store
 from pipeline.runs.space import space
+from pipeline.training import fitness
 
 
 @pytest.fixture
@@ -122,6 +124,60 @@ def test_folders_that_cannot_be_written_fail(copy, monkeypatch):
     writing, caches = doctor._permissions()
     assert writing.state == "fail" and "metrics" in writing.found and "--user" in writing.fix
     assert caches.state == "warn" and "TORCH_HOME=" in caches.fix
+
+
+class FakeGpu:
+    """Computes on the CPU, with an error, and is called a GPU."""
+
+    def __init__(self, errors):
+        self.errors = iter(errors)
+
+    def __call__(self, device):
+        error = next(self.errors) if device.type == "cuda" else 0
+        return [value * (1 + error) for value in step(torch.device("cpu"))]
+
+
+step = fitness.step
+
+
+@pytest.mark.parametrize(
+    ("errors", "states"),
+    [
+        ([0, 0], ["ok", "ok"]),
+        ([1e-5, 1e-5], ["ok", "ok"]),
+        ([1e-2, 1e-2], ["ok", "fail"]),
+        ([0, 1e-6], ["fail", "ok"]),
+    ],
+)
+def test_a_gpu_is_held_against_itself_and_against_the_cpu(monkeypatch, errors, states):
+    monkeypatch.setattr(fitness, "step", FakeGpu(errors))
+    found = list(fitness.bits(torch.device("cuda")))
+    assert [(line[0], line[1]) for line in found] == list(zip(("Same bits", "As on the CPU"), states, strict=True))
+    assert all(bool(line[3]) == (line[1] == "fail") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("capability", "override", "state", "says"),
+    [
+        ((9, 0), None, "ok", "capability 9.0 has it"),
+        ((7, 5), None, "warn", "capability 7.5 lacks it"),
+        ((9, 0), "1", "fail", "forces it"),
+        ((9, 0), "0", "warn", "forbids it"),
+    ],
+)
+def test_tf32(capability, override, state, says):
+    name, found, text, fix = fitness.tf32(capability, override)
+    assert (name, found) == ("TF32", state) and says in text and bool(fix) == (state != "ok")
+
+
+@pytest.mark.parametrize("why", ["", "RuntimeError: Failed to find C compiler."])
+def test_whether_the_gpu_crops(monkeypatch, why):
+    monkeypatch.setattr(fitness, "problem", lambda device: why)
+    monkeypatch.setattr(fitness, "step", FakeGpu([0, 0]))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    found = {line[0]: line[1:] for line in fitness.lines(torch.device("cuda"))}
+    assert list(found) == ["TF32", "Crops", "Same bits", "As on the CPU"]
+    assert found["Crops"][0] == ("warn" if why else "ok") and why in found["Crops"][1]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from contextlib import contextmanager
 
 import pytest

@@ -201,8 +201,7 @@ def encoded(pixels, format="JPEG", mode="RGB"):
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
+def pack_twelve(folder):
     """Twelve images of three classes, of many sizes; one is a grey JPEG, one a palette PNG, one smaller than a crop."""
     sizes = [(50, 40), (33, 61), (20, 18), (45, 45)] * 3
     kinds = {4: ("JPEG", "L"), 5: ("PNG", "P")}
@@ -212,9 +211,13 @@ def packed(tmp_path_factory):
         )
         for place, size in enumerate(sizes)
     ]
-    folder = tmp_path_factory.mktemp("images") / "packed"
     pack(sources, folder)
     return PackedImages(folder)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return pack_twelve(tmp_path_factory.mktemp("images") / "packed")
 
 
 LABELS = torch.arange(12) % 3

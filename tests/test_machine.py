@@ -38,8 +38,10 @@ GOOD = [
     ("checkpoints", "s3://bucket/folder", "s3://bucket/folder"),
     ("checkpoints", "/mnt/common", "/mnt/common"),
     ("device", "cuda", "cuda"),
+    ("cuda_graphs", "never", "never"),
 ]
 BAD = [
+    ("cuda_graphs", "always", "'auto'.*'never'.* found 'always'"),
     ("engine", "slrum", "'local'.*'slurm'.*'ray'.* found 'slrum'"),
     ("gpus", "0", "write all, a number of GPUs"),
     ("gpus", "[]", "write all, a number of GPUs"),
@@ -92,6 +94,7 @@ def test_a_laptop_and_a_cluster_write_the_same_lock(project, tmp_path, monkeypat
     shutil.rmtree(copy.folder / ".dvc/cache/runs")
     cluster = {"workers": 1, "gpus": [0, 1], "runs_per_gpu": 2, "workers_at_most": 2, "sbatch": "--partition=gpu"}
     cluster |= {"ray_address": "head:6379", "ray_clones": "$SCRATCH/clones", "checkpoints": f"file://{tmp_path}/copies"}
+    cluster["cuda_graphs"] = "never"
     copy.edit_params(lambda params: params["machine"].update(cluster))
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_ENGINE", "local")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_WORKERS", "0")

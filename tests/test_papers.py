@@ -289,7 +289,7 @@ def test_one_recipes_learning_rate_changes_its_runs_and_no_others(tmp_path, monk
     path.write_text(yaml.safe_dump(params, sort_keys=False))
     after = keys_by_table(tmp_path)
     changed = {place for place in before if before[place] != after[place]}
-    assert changed == {("proxygml", table, "cars") for table in ("main", "epsilon", "ablation", "proxies", "ratio")}
+    assert changed == {("proxygml", table, "cars") for table in params["tables"]}
 
 
 def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):

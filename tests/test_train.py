@@ -99,6 +99,44 @@ def test_losses_are_in_float32_forward_and_backward_whatever_the_precision(proje
     assert last == str(sorted(str([part, "torch.float32", False, rounds]) for part, rounds in parts.items()))
 
 
+RESIDENT = """
+from pipeline import train
+from pipeline.training import resident
+
+resident.fits = lambda device, size: True
+made, crop = [], resident.crop
+resident.crop = lambda *arguments: made.append(1) or crop(*arguments)
+train.main()
+print(len(made), "batches cropped on the device")
+"""
+
+
+@pytest.mark.parametrize("workers", ["2"])
+def test_a_run_whose_images_stay_on_the_device_gives_the_same_bytes(project, tmp_path, workers):
+    """On the CPU, where PyTorch's words stand in for the kernel; the loader decodes what the other run keeps."""
+    words = [
+        "--set",
+        "recipe.smallest_crop=0.3",
+        "recipe.shift=0",
+        "recipe.flip=true",
+        "--workers",
+        workers,
+        "--device",
+        "cpu",
+    ]
+    train(project, tmp_path / "loaded", *words)
+    key = json.loads((tmp_path / "loaded/run.json").read_text())["key"]
+    shutil.copytree(tmp_path / "loaded", tmp_path / "kept")
+    shutil.rmtree(project.folder / "data/store" / key)
+    (tmp_path / "resident.py").write_text(RESIDENT)
+    given = ["--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0", "--out", str(tmp_path / "stayed")]
+    output = project.run("env", "PYTHONPATH=.", "python", str(tmp_path / "resident.py"), *given, *words)
+    assert int(output.splitlines()[-1].split()[0]) > 100, output
+    for name in ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json"):
+        assert (tmp_path / "stayed" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes(), name
+    shutil.rmtree(project.folder / "data/store" / key)
+
+
 def test_weights_load_without_pickled_code_and_keep_their_names(project):
     weights = torch.load(project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt", weights_only=True)
     assert weights["embedding.weight"].shape == (64, 1024)

@@ -51,7 +51,7 @@ def submodule(package: str, name: str) -> ModuleType:
 def check_room() -> None:
     """Raise `OSError` where DVC runs this stage and could not note what it has made."""
     if "DVC_STAGE" in os.environ and shutil.disk_usage(".").free < ROOM_FOR_DVC:
-        raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", os.getcwd())
+        raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", str(Path.cwd()))
 
 
 def exit_with(main: Callable[[], None]) -> None:

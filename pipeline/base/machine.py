@@ -72,6 +72,8 @@ class Machine(BaseModel):
     workers_at_most: Count | None = None
     """Runs at a time, at most; of SLURM and Ray: tasks at a time, at most. null is one for each place that `gpus` and
     `runs_per_gpu` give, and of Ray as many as it has room for."""
+    cuda_graphs: Literal["auto", "never"] = "auto"
+    """Whether the network's steps on a GPU are CUDA graphs, wherever a check at its start finds the same bits."""
     sbatch: Annotated[str, Len(0, 10_000), AfterValidator(_options)] = ""
     """Options of sbatch, such as "--partition=gpu --gres=gpu:1 --time=24:00:00"."""
     ray_address: Annotated[str, AfterValidator(_address)] = "auto"

@@ -83,8 +83,8 @@ def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -
 
     def main() -> None:
         nonlocal code
-        of = (machine.device, machine.workers, place.shared_by, mps, machine.checkpoints)
-        code = perform(Job(run.run, str(run.place), *of))
+        chosen = (machine.device, machine.workers, place.shared_by, mps, machine.checkpoints, machine.cuda_graphs)
+        code = perform(Job(run.run, str(run.place), *chosen))
 
     exit_with(main)
     sys.exit(code)

@@ -45,7 +45,7 @@ def make(task: dict[str, Any]) -> int:
         pairs = zip(task["contents"], here, strict=True)
         found = dict.fromkeys(line for pair in pairs for line in differences(*pair) if not line.startswith("training"))
         raise BadInputError(f"a node would make another run than was asked for: {'; '.join(found)}")
-    outcome = Pool(machine, {run.grid: machine}, Worker(time.time(), shared_by=task["shared_by"])).work([run])
+    outcome = Pool(machine, {run.grid: machine}, [run], Worker(time.time(), shared_by=task["shared_by"])).work()
     return TERMINATED if outcome.stopped else int(bool(outcome.failed))
 
 

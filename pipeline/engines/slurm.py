@@ -83,6 +83,7 @@ def script(machine: Machine, words: list[str], name: str, tasks: int, since: flo
         # A worker takes what SLURM gave its task.
         "engine": "local", "gpus": "all", "workers_at_most": "null", "device": machine.device,
         "workers": machine.workers, "runs_per_gpu": machine.runs_per_gpu,
+        "cuda_graphs": machine.cuda_graphs,
         **({"checkpoints": machine.checkpoints} if machine.checkpoints else {}),
     }  # fmt: skip
     command = [sys.executable, "-m", "pipeline.run_grid", *words, "--worker-since", str(since)]

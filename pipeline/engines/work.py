@@ -54,6 +54,7 @@ class Job:
     """Whether NVIDIA's Multi-Process Service runs."""
     checkpoints: str | None = None
     """An address where its checkpoints are copied to."""
+    cuda_graphs: str = "auto"
 
     def sharing(self) -> dict[str, Any]:
         """What made.json says of it."""
@@ -87,7 +88,8 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     last = last_epoch or (chosen_epoch(run, job.device) if run.protocol == "held_out" else run.recipe.epochs)
     beside = (store.beside(key.digest, "checkpoint"), store.beside(key.digest, "history.csv"))
     with copied(key.digest, job.checkpoints):
-        training = Training(run, job.name, last, device, job.workers, *beside)
+        graphs = job.cuda_graphs == "auto"
+        training = Training(run, job.name, last, device, job.workers, *beside, graphs=graphs)
         training.train()
     names = training.write(folder)
     record = TrainingRecord(
@@ -105,7 +107,7 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
     )
     write_json(folder / RECORD, record.model_dump(mode="json"))
     speeds = {name: getattr(training.progress, name) for name in ("epoch_seconds", "images_per_second")}
-    write_json(folder / MADE, provenance(device, training.spent, **job.sharing(), **speeds))
+    write_json(folder / MADE, provenance(device, training.spent, **job.sharing(), **training.on_device(), **speeds))
     beside[1].unlink(missing_ok=True)
 
 
@@ -137,12 +139,12 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
         found: dict[str, Any] = {"held_out_classes": {"epoch": epoch, **recalls}}
         retrieved = held_out_retrieved(run.dataset)
     else:
-        images = TestImages(run.dataset, run.recipe, job.workers)
+        images = TestImages(run.dataset, run.recipe, job.workers, device)
         retrieved = images.retrieved
         if trained is not None and record is not None:
-            found, queries = evaluate_weights(images, kept_weights(trained, record), run.seed, device)
+            found, queries = evaluate_weights(images, kept_weights(trained, record), run.seed)
         else:
-            found, queries = evaluate_pixels(images, device)
+            found, queries = evaluate_pixels(images)
     if queries:
         write_arrays(folder / "queries.npz", queries)
     content = MetricsRecord(

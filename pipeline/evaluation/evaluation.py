@@ -102,31 +102,31 @@ def all_embeddings(embeddings: Tensor, test: RetrievedImages, rows: np.ndarray |
 
 
 class TestImages:
-    """The test images of a dataset as a recipe takes them."""
+    """The test images of a dataset as a recipe takes them on a device, where they stay if they fit."""
 
-    def __init__(self, dataset: str, recipe: Recipe, workers: int):
+    def __init__(self, dataset: str, recipe: Recipe, workers: int, device: torch.device):
         self.test = read_retrieved(Path("data/splits") / dataset)
-        self.recipe = recipe
+        self.recipe, self.device = recipe, device
         channels = submodule("networks.backbones", recipe.backbone).Backbone.channels
         packed = PackedImages(Path("data/packed") / dataset)
-        self.images: Tensor | CentredImages = test_images(packed, self.test.numbers, channels, recipe, workers)
+        self.images: Tensor | CentredImages = test_images(packed, self.test.numbers, channels, recipe, workers, device)
 
     @property
     def retrieved(self) -> dict[str, int]:
         """How many images of how many classes are retrieved."""
         return {"images": len(self.test.numbers), "classes": len(self.test.labels.unique())}
 
-    def pixels(self, device: torch.device) -> Tensor:
+    def pixels(self) -> Tensor:
         """The images themselves as embeddings: flattened, scaled to unit length, float32 (images, pixels)."""
-        return normalize(torch.cat([part.flatten(1).float() for part in self.images.split(256)]).to(device))
+        return normalize(torch.cat([part.flatten(1).float() for part in self.images.split(256)]).to(self.device))
 
-    def embeddings(self, weights: Path, device: torch.device) -> Tensor:
+    def embeddings(self, weights: Path) -> Tensor:
         """Of the network with the weights that a run kept, float32 (images, dimension)."""
-        return embed(load_network(self.recipe, weights, device), self.images, self.recipe, device)
+        return embed(load_network(self.recipe, weights, self.device), self.images, self.recipe, self.device)
 
 
 def evaluate_weights(
-    images: TestImages, kept: dict[Path, int], seed: int, device: torch.device
+    images: TestImages, kept: dict[Path, int], seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The metrics of a run's weights, files -> epochs, by the files' names without their ending; and what each query
     found with the last of them. The same epoch is evaluated once."""
@@ -138,16 +138,16 @@ def evaluate_weights(
         if same:
             found[path.stem] = same[0]
             continue
-        embeddings = images.embeddings(path, device)
+        embeddings = images.embeddings(path)
         found[path.stem] = {"epoch": epoch} | metrics(embeddings, images.test, images.recipe, seed)
         if epoch == last:
             results = query_results(embeddings, images.test) | kept_embeddings(embeddings, images.test)
     return found, results
 
 
-def evaluate_pixels(images: TestImages, device: torch.device) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def evaluate_pixels(images: TestImages) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The metrics of the images themselves, and what each query found: what no training gives."""
-    pixels = images.pixels(device)
+    pixels = images.pixels()
     return {"no_training": metrics(pixels, images.test, images.recipe, 0)}, query_results(pixels, images.test)
 
 

@@ -60,7 +60,7 @@ class EmbeddingNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings, in the dtype of the images."""
         # Here and not around the step: a backward pass in autocast would round the loss's products, too.
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(images.device.type, torch.bfloat16, self.precision == "bfloat16", cache_enabled=False):
             embeddings = self.embedding(self.norms(pooled(self.backbone(images), self.pooling)))
         # Before their length is divided by: in bfloat16 that is 1 to three digits only.
         return normalize(embeddings.to(images.dtype))

@@ -122,7 +122,7 @@ class ShownGrid:
             rows = collect_table(grid_runs(grid, table=name), published)
             title = own.title if own else table.title or f"{grid}: {name}"
             metrics, others = metrics_of(params, table, own is not None), [own] if own else []
-            if table.layout == "ranked" and published:
+            if table.layout == "ranked" and published and "loss" in table.rows:
                 others = of_networks(published, rows)
             self.tables.append(ShownTable(name, title, table, rows, metrics, own, others))
 

@@ -1,7 +1,8 @@
 """Images of a run, from its manifests to batches: decoded once where memory allows, cropped or shifted in uint8."""
 
+import math
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,13 @@ from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest, without_relevant
 from pipeline.data.packed import DecodedImages, PackedImages, available_memory
+from pipeline.training import resident
 from pipeline.training.batches import ClassBalanced, Shuffled
+from pipeline.training.crops import Crops
 from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped
+from pipeline.training.resident import ResidentImages
+
+CPU = torch.device("cpu")
 
 MEMORY_SHARE = 0.4
 """Of the memory at hand, what decoded training images, and resized test images, may each take."""
@@ -127,24 +133,40 @@ class ShiftedImages(Dataset):
 
 
 class CroppedImages(Dataset):
-    """Training images of any size, each cropped at random, resized to the network's size and mirrored or not; decoded
-    once where they fit into the memory, otherwise as they are read. Fetched as `ShiftedImages` are."""
+    """Training images of any size, each cropped at random, resized to the network's size and mirrored or not. On a
+    device with room for them they stay there, decoded (`resident`), and what is fetched says how to crop them; else
+    they are cropped when they are fetched, decoded once where they fit into the memory, otherwise as they are read.
+    Fetched as `ShiftedImages` are."""
 
     def __init__(
-        self, packed: PackedImages, numbers: Sequence[int], labels: Tensor, channels: int, recipe: Recipe, seed: int
+        self,
+        packed: PackedImages,
+        numbers: Sequence[int],
+        labels: Tensor,
+        channels: int,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device = CPU,
     ):
         assert recipe.smallest_crop is not None
         self.numbers, self.labels, self.channels, self.seed = numbers, labels, channels, seed
         self.size, self.smallest, self.flip = recipe.input_size, recipe.smallest_crop, recipe.flip
         self.sizes = np.array([[packed.entries[number].height, packed.entries[number].width] for number in numbers])
-        fits = int(self.sizes.prod(1).sum()) * channels < MEMORY_SHARE * available_memory()
-        self.source = DecodedImages(packed, numbers, channels) if fits else packed
+        decoded = int(self.sizes.prod(1).sum()) * channels
+        self.source: PackedImages | DecodedImages = packed
+        self.resident: ResidentImages | None = None
+        if resident.usable(device, decoded):
+            self.resident = ResidentImages(packed, numbers, channels, self.size, device)
+        elif decoded < MEMORY_SHARE * available_memory():
+            self.source = DecodedImages(packed, numbers, channels)
 
-    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Images, uint8 (batch, channels, size, size), and labels, int64 (batch,)."""
+    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor | Crops, Tensor]:
+        """Images, uint8 (batch, channels, size, size), or how to crop them, and labels, int64 (batch,)."""
         epoch, positions, rows = batch
         found = boxes(self.sizes[rows], _draws(self.seed, "crop", epoch, positions, CROP_DRAWS), self.smallest)
         flips = _draws(self.seed, "flip", epoch, positions, 1)[:, 0] < (0.5 if self.flip else 0)
+        if self.resident is not None:
+            return self.resident.plan(rows, found, flips), self.labels[rows]
         images = [
             cropped(self.source.decoded(self.numbers[row], self.channels), box, self.size, flip)
             for row, box, flip in zip(rows, found, flips, strict=True)
@@ -164,21 +186,27 @@ def _draws(seed: int, purpose: str, epoch: int, positions: np.ndarray, columns: 
 
 
 def training_images(
-    packed: PackedImages, numbers: Sequence[int], labels: Tensor, channels: int, recipe: Recipe, seed: int
+    packed: PackedImages,
+    numbers: Sequence[int],
+    labels: Tensor,
+    channels: int,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device = CPU,
 ) -> ShiftedImages | CroppedImages:
-    """The training images of the given numbers as the recipe wants them: shifted, or cropped at random."""
+    """The training images of the given numbers as the recipe wants them on `device`: shifted, or cropped at random."""
     if recipe.smallest_crop is None:
         images = as_stored(packed, numbers, channels, recipe.input_size)
         return ShiftedImages(images, labels, recipe.shift, recipe.flip, seed)
-    return CroppedImages(packed, numbers, labels, channels, recipe, seed)
+    return CroppedImages(packed, numbers, labels, channels, recipe, seed, device)
 
 
 class LoadedBatches:
-    """What a loader gives. An image that its processes cannot read is bad input with the message that says so, without
-    the traceback that torch puts before it."""
+    """What a loader gives, each batch as `finish` makes it in this process. An image that its processes cannot read is
+    bad input with the message that says so, without the traceback that torch puts before it."""
 
-    def __init__(self, loader: DataLoader):
-        self.loader = loader
+    def __init__(self, loader: DataLoader, finish: Callable[[Any], Any] = lambda batch: batch):
+        self.loader, self.finish = loader, finish
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -186,7 +214,7 @@ class LoadedBatches:
     def __iter__(self) -> Generator[Any, None, None]:
         batches = iter(self.loader)
         try:
-            yield from batches
+            yield from map(self.finish, batches)
         except BadInputError as error:
             raise BadInputError(str(error).rpartition(f"{BadInputError.__name__}: ")[2].strip()) from None
         finally:
@@ -215,16 +243,23 @@ class CentredImages(Dataset):
 
 
 def test_images(
-    packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int
+    packed: PackedImages,
+    numbers: Sequence[int],
+    channels: int,
+    recipe: Recipe,
+    workers: int,
+    device: torch.device = CPU,
 ) -> Tensor | CentredImages:
-    """Test images as the network takes them: uint8 (images, channels, size, size) where that fits into the memory, else
-    something that makes them anew each time; either way with `split`."""
+    """Test images as the network takes them: uint8 (images, channels, size, size), on the device or else in the memory,
+    where that fits; else something that makes them anew each time. Either way with `split`."""
     if recipe.smallest_crop is None:
         return as_stored(packed, numbers, channels, recipe.input_size)
     images = CentredImages(packed, numbers, channels, recipe, workers)
-    if len(numbers) * channels * recipe.input_size**2 > MEMORY_SHARE * available_memory():
+    shape = (len(numbers), channels, recipe.input_size, recipe.input_size)
+    place = device if resident.fits(device, math.prod(shape)) else CPU
+    if place == CPU and math.prod(shape) > MEMORY_SHARE * available_memory():
         return images
-    kept = torch.empty(len(numbers), channels, recipe.input_size, recipe.input_size, dtype=torch.uint8)
+    kept = torch.empty(shape, dtype=torch.uint8, device=place)
     parts = kept.split(256)
     progress = tqdm(images.split(256), "test images", len(parts), leave=False, disable=None)
     for part, batch in zip(parts, progress, strict=True):
@@ -276,4 +311,5 @@ def training_batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_termination,
     )
-    return LoadedBatches(loader)
+    stay = images.resident if isinstance(images, CroppedImages) else None
+    return LoadedBatches(loader, stay.crop) if stay else LoadedBatches(loader)

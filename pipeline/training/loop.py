@@ -31,6 +31,7 @@ from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, embed, initial_network
 from pipeline.runs.run import Run
 from pipeline.training import checkpoint
+from pipeline.training.graphs import GraphedNetwork
 from pipeline.training.loading import (
     CentredImages,
     RetrievedImages,
@@ -119,8 +120,8 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
     criterion = build_loss(run.loss, run.loss_settings, classes, recipe.dimension, run.loss_source).to(device)
     packed = PackedImages(Path("data/packed") / run.dataset)
     channels = network.backbone.channels
-    images = training_images(packed, numbers, labels, channels, recipe, run.seed)
-    searched = test_images(packed, test.numbers, channels, recipe, workers) if test else None
+    images = training_images(packed, numbers, labels, channels, recipe, run.seed, device)
+    searched = test_images(packed, test.numbers, channels, recipe, workers, device) if test else None
     optimiser = build_optimiser(recipe, network, criterion)
     return Parts(network, criterion, optimiser, batches, images, test, searched, len(numbers), classes)
 
@@ -166,7 +167,15 @@ class Training:
     """A run in progress on a device. `name` is how messages call it; `last_epoch` the epoch that it ends with."""
 
     def __init__(
-        self, run: Run, name: str, last_epoch: int, device: torch.device, workers: int, saved_at: Path, history: Path
+        self,
+        run: Run,
+        name: str,
+        last_epoch: int,
+        device: torch.device,
+        workers: int,
+        saved_at: Path,
+        history: Path,
+        graphs: bool = True,
     ):
         self.run, self.name, self.last_epoch, self.device = run, name, last_epoch, device
         self.workers, self.saved_at, self.history_file = workers, saved_at, history
@@ -175,6 +184,8 @@ class Training:
         self.parts = build(run, device, workers)
         saved = checkpoint.load(saved_at)
         self.progress = restore(self.parts, saved, run.recipe) if saved else Progress()
+        trained = (self.parts.network, self.parts.criterion, self.parts.optimiser)
+        self.network = GraphedNetwork(run.recipe, *trained, device, wanted=graphs and device.type == "cuda")
         if saved:
             print(f"{name}: goes on from epoch {self.progress.epoch}, step {self.progress.step + 1}", file=sys.stderr)
 
@@ -182,6 +193,11 @@ class Training:
     def spent(self) -> Spent:
         """By all processes that have worked on the run."""
         return Spent(self.progress.seconds, self.progress.gpu_joules) + self.meter.read()
+
+    def on_device(self) -> dict[str, Any]:
+        """What made.json says of how the device was used; no result depends on it."""
+        stay = getattr(self.parts.images, "resident", None) is not None
+        return {"images_on_device": stay, "cuda_graphs": self.network.found}
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -234,8 +250,10 @@ class Training:
         bar = tqdm(total=steps, initial=progress.step, desc=f"{self.name} epoch {epoch}", leave=False, disable=None)
         for step in range(progress.step + 1, steps + 1):
             pixels, labels = next(loader)
+            if step == progress.step + 1:
+                self.network.begin(epoch, pixels, labels)
             losses.append(
-                training_step(run.recipe, parts.network, parts.criterion, parts.optimiser, pixels, labels, self.device)
+                training_step(run.recipe, self.network, parts.criterion, parts.optimiser, pixels, labels, self.device)
             )
             seen += len(labels)
             bar.update()

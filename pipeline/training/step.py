@@ -13,7 +13,7 @@ from pipeline.training.optimiser import take_step
 
 def training_step(
     recipe: Recipe,
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     criterion: nn.Module,
     optimiser: torch.optim.Optimizer,
     pixels: Tensor,

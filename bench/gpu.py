@@ -1,0 +1,127 @@
+"""What a GPU does, in one command: the CPU's numbers, the same bits twice, how fast, and in how much memory.
+
+    python -m bench.gpu [--out FILE.json] [--only SECTION ...] [--tiny]
+
+Prints a table and writes a JSON file. Ten minutes at most. Each section is a process of its own, one after another,
+with a time-out of its own; what it had measured by then is kept. Nothing is downloaded: look-alike photographs are made
+at the start. Where a figure is beside the model's (docs/gpu.md, of an H100), a miss by more than 2 times is marked.
+Exits with 1 where something differs that should not, or a section did not end. `--tiny` runs everything on small images
+in minutes, without a GPU too: its speeds mean nothing.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.files import BadInputError, exit_with, write_json
+
+SECTIONS = {
+    "machine": 60,
+    "as on the CPU": 80,
+    "same bits": 110,
+    "resume": 110,
+    "speed": 170,
+    "shared": 140,
+    "loop": 110,
+    "memory": 30,
+    "evaluation": 60,
+    "losses": 30,
+}
+"""In this order, and the seconds that each may take; most need half of that."""
+
+TOTAL = 590
+"""Seconds of all sections together."""
+
+
+def _child(section: str, tiny: bool, folder: str, lines: str) -> None:
+    """A section's process: writes each line as soon as it is measured."""
+    os.setsid()  # so that its own processes end with it
+    from bench.gpu_sections import FULL, RUN, TINY
+
+    with Path(lines).open("a", encoding="utf-8") as file:
+        for line in RUN[section](TINY if tiny else FULL, Path(folder)):
+            file.write(json.dumps(line._asdict()) + "\n")
+            file.flush()
+
+
+def run_section(section: str, seconds: float, tiny: bool, folder: Path) -> dict[str, Any]:
+    """The lines of a section, how it ended, and the seconds it took."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.gpu_sections"])
+    lines, start = folder / f"{section}.jsonl", time.monotonic()
+    lines.touch()
+    process = context.Process(target=_child, args=(section, tiny, str(folder), str(lines)))
+    process.start()
+    process.join(seconds)
+    ended = "whole" if process.exitcode == 0 else f"failed with exit code {process.exitcode}"
+    if process.is_alive():
+        ended = f"stopped after {seconds:.0f} s"
+        assert process.pid is not None
+        # Its group, or itself where it had no time to make one.
+        (os.killpg if os.getpgid(process.pid) == process.pid else os.kill)(process.pid, signal.SIGKILL)
+        process.join()
+    found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    return {"lines": found, "ended": ended, "seconds": round(time.monotonic() - start, 1)}
+
+
+def missed(line: dict[str, Any]) -> bool:
+    """Whether a figure is more than 2 times off what the model expects."""
+    if not line["expected"]:
+        return False
+    low, high = line["expected"]
+    return not low / 2 <= line["value"] <= 2 * high
+
+
+def cells(section: str, line: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    value = line["value"]
+    shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
+    expected = "–".join(f"{bound:,.0f}" for bound in line["expected"]) if line["expected"] else ""
+    verdict = {True: "ok", False: "**WRONG**", None: ""}[line["good"]]
+    return [section, line["name"], f"{shown} {line['unit']}".strip(), expected, "**missed**" * missed(line) or verdict]
+
+
+def table(found: dict[str, Any]) -> str:
+    """All sections as a Markdown table."""
+    rows = [["section", "what", "measured", "model", ""]]
+    for section, result in found.items():
+        rows += [cells(section, line) for line in result["lines"]]
+        rows.append([section, "", result["ended"], "", f"{result['seconds']} s"])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * 5 + "|", *lines[1:]])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON file (default gpu.json)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--tiny", action="store_true", help="small images and few steps")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="of all sections together (default %(default)s)")
+    words = parser.parse_args()
+    if not words.out.absolute().parent.is_dir():
+        raise BadInputError(f"--out {words.out}: its folder is not there")
+    end, found = time.monotonic() + words.seconds, {}
+    with tempfile.TemporaryDirectory() as name:
+        for section in SECTIONS:
+            if section in words.only:
+                print(f"{section} …", file=sys.stderr, flush=True)
+                left = max(1.0, min(SECTIONS[section], end - time.monotonic()))
+                found[section] = run_section(section, left, words.tiny, Path(name))
+                write_json(words.out, {"date": time.strftime("%Y-%m-%d"), "tiny": words.tiny, "sections": found})
+    print(table(found))
+    wrong = any(line["good"] is False for result in found.values() for line in result["lines"])
+    sys.exit(int(wrong or any(result["ended"] != "whole" for result in found.values())))
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,121 @@
+"""Random crops of decoded images on the device, equal in every byte to those that `images.cropped` makes on the CPU.
+
+PyTorch resizes uint8 images on the CPU in integers: of each axis, width first, a pixel is a weighted sum of neighbours
+with weights of at most 15 bits, rounded to uint8. CUDA's own `interpolate` works in float, and 10 to 15 % of its values
+differ by 1. So the weights are made here, in float64 on the host, as PyTorch makes them, and two forms use them:
+`plain`, in PyTorch's words, which says what is computed, and the Triton kernel of `crop_kernel.py`, which is fast.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FIELDS = 9
+"""Numbers that say a crop: first byte of the box, bytes from one row of the image to the next, 1 if it is mirrored;
+then where the table of the width begins, its taps and bits, and the same of the height."""
+
+MOST_BITS, WEIGHT_BITS = 22, 15
+"""Of the fraction of a weight, and of a weight: as PyTorch has them."""
+
+
+class Crops(NamedTuple):
+    """Which boxes of which images make up a batch: `boxes` int64 (batch, FIELDS), and `tables` int32 (numbers,), in
+    which each length of a box has its first source pixels (size,) and its weights (size, taps)."""
+
+    boxes: Tensor
+    tables: Tensor
+
+
+class Table(NamedTuple):
+    """How `size` pixels are made of a length: int32 (size + size * taps,), the first source pixel of each and then its
+    weights; `bits` of each weight are its fraction."""
+
+    numbers: np.ndarray
+    taps: int
+    bits: int
+
+
+@lru_cache(maxsize=8192)  # most datasets have fewer lengths; of 224 pixels each takes 5 to 20 kB
+def resize_table(length: int, size: int) -> Table:
+    """The weights that resize `length` pixels to `size`, bilinear with antialiasing."""
+    scale = length / size
+    support, inverse = max(scale, 1.0), 1 / max(scale, 1.0)
+    centres = scale * (np.arange(size) + 0.5)
+    first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
+    counts = np.minimum((centres + support + 0.5).astype(np.int64), length) - first
+    taps = int(counts.max())
+    places = np.arange(taps)
+    distances = places + first[:, None] - centres[:, None] + 0.5
+    weights = np.where(places < counts[:, None], np.maximum(0.0, 1 - np.abs(distances * inverse)), 0.0)
+    # One after another, as PyTorch adds them: numpy's own sum, and Python's since 3.12, round otherwise.
+    totals = np.add.accumulate(weights, axis=1)[:, -1:]
+    weights /= np.where(totals == 0, 1, totals)
+    bits = 0
+    while bits < MOST_BITS and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << WEIGHT_BITS:
+        bits += 1
+    whole = (weights * (1 << bits) + 0.5).astype(np.int32)
+    # No window reaches over the end, so that nobody has to look where it ends: it begins earlier, with weights of 0.
+    early = np.maximum(first + taps - length, 0)
+    moved = np.zeros_like(whole)
+    for row, by in enumerate(early.tolist()):
+        moved[row, by:] = whole[row, : taps - by]
+    return Table(np.concatenate([(first - early).astype(np.int32), moved.ravel()]), taps, bits)
+
+
+def plan(
+    offsets: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, channels: int, size: int
+) -> Crops:
+    """The crops of a batch. `offsets` are the images' first bytes and `widths` their pixels a row, int64 (batch,);
+    `boxes` int64 (batch, 4) as `images.boxes` gives them; `flips` bool (batch,)."""
+    places: dict[int, tuple[int, int, int]] = {}
+    tables: list[np.ndarray] = []
+    end = 0
+    for length in np.unique(boxes[:, 2:]).tolist():
+        table = resize_table(length, size)
+        places[length] = end, table.taps, table.bits
+        tables.append(table.numbers)
+        end += len(table.numbers)
+    first = offsets + (boxes[:, 0] * widths + boxes[:, 1]) * channels
+    across, down = (np.array([places[length] for length in boxes[:, axis].tolist()]) for axis in (3, 2))
+    found = np.column_stack([first, widths * channels, flips, across, down]).astype(np.int64)
+    return Crops(torch.from_numpy(found), torch.from_numpy(np.concatenate(tables)))
+
+
+def crop(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
+    """Crops of `pixels`, uint8 (bytes,), images one after another as (height, width, channels): uint8 (batch, channels,
+    size, size) on their device."""
+    if not pixels.is_cuda:
+        return plain(pixels, crops, size, channels)
+    from pipeline.training.crop_kernel import by_kernel  # Triton is needed, and loaded, on a GPU alone
+
+    return by_kernel(pixels, Crops(*(part.to(pixels.device, non_blocking=True) for part in crops)), size, channels)
+
+
+def plain(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
+    """What the kernel computes, in PyTorch's words."""
+    found = []
+    for start, stride, mirrored, *axes in crops.boxes.tolist():
+        across, down = (_table(crops.tables, size, *axes[place : place + 2]) for place in (0, 3))
+        height, width = (int(first[-1]) + weights.shape[1] for first, weights in (down, across))
+        image = pixels.as_strided((height, width, channels), (stride, channels, 1), start).int()
+        image = _resized(_resized(image, 1, *across, axes[2]), 0, *down, axes[5]).permute(2, 0, 1)
+        found.append(image.flip(-1) if mirrored else image)
+    return torch.stack(found).to(torch.uint8)
+
+
+def _table(tables: Tensor, size: int, start: int, taps: int) -> tuple[Tensor, Tensor]:
+    """First source pixels (size,) and weights (size, taps)."""
+    weights = start + size
+    return tables[start:weights], tables[weights : weights + size * taps].view(size, taps)
+
+
+def _resized(image: Tensor, axis: int, first: Tensor, weights: Tensor, bits: int) -> Tensor:
+    """An int32 image (height, width, channels) resized along one axis."""
+    shape = [-1 if place == axis else 1 for place in range(3)]
+    total = torch.full((), 1 << (bits - 1), dtype=torch.int32, device=image.device)
+    for tap in range(weights.shape[1]):
+        total = total + image.index_select(axis, first + tap) * weights[:, tap].view(shape)
+    return (total >> bits).clamp(0, 255)

@@ -1,0 +1,98 @@
+"""Whether a device is fit to train on: what `pipeline.doctor` says of it."""
+
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.training.resident import problem
+
+CPU = torch.device("cpu")
+
+State = Literal["ok", "warn", "fail"]
+Finding = tuple[str, State, str, str]
+
+APART = 1e-3
+"""How far a device's float32 numbers may be from the CPU's, in shares of the largest: sums are in another order. TF32
+would be 10 times as far."""
+
+
+def lines(device: torch.device) -> Iterator[Finding]:
+    """Name, state, what was found, and the fix, of each line."""
+    if device.type == "cuda":
+        yield tf32(torch.cuda.get_device_capability(device), os.environ.get("NVIDIA_TF32_OVERRIDE"))
+        why = problem(device)
+        fix = "give the image or the machine a C compiler and Python's headers, which Triton wants, or use the loader"
+        if why:
+            yield "Crops", "warn", f"made on the CPU, because the GPU cannot: {why}", fix
+        else:
+            yield "Crops", "ok", f"made on {device}, equal to the CPU's", ""
+    yield from bits(device)
+
+
+def tf32(capability: tuple[int, int], override: str | None) -> Finding:
+    """Whether the GPU has TF32, and whether the environment forces or forbids it for all programs."""
+    if override is not None and override != "0":
+        fix = "unset NVIDIA_TF32_OVERRIDE: recipes of float32 would be rounded to TF32"
+        return "TF32", "fail", f"NVIDIA_TF32_OVERRIDE={override} forces it", fix
+    if override == "0":
+        fix = "unset NVIDIA_TF32_OVERRIDE, or use no recipe of the precision tf32"
+        return "TF32", "warn", "NVIDIA_TF32_OVERRIDE=0 forbids it", fix
+    has = capability >= (8, 0)
+    found = (
+        f"capability {capability[0]}.{capability[1]} {'has' if has else 'lacks'} it; recipes of that precision use it"
+    )
+    return (
+        "TF32",
+        "ok" if has else "warn",
+        found,
+        "" if has else "recipes of the precision tf32 compute in float32 here",
+    )
+
+
+def step(device: torch.device) -> list[Tensor]:
+    """A small network's embeddings, gradients and weights after a step on a device, on the CPU."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten()
+    network = nn.Sequential(*layers, nn.Linear(32 * 31 * 31, 128))
+    images = torch.randn(16, 3, 64, 64)
+    network.to(device)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
+    embeddings = network(images.to(device))
+    (embeddings @ embeddings.T / 128).logsumexp(1).mean().backward()
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    values = [embeddings.detach().clone(), *(gradient.clone() for gradient in gradients)]
+    optimiser.step()
+    return [value.detach().cpu() for value in (*values, *network.parameters())]
+
+
+def bits(device: torch.device) -> Iterator[Finding]:
+    """Whether a small step with deterministic algorithms gives the same bits twice, and the CPU's numbers."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_deterministic_debug_mode("error")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        first, second = step(device), step(device)
+    except RuntimeError as error:
+        yield "Same bits", "fail", str(error).splitlines()[0], f"PyTorch cannot compute on {device}: see Driver"
+        return
+    if all(map(torch.equal, first, second)):
+        yield "Same bits", "ok", f"a small step on {device}, twice", ""
+    else:
+        yield "Same bits", "fail", f"not on {device}", "results will not repeat here: suspect the hardware"
+    if device.type == "cpu":
+        return
+    expected = step(CPU)
+    # The bias before a batch norm has no gradient but for rounding: each is held against the largest of all.
+    largest = max(float(value.abs().max()) for value in expected)
+    apart = max(
+        float((one - other).abs().max()) / max(float(other.abs().max()), 1e-3 * largest)
+        for one, other in zip(first, expected, strict=True)
+    )
+    found = f"a small step is {apart:.1e} of the largest number apart"
+    if apart < APART:
+        yield "As on the CPU", "ok", found, ""
+    else:
+        yield "As on the CPU", "fail", found, "its numbers are wrong: suspect the driver or the hardware"

@@ -1,0 +1,155 @@
+"""CUDA graphs of the network's forward and backward pass: one launch in place of hundreds, of the same kernels.
+
+A graph is used only where a check, whenever what trains changes, finds the same bits as without: weights, running
+statistics, proxies and moments after three steps. So no result depends on it; that it is used makes a run faster alone.
+"""
+
+import copy
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.base.config import Recipe
+from pipeline.networks.network import computing
+from pipeline.training.images import normalise
+from pipeline.training.step import training_step
+
+CHECKED_STEPS = 3
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def capture(network: nn.Module, images: Tensor) -> Forward:
+    """The network's forward and backward pass in its present state of training, for images of this shape, as graphs.
+
+    The network itself is left as it was: PyTorch's function puts another `forward` into it, and its runs before the
+    capture move the running statistics of batch norms. Raises `RuntimeError` where it cannot be captured.
+    """
+    mode: dict[str, Any] = {"capture_error_mode": "thread_local"}
+    if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
+        # It then forbids all threads to take memory meanwhile, and the one that pins batches would end the run.
+        if any("_pin_memory" in thread.name for thread in threading.enumerate()):
+            raise RuntimeError("this PyTorch cannot capture while loader processes are at work: machine.workers: 0")
+        mode = {}
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        # The sample becomes the graph's input, which every call writes to.
+        torch.cuda.make_graphed_callables(network, (images.clone(),), allow_unused_input=True, **mode)
+        return network.forward
+    finally:
+        vars(network).pop("forward", None)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _bytes(value: Any) -> Any:
+    """A state as something whose equality is that of all bits: 0 and -0 differ, and NaN equals itself."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _bytes(part) for key, part in value.items()}
+    return [_bytes(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+class GraphedNetwork:
+    """What a training step calls in place of the network. It is the network itself unless graphs are `wanted`, and for
+    every batch of another shape than that of the epoch's first, such as the last, smaller one."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: nn.Module,
+        criterion: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        device: torch.device,
+        wanted: bool,
+    ):
+        self.recipe, self.network, self.criterion, self.optimiser = recipe, network, criterion, optimiser
+        self.device, self.wanted = device, wanted
+        self.found: dict[str, str] = {}
+        """What came of it, by the epoch from which on: for the record of the run's making."""
+        self._phase: Any = None
+        self._graphed: Forward | None = None
+        self._shape: torch.Size | None = None
+        self._own: dict[nn.Parameter, Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Embeddings (batch, dimension) of normalised images (batch, channels, height, width)."""
+        if self._graphed is None or images.shape != self._shape:
+            return self.network(images)
+        if self.recipe.frozen_gradients == "zero":
+            self._own_gradients()
+        return self._graphed(images)
+
+    def _own_gradients(self) -> None:
+        """Take gradients out of the graph's own memory. The first ones are put there without a copy; zeroed in place
+        and added to, they would be counted twice."""
+        for parameter in self._parameters():
+            if parameter.grad is not None and parameter.grad is not self._own.get(parameter):
+                self._own[parameter] = parameter.grad = parameter.grad.clone()
+
+    def _parameters(self) -> Iterable[nn.Parameter]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
+    def begin(self, epoch: int, pixels: Tensor, labels: Tensor) -> None:
+        """Look, with an epoch's first batch, whether what trains is what it was; if not, capture and check anew."""
+        if not self.wanted:
+            return
+        trains = tuple(parameter.requires_grad for parameter in self.network.parameters())
+        phase = trains, tuple(module.training for module in self.network.modules()), pixels.shape
+        if phase == self._phase:
+            return
+        self._phase, self._graphed = phase, None
+        before = self._state()
+        try:
+            with computing(self.recipe):
+                images = normalise(pixels, self.recipe, self.device)
+                graphed = capture(self.network, images)
+            same = self._after_steps(None, images.shape, pixels, labels, before) == self._after_steps(
+                graphed, images.shape, pixels, labels, before
+            )
+        except RuntimeError as error:  # what a graph cannot hold, or memory that is not there
+            self._restore(before)
+            found = f"not used: {str(error).splitlines()[0]}"
+        else:
+            found = "used: the same bits" if same else "not used: other bits"
+            self._graphed, self._shape = (graphed if same else None), images.shape
+        self.found[f"from epoch {epoch}"] = found
+        if self._graphed is None:
+            print(f"CUDA graphs from epoch {epoch} on are {found}", file=sys.stderr)
+
+    def _after_steps(
+        self, graphed: Forward | None, shape: torch.Size, pixels: Tensor, labels: Tensor, before: dict[str, Any]
+    ) -> Any:
+        """The state after some steps, from which it is put back."""
+        self._graphed, self._shape = graphed, shape
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                for _ in range(CHECKED_STEPS):
+                    training_step(
+                        self.recipe, self, self.criterion, self.optimiser, pixels, labels, self.device
+                    )  # fmt: skip
+            return _bytes(self._state())
+        finally:
+            self._graphed = None
+            self._restore(before)
+
+    def _state(self) -> dict[str, Any]:
+        """A copy of all that a step changes."""
+        parts: dict[str, Any] = {"network": self.network, "criterion": self.criterion, "optimiser": self.optimiser}
+        state = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        gradients = [parameter.grad for parameter in self._parameters()]
+        return state | {"gradients": [None if gradient is None else gradient.clone() for gradient in gradients]}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Put a state back, which stays as it is."""
+        self.network.load_state_dict(state["network"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
