@@ -15,10 +15,14 @@ def main() -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.download", description=__doc__)
     known = ", ".join(weights.FILES)
-    parser.add_argument("name", help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}")
+    parser.add_argument(
+        "name",
+        help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}, or one of timm's with its "
+        "weights, such as timm/resnet18.a1_in1k",
+    )
     name = parser.parse_args().name
-    if name in weights.FILES:
-        fetch.fetch(weights.FILES[name], weights.FOLDER)
+    if name in weights.FILES or "/" in name:
+        fetch.fetch(weights.published_file(name), weights.FOLDER)
     else:
         submodule("datasets", name).download(Path("data/raw") / name)
 

@@ -20,7 +20,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from pipeline.base.checks import backbone_problems, loss_problems
+from pipeline.base.checks import loss_problems
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.base.machine import Machine
@@ -36,6 +36,8 @@ from pipeline.runs.states import keys_of
 
 def check(grid: str, runs: list[GridRun]) -> None:
     """Check what is to be run whole, its networks and losses too, before the first run is started."""
+    from pipeline.networks.outline import backbone_problems  # here: a grid that is done needs no torch
+
     problems: dict[str, None] = {}
     for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
         problems |= dict.fromkeys(f"{source.split(': ')[-1]}.{problem}" for problem in backbone_problems(recipe))

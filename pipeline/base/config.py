@@ -18,7 +18,7 @@ from pipeline.base import checks
 from pipeline.base.checks import problem_lines
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine, from_environment, variable
-from pipeline.base.names import Name, distinct_rows, each_once, folder_name
+from pipeline.base.names import Name, distinct_rows, each_once, folder_name, name_problem
 from pipeline.base.yaml_files import parse_yaml, read_yaml
 
 __all__ = [  # noqa: RUF022 - in the order of their use
@@ -61,6 +61,28 @@ Rate = Annotated[Factor, Gt(0)]
 Seed = Annotated[int, Ge(0), Le(LARGEST_SEED)]
 
 
+def _backbone(name: str) -> str:
+    file, slash, variant = name.partition("/")
+    problem = name_problem(file)
+    if slash and not re.fullmatch(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)?", variant):
+        problem = "behind the slash stands a name as the library has it, such as timm/resnet18.a1_in1k"
+    if problem:
+        raise ValueError(problem)
+    return name
+
+
+def _weights_file(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.(pth|pt|safetensors)", name):
+        raise ValueError("give the name of a file in data/weights that ends in .pth, .pt or .safetensors")
+    return name
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("give the 64 digits that `sha256sum` prints")
+    return text
+
+
 def _epochs(value: Any) -> Any:
     for number in value if isinstance(value, list) else [value]:
         if type(number) is not int or not 1 <= number <= MOST_EPOCHS:
@@ -83,17 +105,32 @@ AxisValues = Annotated[
 ]
 
 
+class Weights(BaseModel):
+    """Weights of one's own, in place of published ones."""
+
+    model_config = STRICT
+
+    file: Annotated[str, AfterValidator(_weights_file)]
+    """A file in data/weights, as PyTorch saves tensors by name (.pth, .pt) or as safetensors does."""
+    sha256: Annotated[str, AfterValidator(_sha256)]
+    drop: list[str] = []
+    """How the names begin of what is left out, such as a classifier; all else must fit the network."""
+
+
 class Recipe(BaseModel):
     """How a network is trained on one dataset, whatever the loss."""
 
     model_config = STRICT
 
-    backbone: Name
-    """A file of pipeline/networks/backbones."""
+    backbone: Annotated[str, AfterValidator(_backbone)]
+    """A file of pipeline/networks/backbones, or timm/<name>, a network by its name in the library timm."""
     pretrained: bool
-    """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
-    pooling: Literal["none", "average", "average_and_maximum"]
-    """Of a spatial backbone's maps over height and width; the last is the sum of both."""
+    """Whether the backbone starts from pretrained weights (data/weights), otherwise from random ones."""
+    weights: Weights | None = None
+    """The pretrained weights, where they are not the network's published ones."""
+    pooling: Literal["none", "average", "average_and_maximum", "class_token"]
+    """Of a spatial backbone's maps over height and width; the last but one is the sum of both. timm's networks: none is
+    timm's own pooling, the last a transformer's class token, the others of maps or patch tokens."""
     head: Literal["linear", "normalised", "normalised_orthogonal"]
     """To the embedding: a linear layer; or a LayerNorm, a BatchNorm1d and a linear layer; or the same with the linear
     layer's weight starting orthogonal and its bias at zero."""

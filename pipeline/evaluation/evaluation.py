@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pipeline.base.config import Recipe
-from pipeline.base.files import submodule
 from pipeline.data.packed import PackedImages
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.ranks import NEVER, per_query
 from pipeline.metrics.retrieval import nearest, retrieval
-from pipeline.networks.network import embed, load_network
+from pipeline.networks.network import embed, load_network, outlined
 from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
 
 NEIGHBOURS = 8
@@ -107,7 +106,7 @@ class TestImages:
     def __init__(self, dataset: str, recipe: Recipe, workers: int):
         self.test = read_retrieved(Path("data/splits") / dataset)
         self.recipe = recipe
-        channels = submodule("networks.backbones", recipe.backbone).Backbone.channels
+        channels = outlined(recipe).channels
         packed = PackedImages(Path("data/packed") / dataset)
         self.images: Tensor | CentredImages = test_images(packed, self.test.numbers, channels, recipe, workers)
 

@@ -21,14 +21,16 @@ MODELLED = 33e12
 
 
 @functools.cache
-def operations(backbone: str, size: int) -> int:
+def operations(backbone: str, pooling: str, size: int) -> int:
     """Floating-point operations of one image of size x size pixels passing forward through a backbone; a multiplication
     and an addition are two."""
     import torch  # here, so that asking for a run's state need not import it
     from torch.utils.flop_counter import FlopCounterMode
 
+    from pipeline.networks.network import make_backbone
+
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network = submodule("networks.backbones", backbone).Backbone().eval()
+        network = make_backbone(backbone, pooling, size).eval()
         network(torch.empty(1, network.channels, size, size))
     return counter.get_total_flops()
 
@@ -90,7 +92,7 @@ def cost(run: GridRun) -> float:
     passes = recipe.epochs * training_images(run.run) * (1 + BACKWARD)
     watched = looks(recipe) if run.run.protocol != "held_out" else 0
     passes += (watched + EVALUATED[run.run.protocol]) * searched_images(run.run)
-    return float(passes * operations(recipe.backbone, recipe.input_size))
+    return float(passes * operations(recipe.backbone, recipe.pooling, recipe.input_size))
 
 
 def longest_first(runs: list[GridRun]) -> list[GridRun]:
