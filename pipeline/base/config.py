@@ -163,10 +163,13 @@ class Recipe(BaseModel):
     """Whether the epsilon is added to that root before the root's bias is corrected (PyTorch up to 1.2) or after (since
     1.3). Before, a large epsilon is a hidden warm-up: see `pipeline/training/optimiser.py`."""
     network_learning_rate: Rate
+    head_learning_rate: Rate | None = None
+    """Of what lies between the backbone and the embedding; null is the network's. A new layer on a pretrained backbone
+    often wants a higher one."""
     proxy_learning_rate: Rate
     weight_decay: Annotated[Factor, Ge(0)]
     decay_epochs: Epochs
-    """The epochs at whose start both learning rates are multiplied by `decay_factor`; every n epochs means n + 1,
+    """The epochs at whose start all learning rates are multiplied by `decay_factor`; every n epochs means n + 1,
     2n + 1 and so on."""
     decay_factor: Annotated[float, Gt(0), Le(1)]
     clip_value: Rate | None
@@ -224,6 +227,10 @@ class Table(BaseModel):
     classes; `held_out`, the epoch chosen so and then trained on all training classes."""
     raw_pixels: bool = False
     """Whether a first row has the images themselves in place of embeddings: what no training gives."""
+    untrained: bool = False
+    """Whether a row has what the recipe's backbone gives before training, pooled; one for each recipe of the rows."""
+    ensembles: bool = False
+    """Whether each row has another one beside it: the embeddings of all its seeds side by side, of unit length."""
     title: str | None = None
     """Above the table, where published.yaml has no title for it."""
     layout: Literal["rows", "ranked"] = "rows"

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.data.packed import PackedImages
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.ranks import NEVER, per_query
 from pipeline.metrics.retrieval import nearest, retrieval
-from pipeline.networks.network import embed, load_network, outlined
+from pipeline.networks.network import Features, embed, initial_network, load_network, outlined
 from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
 
 NEIGHBOURS = 8
@@ -123,6 +124,11 @@ class TestImages:
         """Of the network with the weights that a run kept, float32 (images, dimension)."""
         return embed(load_network(self.recipe, weights, device), self.images, self.recipe, device)
 
+    def features(self, seed: int, device: torch.device) -> Tensor:
+        """Of the recipe's backbone before training, pooled, float32 (images, features)."""
+        sampling.seed_torch(seed, "network")
+        return embed(Features(initial_network(self.recipe).to(device)), self.images, self.recipe, device)
+
 
 def evaluate_weights(
     images: TestImages, kept: dict[Path, int], seed: int, device: torch.device
@@ -148,6 +154,33 @@ def evaluate_pixels(images: TestImages, device: torch.device) -> tuple[dict[str,
     """The metrics of the images themselves, and what each query found: what no training gives."""
     pixels = images.pixels(device)
     return {"no_training": metrics(pixels, images.test, images.recipe, 0)}, query_results(pixels, images.test)
+
+
+def evaluate_untrained(
+    images: TestImages, seed: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metrics of what the recipe's backbone gives before training, and what each query found."""
+    features = images.features(seed, device)
+    found = query_results(features, images.test) | kept_embeddings(features, images.test)
+    return {"no_training": metrics(features, images.test, images.recipe, seed)}, found
+
+
+def evaluate_ensemble(
+    images: TestImages, members: list[tuple[Path, Path]], rule: str, seed: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metrics of several runs' embeddings side by side, and what each query found. Of each run the members name
+    what was kept of its evaluation and its weights, which are read where not all embeddings were kept."""
+    parts = []
+    for queries, weights in members:
+        with np.load(queries, allow_pickle=False) as kept:
+            embeddings = kept["embeddings"] if len(kept["embedded"]) == len(images.test.numbers) else None
+        if embeddings is None:
+            # Rounded as kept ones are.
+            embeddings = images.embeddings(weights, device).cpu().numpy().astype(np.float16)
+        parts.append(normalize(torch.from_numpy(embeddings).float()))
+    together = normalize(torch.cat(parts, 1)).to(device)
+    values: dict[str, Any] = {"members": len(parts)}
+    return {rule: values | metrics(together, images.test, images.recipe, seed)}, query_results(together, images.test)
 
 
 def held_out_retrieved(dataset: str) -> dict[str, int]:

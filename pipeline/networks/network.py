@@ -94,6 +94,20 @@ class EmbeddingNetwork(nn.Module):
         return normalize(embeddings.to(images.dtype))
 
 
+class Features(nn.Module):
+    """What a network's backbone gives, pooled, of unit length, in place of its embeddings."""
+
+    def __init__(self, network: EmbeddingNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (batch, features), in the dtype of the images."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.network.precision == "bfloat16"):
+            features = pooled(self.network.backbone(images), self.network.pooling)
+        return normalize(features.to(images.dtype))
+
+
 def initial_network(recipe: Recipe) -> EmbeddingNetwork:
     """The network of `recipe` before training: drawn from torch's generator, its backbone pretrained if it is to be.
 
@@ -136,7 +150,7 @@ def _allow_tf32(allowed: bool) -> None:
 
 
 @torch.inference_mode()
-def embed(network: EmbeddingNetwork, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
+def embed(network: nn.Module, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
     """Embeddings, float32 (images, dimension) on `device`, of uint8 images, in evaluation mode.
 
     Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.

@@ -79,7 +79,7 @@ def looks(recipe: Recipe) -> int:
     return len(every) if isinstance(every, list) else recipe.epochs // every
 
 
-EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0}
+EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 1, "ensemble": 0}
 """Weights that are evaluated after a run, by its protocol."""
 
 

@@ -112,6 +112,24 @@ class Key:
     content: dict[str, Any]
 
 
+SEEN = (
+    *("backbone", "pretrained", "pooling", "input_size", "test_resize", "smallest_crop"),
+    *("channel_order", "pixel_maximum", "mean", "std", "precision", "memory_format", "cpu_threads"),
+)
+"""The recipe's keys that decide what its backbone gives of an image before training."""
+
+
+def _not_trained(run: Run, device: str) -> dict[str, Any]:
+    """What decides the embeddings of what is not trained itself."""
+    if run.members:
+        return {"protocol": run.protocol, "members": [evaluation_key(member, device).digest for member in run.members]}
+    settings = run.settings()
+    if run.protocol == "untrained":
+        settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key in SEEN}
+        settings["pretrained"] = pretrained_hash(run.recipe) if run.recipe.pretrained else None
+    return settings
+
+
 def _machine(device: str) -> dict[str, Any]:
     kind = device_kind(device)
     return {"device": kind, "instructions": pipeline.INSTRUCTIONS, "packages": versions(kind == "cuda")}
@@ -150,9 +168,8 @@ def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
         files.append(Path("data/splits") / run.dataset / "held_out_test.csv")
     else:
         files += retrieved_manifests(run.dataset)
-    settings = run.settings()
     content = {
-        "training": (trained or training_key(run, device).digest) if run.trained else settings,
+        "training": (trained or training_key(run, device).digest) if run.trained else _not_trained(run, device),
         "settings": {key: getattr(run.recipe, key) for key in (*EVALUATED, "recall_at")},
         "data": {path.as_posix(): file_hash(path) for path in files},
         "code": code_hash(EVALUATION, backbone_module(run.recipe)),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pipeline.runs.grid import grid_runs
 
-KEPT = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0}
+KEPT = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 0, "ensemble": 0}
 """Files of weights that a run keeps, by its protocol."""
 
 

@@ -39,7 +39,7 @@ from pipeline.training.loading import (
     training_batches,
     training_images,
 )
-from pipeline.training.optimiser import build_optimiser, learning_rates, set_learning_rates
+from pipeline.training.optimiser import build_optimiser, head_learning_rate, learning_rates, set_learning_rates
 from pipeline.training.plan import plan_batches
 from pipeline.training.step import training_step
 
@@ -259,6 +259,8 @@ class Training:
             "proxy_learning_rate": rates[1],
             "weights": weights_hash(weights),
         }
+        if recipe.head_learning_rate is not None:
+            line["head_learning_rate"] = head_learning_rate(recipe, epoch)
         if parts.test and parts.searched is not None and (evaluates(recipe, epoch) or epoch == self.last_epoch):
             embeddings = embed(parts.network, parts.searched, recipe, self.device)
             line |= recall_at_k(**parts.test.search(embeddings), ks=recipe.recall_at)
