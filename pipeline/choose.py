@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.base.config import read_yaml
 from pipeline.base.files import exit_with, write_text
+from pipeline.datasets import module_name
 from pipeline.networks.published import file_name
 from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, grid_runs, known_grids
 
@@ -36,7 +37,7 @@ def stage(grid: str, dataset: str, runs: list[GridRun]) -> dict[str, str]:
 
 def chosen(grids: list[str]) -> dict[str, Any]:
     """The content of papers/chosen.yaml for some grids."""
-    content: dict[str, Any] = {"runs": {}, "tables": grids, "datasets": [], "subsets": [], "networks": {}}
+    content: dict[str, Any] = {"runs": {}, "tables": grids, "datasets": {}, "subsets": [], "networks": {}}
     needed: dict[str, set[str]] = {"datasets": set(), "subsets": set()}
     networks: set[str] = set()
     for grid in grids:
@@ -51,7 +52,9 @@ def chosen(grids: list[str]) -> dict[str, Any]:
             networks |= {recipe.backbone for recipe in recipes if recipe.pretrained and not recipe.weights}
     for network in sorted(networks):
         content["networks"][network.replace("/", ".")] = {"name": network, "file": file_name(network)}
-    return content | {name: sorted(values) for name, values in needed.items()}
+    for dataset in sorted(needed["datasets"]):
+        content["datasets"][dataset] = {"name": dataset, "module": module_name(dataset)}
+    return content | {"subsets": sorted(needed["subsets"])}
 
 
 def main() -> None:

@@ -6,8 +6,9 @@ PIPELINE_MIRRORS names mirrors of your own and PIPELINE_TIMEOUT the patience wit
 import argparse
 from pathlib import Path
 
-from pipeline.base.files import exit_with, submodule
+from pipeline.base.files import exit_with
 from pipeline.data import fetch
+from pipeline.datasets import dataset_module
 from pipeline.networks import weights
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     if name in weights.FILES or "/" in name:
         fetch.fetch(weights.published_file(name), weights.FOLDER)
     else:
-        submodule("datasets", name).download(Path("data/raw") / name)
+        dataset_module(name).download(Path("data/raw") / name)
 
 
 if __name__ == "__main__":

@@ -89,22 +89,22 @@ def draw(folder):
 
 def test_your_own_dataset(follow):
     copy, printed = follow("docs/own_dataset.md", prepare=draw)
-    assert "folder train: 120 images, 15 classes" in printed and "folder test: 80 images, 10 classes" in printed
+    assert "drawings train: 120 images, 15 classes" in printed and "drawings test: 80 images, 10 classes" in printed
     first, experiment = printed.split("Reproducing experiment")
     places = [f"{loss}/{seed}" for loss in ("proxy_an", "proxy_nca") for seed in (0, 1)]
     assert sorted(place.split("/", 3)[3] for place in RUN.findall(first)) == [*places, "raw_pixels/0"]
     assert [place.split("/", 3)[3] for place in RUN.findall(experiment)] == ["proxy_an/0", "proxy_an/1"]
-    found = table(copy, "mine/drawings")["folder"]
+    found = table(copy, "mine/unseen")["drawings"]
     assert 0.1 < found["raw_pixels"]["last_epoch"]["recall@1"]["mean"] < 1
     assert "The images themselves, without any training (raw_pixels): Recall@1 " in first
     assert all(found[loss]["last_epoch"]["recall@1"]["mean"] > 0.3 for loss in ("proxy_an", "proxy_nca"))
-    changed = re.findall(r"mine/drawings/folder/(\S+)\.json +Recall@1", experiment)
+    changed = re.findall(r"mine/unseen/drawings/(\S+)\.json +Recall@1", experiment)
     assert changed == ["proxy_an"], experiment
     # What DVC keeps of the state that was committed is all of it.
     assert "Running stage" not in copy.run("dvc", "repro", "papers/dvc.yaml")
     copy.run("dvc", "exp", "apply", "alpha16")
     assert yaml.safe_load((copy.folder / "papers/mine/params.yaml").read_text())["losses"]["proxy_an"]["alpha"] == 16.0
-    assert table(copy, "mine/drawings")["folder"]["proxy_an"] != found["proxy_an"]
+    assert table(copy, "mine/unseen")["drawings"]["proxy_an"] != found["proxy_an"]
 
 
 def test_a_fair_search(follow):

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from pipeline.base.config import Recipe
-from pipeline.base.files import submodule
+from pipeline.datasets import dataset_module
 from pipeline.runs.grid import GridRun
 from pipeline.runs.run import Run
 
@@ -43,7 +43,7 @@ def images_in(manifest: Path) -> int | None:
 
 def _published(dataset: str, *parts: str) -> int:
     """Images of a dataset's parts as published; half the training set for what was not; 0 where nothing was."""
-    counts = {part: of.images for part, of in submodule("datasets", dataset).EXPECTED.items()}
+    counts = {part: of.images for part, of in dataset_module(dataset).EXPECTED.items()}
     return sum(counts[part] or (counts.get("train") or 0) // 2 for part in parts if part in counts)
 
 
