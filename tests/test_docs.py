@@ -5,9 +5,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image, ImageDraw
+from torchvision.models import MobileNetV2
 
+from pipeline.base.files import sha256
+from pipeline.networks.published import FILES
+from tests import textures
 from tests.conftest import ROOT
 
 COMPARISON = "papers/comparison_glyphs/params.yaml"
@@ -134,3 +139,58 @@ def test_a_fair_search(follow):
         seen = [epoch["recall@1"] for epoch in searched["history"]]
         assert set(tested["metrics"]) == {"held_out"} and not any("recall@1" in epoch for epoch in tested["history"])
         assert tested["metrics"]["held_out"]["epoch"] == len(tested["history"]) == 1 + seen.index(max(seen))
+
+
+def test_your_own_network(follow):
+    copy, printed = follow("docs/own_network.md")
+    rows = {"timm", "shufflenet", "untrained-timm", "untrained-shufflenet"}
+    ran = [place for place in RUN.findall(printed) if place.startswith("networks/")]
+    assert sorted(place.split("/")[3] for place in ran) == sorted(rows)
+    found = table(copy, "networks/networks")["glyphs"]
+    assert found.keys() == rows
+    recalls = {row: found[row]["last_epoch"]["recall@1"]["mean"] for row in rows}
+    assert all(recalls[row] > recalls[f"untrained-{row}"] > 0.03 for row in ("timm", "shufflenet")), recalls
+    by_hand = json.loads((copy.folder / "data/untrained.json").read_text())["metrics"]["no_training"]["recall@1"]
+    assert round(by_hand, 6) == recalls["untrained-timm"]
+    states = re.findall(r"^default/glyphs/glyphs/\S+: (.+)$", printed.split("no_training: ")[-1], re.M)
+    assert states == ["done"] * 5
+    history = copy.folder / "data/runs/networks/glyphs/networks/shufflenet/0/history.csv"
+    assert "head_learning_rate" in history.read_text().splitlines()[0]
+
+
+def photographs(folder):
+    """Textures in the place of photographs, random weights in that of the published ones, and a small grid."""
+    textures.write(folder / "all", 12, 8)
+    (folder / "photographs").mkdir()
+    for part in (folder / "all").iterdir():
+        for place in part.iterdir():
+            place.rename(folder / "photographs" / place.name)
+    torch.manual_seed(0)
+    (folder / "data/weights").mkdir()
+    path = folder / "data/weights/mobilenet_v2.pth"
+    torch.save(MobileNetV2().features.state_dict(), path)
+    published = folder / "pipeline/networks/published.py"
+    other = FILES["mobilenet_v2"]
+    text = published.read_text().replace(other.sha256, sha256(path)).replace("9_084_095", str(path.stat().st_size))
+    published.write_text(text)
+    grid = folder / "papers/photos/params.yaml"
+    params = yaml.safe_load(grid.read_text())
+    params["tables"]["losses"].update(rows={"loss": ["proxy_anchor"]}, seeds=[0, 1])
+    small = {"epochs": 2, "decay_epochs": [2], "input_size": 32, "test_resize": 36, "batch_size": 8, "cpu_threads": 1}
+    params["recipes"]["photos"].update(small)
+    grid.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def test_photographs(follow):
+    copy, printed = follow("docs/photos.md", prepare=photographs)
+    assert "photos train: 48 images, 6 classes" in printed and "photos test: 48 images, 6 classes" in printed
+    first, experiment = printed.split("Reproducing experiment")
+    places = ["ensemble_of_proxy_anchor/0_ensemble", "proxy_anchor/0", "proxy_anchor/1", "untrained/0"]
+    assert sorted(place.split("/", 3)[3] for place in RUN.findall(first)) == places
+    # The untrained network is the same under another learning rate.
+    assert sorted(place.split("/", 3)[3] for place in RUN.findall(experiment)) == places[:3]
+    found = table(copy, "photos/losses")["photos"]
+    assert found.keys() == {"proxy_anchor", "untrained", "ensemble_of_proxy_anchor"}
+    assert all(0.1 < of["last_epoch"]["recall@1"]["mean"] <= 1 for of in found.values())
+    assert "What the network gives before training, pooled (untrained): Recall@1 " in first
+    assert "Running stage" not in copy.run("dvc", "repro", "papers/dvc.yaml")

@@ -210,6 +210,12 @@ def _contradictions(recipe: Recipe) -> list[str]:
         found.append("shift: images that are cropped at random are not shifted besides, use 0")
     if recipe.shift >= recipe.input_size:
         found.append(f"shift: {recipe.shift} pixels move an image of {recipe.input_size} out of itself, use fewer")
+    if recipe.decoded_size is not None and recipe.smallest_crop is None:
+        found.append("decoded_size: images that are taken as they are, without smallest_crop, are not shrunk, use null")
+    elif recipe.decoded_size is not None and recipe.decoded_size < max(recipe.input_size, recipe.test_resize):
+        found.append("decoded_size: less than input_size or test_resize, to which images would be enlarged again")
+    if recipe.test_fit != "crop" and recipe.smallest_crop is None:
+        found.append("test_fit: images that are taken as they are, without smallest_crop, are not fitted, use crop")
     if recipe.test_resize < recipe.input_size:
         found.append("test_resize: it is less than input_size, which is cropped out of the middle")
     if recipe.weights and not recipe.pretrained:

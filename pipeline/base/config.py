@@ -178,6 +178,12 @@ class Recipe(BaseModel):
     """Height and width, in pixels, of what the network takes."""
     test_resize: Annotated[int, Ge(1), Le(LARGEST_IMAGE)]
     """Test images are resized to this length of their shorter side, then cropped to `input_size` in the middle."""
+    test_fit: Literal["crop", "squash", "pad"] = "crop"
+    """How test images of other shapes become square: so; or resized without regard to their shape; or their longer side
+    to `input_size` and the rest filled with `mean`. The last two lose no edge, and read no `test_resize`."""
+    decoded_size: Annotated[int, Ge(1), Le(LARGEST_IMAGE)] | None = None
+    """Larger images are shrunk to this length of their shorter side as they are decoded, training and test images; null
+    keeps them whole. It saves memory and time, and gives other pixels: JPEG files are decoded at a smaller scale."""
     smallest_crop: Annotated[float, Gt(0), Le(1)] | None
     """Training images are cropped at random to at least this share of their area and resized to `input_size`; null
     takes images that are of that size already."""

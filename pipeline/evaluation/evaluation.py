@@ -20,12 +20,12 @@ from torch.nn.functional import normalize
 
 from pipeline.base import sampling
 from pipeline.base.config import Recipe
-from pipeline.data.packed import PackedImages
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.ranks import NEVER, per_query
 from pipeline.metrics.retrieval import nearest, retrieval
 from pipeline.networks.network import Features, embed, initial_network, load_network, outlined
 from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
+from pipeline.training.shrunk import open_images
 
 NEIGHBOURS = 8
 CONFUSED = 64
@@ -108,7 +108,7 @@ class TestImages:
         self.test = read_retrieved(Path("data/splits") / dataset)
         self.recipe = recipe
         channels = outlined(recipe).channels
-        packed = PackedImages(Path("data/packed") / dataset)
+        packed = open_images(dataset, recipe)
         self.images: Tensor | CentredImages = test_images(packed, self.test.numbers, channels, recipe, workers)
 
     @property

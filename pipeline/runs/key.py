@@ -113,7 +113,7 @@ class Key:
 
 
 SEEN = (
-    *("backbone", "pretrained", "pooling", "input_size", "test_resize", "smallest_crop"),
+    *("backbone", "pretrained", "pooling", "input_size", "test_resize", "smallest_crop", "test_fit", "decoded_size"),
     *("channel_order", "pixel_maximum", "mean", "std", "precision", "memory_format", "cpu_threads"),
 )
 """The recipe's keys that decide what its backbone gives of an image before training."""

@@ -19,7 +19,7 @@ from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest, without_relevant
 from pipeline.data.packed import DecodedImages, PackedImages, available_memory
 from pipeline.training.batches import ClassBalanced, Shuffled
-from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped
+from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped, mean_colour, padded, squashed
 
 MEMORY_SHARE = 0.4
 """Of the memory at hand, what decoded training images, and resized test images, may each take."""
@@ -196,18 +196,24 @@ class LoadedBatches:
 
 
 class CentredImages(Dataset):
-    """Images of any size resized and cropped from the middle, as the recipe tests them: uint8 tensors."""
+    """Images of any size resized and made square, as the recipe tests them: uint8 tensors."""
 
     def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int):
         self.packed, self.numbers, self.channels, self.workers = packed, numbers, channels, workers
-        self.resize, self.size = recipe.test_resize, recipe.input_size
+        self.resize, self.size, self.fit = recipe.test_resize, recipe.input_size, recipe.test_fit
+        self.colour = mean_colour(recipe, channels)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> Tensor:
         """Image at `place` in the list of numbers, uint8 (channels, size, size)."""
-        return centred(self.packed.decoded(self.numbers[place], self.channels), self.resize, self.size)
+        pixels = self.packed.decoded(self.numbers[place], self.channels)
+        if self.fit == "squash":
+            return squashed(pixels, self.size)
+        if self.fit == "pad":
+            return padded(pixels, self.size, self.colour)
+        return centred(pixels, self.resize, self.size)
 
     def split(self, size: int) -> LoadedBatches:
         """All images in batches of `size`, as torch.Tensor.split gives them."""

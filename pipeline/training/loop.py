@@ -23,7 +23,6 @@ from tqdm import tqdm
 from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule, whole
-from pipeline.data.packed import PackedImages
 from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
@@ -41,6 +40,7 @@ from pipeline.training.loading import (
 )
 from pipeline.training.optimiser import build_optimiser, head_learning_rate, learning_rates, set_learning_rates
 from pipeline.training.plan import plan_batches
+from pipeline.training.shrunk import open_images
 from pipeline.training.step import training_step
 
 CHECKED_EVERY = 50
@@ -114,7 +114,7 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
     network = initial_network(recipe).to(device)
     sampling.seed_torch(run.seed, "proxies")
     criterion = build_loss(run.loss, run.loss_settings, classes, recipe.dimension, run.loss_source).to(device)
-    packed = PackedImages(Path("data/packed") / run.dataset)
+    packed = open_images(run.dataset, recipe)
     channels = network.backbone.channels
     images = training_images(packed, numbers, labels, channels, recipe, run.seed)
     searched = test_images(packed, test.numbers, channels, recipe, workers) if test else None
