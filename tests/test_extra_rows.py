@@ -88,8 +88,8 @@ def test_they_are_labelled_and_in_no_ranking(grid, monkeypatch):
 def test_an_ensemble_waits_for_its_runs_and_what_trains_does_not_change_the_untrained_row(grid, monkeypatch):
     monkeypatch.chdir(grid.folder)
 
-    def state():
-        printed = grid.run("python", "-m", "pipeline.run_grid", "default", "glyphs", "--dry-run")
+    def state(*part):
+        printed = grid.run("python", "-m", "pipeline.run_grid", "default", "glyphs", "--dry-run", *part)
         return dict(re.findall(r"^default/glyphs/glyphs/(\S+): (.+)$", printed, re.M))
 
     assert set(state().values()) == {"done"}
@@ -100,6 +100,11 @@ def test_an_ensemble_waits_for_its_runs_and_what_trains_does_not_change_the_untr
         "proxy_an/1": "not run",
         "untrained/0": "done",
     }
+    # A part of a grid has the runs that an ensemble waits for, or not the ensemble.
+    runs = {"proxy_an/0", "proxy_an/1"}
+    assert state("--row", "ensemble_of_proxy_an").keys() == runs | {"ensemble_of_proxy_an/0_ensemble"}
+    assert state("--row", "proxy_an").keys() == runs
+    assert "ensemble_of_proxy_an/0_ensemble" not in state("--seed", "0")
     grid.edit_params(lambda params: params["recipes"]["glyphs"].update(network_learning_rate=0.005, mean=[0.4]))
     assert state()["untrained/0"] == "not run"
     grid.edit_params(lambda params: params["recipes"]["glyphs"].update(mean=[0.3]))
