@@ -149,7 +149,9 @@ def test_your_own_network(follow):
     found = table(copy, "networks/networks")["glyphs"]
     assert found.keys() == rows
     recalls = {row: found[row]["last_epoch"]["recall@1"]["mean"] for row in rows}
-    assert all(recalls[row] > recalls[f"untrained-{row}"] > 0.03 for row in ("timm", "shufflenet")), recalls
+    # Both weights are random, so that one epoch is all that they know; at chance it would be one of 31.
+    assert recalls["timm"] > recalls["untrained-timm"] > 0.05 and recalls["shufflenet"] > 0.03, recalls
+    assert len(set(recalls.values())) == 4
     by_hand = json.loads((copy.folder / "data/untrained.json").read_text())["metrics"]["no_training"]["recall@1"]
     assert round(by_hand, 6) == recalls["untrained-timm"]
     states = re.findall(r"^default/glyphs/glyphs/\S+: (.+)$", printed.split("no_training: ")[-1], re.M)

@@ -220,9 +220,12 @@ def test_weights_of_ones_own(tmp_path, monkeypatch):
     whole = own["ours.pth"].model_copy(update={"drop": []})
     with pytest.raises(BadInputError, match=r"ours\.pth does not fit(?s:.*)fc\.bias is not in the network"):
         initial_network(wanted["ours.pth"].model_copy(update={"weights": whole}))
-    with pytest.raises(BadInputError, match=r"ours\.pth is not the published file|ours\.pth is not"):
+    with pytest.raises(BadInputError, match=r"ours\.pth is not the file that the recipe means: SHA256 0000"):
         wrong = own["ours.pth"].model_copy(update={"sha256": "0" * 64})
         initial_network(wanted["ours.pth"].model_copy(update={"weights": wrong}))
+    absent = own["ours.pth"].model_copy(update={"file": "none.pth"})
+    with pytest.raises(BadInputError, match=r"none\.pth is missing: put the right one there, or correct the recipe's"):
+        initial_network(wanted["ours.pth"].model_copy(update={"weights": absent}))
     # The key has their hash and what is left out, not the file's name; and the version of timm.
     key = key_of(wanted["ours.pth"])
     assert key.content["data"]["pretrained"] == {"sha256": files["ours.pth"], "without": ["fc."]}

@@ -24,20 +24,23 @@ if TYPE_CHECKING:
 FOLDER = DATA / "weights"
 
 
-def load_weights(path: Path, expected: str) -> dict[str, torch.Tensor]:
+def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torch.Tensor]:
     """The entries of a weights file on the CPU, none of its code run.
 
-    `expected` is the file's SHA-256 or its first digits. Raises `BadInputError` for a file that is missing, is another
-    one, or holds anything but tensors by name.
+    `expected` is the file's SHA-256 or its first digits; `own` says that it is no published file. Raises
+    `BadInputError` for a file that is missing, is another one, or holds anything but tensors by name.
     """
     import torch
 
+    name = path.stem.replace(".", "/", 1)  # as `file_name` has it
+    fix = "put the right one there, or correct the recipe's weights" if own else "remove it and download it again"
     if not path.is_file():
-        name = path.stem.replace(".", "/", 1)  # as `file_name` has it
-        raise BadInputError(f"{path} is missing: run `python -m pipeline.download {name}`, or put it there")
+        get = fix if own else f"run `python -m pipeline.download {name}`, or put it there"
+        raise BadInputError(f"{path} is missing: {get}")
     found = sha256(path)
     if not found.startswith(expected):
-        raise BadInputError(f"{path} is not the published file: SHA256 {expected} expected, {found} found: {_FIX}")
+        meant = "the file that the recipe means" if own else "the published file"
+        raise BadInputError(f"{path} is not {meant}: SHA256 {expected} expected, {found} found: {fix}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -47,15 +50,12 @@ def load_weights(path: Path, expected: str) -> dict[str, torch.Tensor]:
     # The reader of damaged files runs into many kinds of errors; its message goes on for a page.
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
-        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {_FIX}") from None
+        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {fix}") from None
     if isinstance(loaded, dict) and loaded.keys() in ({"model"}, {"state_dict"}):
         (loaded,) = loaded.values()
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadInputError(f"{path} does not hold tensors by name: {_FIX}")
+        raise BadInputError(f"{path} does not hold tensors by name: {fix}")
     return dict(loaded)
-
-
-_FIX = "remove it and download it again"
 
 
 def fitted(
@@ -115,7 +115,7 @@ def pretrained(
     else:
         path, classifier = FOLDER / (file_name(network) or ""), classifier_of(network)
         expected = pins().get(f"weights/{path.name}") or (FILES[network].sha256 if network in FILES else "") or ""
-    weights = load_weights(path, expected)
+    weights = load_weights(path, expected, own is not None)
     if own is None and network in BY_ORDER:
         return fitted(in_order(weights, wanted, classifier), wanted, (), str(path))
     return fitted(converted(weights), wanted, classifier, str(path))

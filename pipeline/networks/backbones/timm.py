@@ -46,10 +46,16 @@ class Backbone(nn.Module):
         # Transformers are built for one size; their position embeddings are resampled when the weights are loaded.
         other_size = known.fixed_input_size and input_size != known.input_size[-1]
         settings: dict[str, Any] = {"img_size": input_size} if other_size else {}
-        self.trunk: Any = timm.create_model(variant, num_classes=0, **settings)
-        patch = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None)
-        if patch and input_size % patch[0]:
-            raise BadInputError(f"timm/{variant} has patches of {patch[0]} pixels: take a multiple as input_size")
+        try:
+            self.trunk: Any = timm.create_model(variant, num_classes=0, **settings)
+        except TypeError:
+            if not other_size:
+                raise
+            raise BadInputError(f"timm/{variant} takes {known.input_size[-1]} pixels, no other input_size") from None
+        patch = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None) or 1
+        side = patch if isinstance(patch, int) else patch[0]
+        if input_size % side:
+            raise BadInputError(f"timm/{variant} has patches of {side} pixels: take a multiple as input_size")
         layer: Any
         for layer in self.trunk.modules():
             # Dropout and stochastic depth, which some have: they draw from a generator that no checkpoint keeps.
