@@ -72,6 +72,8 @@ class Backbone(nn.Module):
         if self.pooling == "none":
             return self.trunk(images)
         found = self.trunk.forward_features(images)
+        if not isinstance(found, Tensor):
+            raise ValueError("its features are several maps: use pooling none")
         if self.pooling == "class_token":
             if found.dim() != 3 or not self.prefix:
                 raise ValueError("it has no class token: use another pooling")
