@@ -136,6 +136,8 @@ def test_modern_names_resolve_without_a_download(name):
         ({"backbone": "timm"}, "backbone: say which network of timm"),
         ({"backbone": "mobilenet_v2/1"}, "backbone: mobilenet_v2 has no variants: write mobilenet_v2"),
         ({"pooling": "class_token"}, r"pooling class_token: it has no class token: use another pooling"),
+        ({"backbone": "timm/coat_tiny", "pooling": "average"}, "its features are several maps: use pooling none"),
+        ({"backbone": "timm/legacy_seresnet50.in1k", "pretrained": True}, "timm names no file on the hub"),
         ({"pretrained": True}, "timm/resnet18 does not say which weights: choose among timm/resnet18.a1_in1k"),
         (
             {"backbone": "timm/resnet18.a1_in1k", "pretrained": True, "pixel_maximum": 255.0},

@@ -107,10 +107,11 @@ def published(variant: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Where the weights called `variant` are, as addresses, and how the names of its classifier's entries begin."""
     known = configuration(variant)
     hub = known.hf_hub_id
-    if not hub or "." not in variant:
-        model = variant.partition(".")[0]
-        weights = ", ".join(f"timm/{name}" for name in timm.list_models(f"{model}.*", pretrained=True)) or "none"
+    if "." not in variant:
+        weights = ", ".join(f"timm/{name}" for name in timm.list_models(f"{variant}.*", pretrained=True)) or "none"
         raise BadInputError(f"timm/{variant} does not say which weights: choose among {weights}")
+    if not hub:
+        raise BadInputError(f"timm names no file on the hub for timm/{variant}: give a file of yours as weights")
     hub, _, revision = hub.partition("@")
     name = known.hf_hub_filename or "model.safetensors"
     classifier = known.classifier or ()
