@@ -12,6 +12,8 @@ import yaml
 
 from pipeline.base.config import read_yaml
 from pipeline.base.files import exit_with, write_text
+from pipeline.datasets import module_name
+from pipeline.networks.published import file_name
 from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, grid_runs, known_grids
 
 HEAD = """\
@@ -25,17 +27,19 @@ DRAWN = "glyphs"
 
 def stage(grid: str, dataset: str, runs: list[GridRun]) -> dict[str, str]:
     """What papers/dvc.yaml has to know of the stage of a grid's runs on one dataset."""
-    networks = {run.run.recipe.backbone for run in runs if run.run.recipe.pretrained}
+    recipes = [run.run.recipe for run in runs if run.run.recipe.pretrained]
+    files = {recipe.weights.file if recipe.weights else file_name(recipe.backbone) for recipe in recipes}
     splits = f"data/splits/{dataset}"
-    weights = f"data/weights/{min(networks)}.pth" if len(networks) == 1 else "data/weights" if networks else splits
+    weights = f"data/weights/{min(map(str, files))}" if len(files) == 1 else "data/weights" if files else splits
     lists = f"data/subsets/{dataset}" if any(run.run.subset for run in runs) else splits
     return {"grid": grid, "dataset": dataset, "weights": weights, "lists": lists}
 
 
 def chosen(grids: list[str]) -> dict[str, Any]:
     """The content of papers/chosen.yaml for some grids."""
-    content: dict[str, Any] = {"runs": {}, "tables": grids, "datasets": [], "subsets": [], "networks": []}
-    needed: dict[str, set[str]] = {"datasets": set(), "subsets": set(), "networks": set()}
+    content: dict[str, Any] = {"runs": {}, "tables": grids, "datasets": {}, "subsets": [], "networks": {}}
+    needed: dict[str, set[str]] = {"datasets": set(), "subsets": set()}
+    networks: set[str] = set()
     for grid in grids:
         by_dataset: dict[str, list[GridRun]] = {}
         for run in grid_runs(grid):
@@ -44,8 +48,13 @@ def chosen(grids: list[str]) -> dict[str, Any]:
             content["runs"][f"{grid}-{dataset}"] = stage(grid, dataset, runs)
             needed["datasets"] |= {dataset} - {DRAWN}
             needed["subsets"] |= {dataset for run in runs if run.run.subset}
-            needed["networks"] |= {run.run.recipe.backbone for run in runs if run.run.recipe.pretrained}
-    return content | {name: sorted(values) for name, values in needed.items()}
+            recipes = [run.run.recipe for run in runs]
+            networks |= {recipe.backbone for recipe in recipes if recipe.pretrained and not recipe.weights}
+    for network in sorted(networks):
+        content["networks"][network.replace("/", ".")] = {"name": network, "file": file_name(network)}
+    for dataset in sorted(needed["datasets"]):
+        content["datasets"][dataset] = {"name": dataset, "module": module_name(dataset)}
+    return content | {"subsets": sorted(needed["subsets"])}
 
 
 def main() -> None:

@@ -8,16 +8,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.base.files import BadInputError, exit_with, submodule, whole, write_text
+from pipeline.base.files import BadInputError, exit_with, whole, write_text
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import read_index
 from pipeline.data.packed import SHOWN, BrokenImagesError, Packed, pack
+from pipeline.datasets import OWN, dataset_module, module_name
 
 
 def convert(name: str, upright: bool) -> Packed:
     """Pack the dataset `name` into data/packed."""
-    dataset = submodule("datasets", name)
-    if upright and name != "folder":
+    dataset = dataset_module(name)
+    if upright and module_name(name) != OWN:
         raise BadInputError(f"--upright is for folders of your own: {name} is read as its published results read it")
     broken = Path("data/packed") / f"{name}.broken.txt"
     broken.unlink(missing_ok=True)
@@ -41,9 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
+    parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs, or a folder of data/raw")
     parser.add_argument(
-        "--upright", action="store_true", help="turn images as their EXIF data says; only for the dataset folder"
+        "--upright", action="store_true", help="turn images as their EXIF data says; only for your own datasets"
     )
     arguments = parser.parse_args()
     name = arguments.dataset
@@ -52,7 +53,7 @@ def main() -> None:
     print(f"{name}: {packed.images} images, {size:,} bytes")
     if packed.turned:
         done = "are turned for use" if arguments.upright else "are read as they are stored, as ImageFolder reads them"
-        hint = "; --upright turns them" if name == "folder" and not arguments.upright else ""
+        hint = "; --upright turns them" if module_name(name) == OWN and not arguments.upright else ""
         print(f"{name}: {packed.turned} images say in EXIF that they are turned; they {done}{hint}", file=sys.stderr)
 
 

@@ -21,10 +21,11 @@ from packaging.requirements import Requirement
 
 from pipeline import split
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, sha256, submodule
+from pipeline.base.files import BadInputError, sha256
 from pipeline.data.checksums import pins
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.data.packed import read_index
+from pipeline.datasets import dataset_module
 from pipeline.engines import fit
 from pipeline.engines.places import mps_is_on
 from pipeline.networks import weights
@@ -220,7 +221,7 @@ def dataset_line(name: str, free: int) -> Line:
         steps = ["" if 3 * DATASETS[name] < free else "free some disk", _by_hand(name), command]
         return Line(name, "warn", f"not here; {room}", ", then ".join(filter(None, steps)))
     try:
-        entries, module = read_index(packed), submodule("datasets", name)
+        entries, module = read_index(packed), dataset_module(name)
         parts = {part: [entries[image] for image in images] for part, images in module.split(entries).items()}
         split.check(name, module, parts)
         for part, chosen in parts.items():
@@ -235,7 +236,7 @@ def dataset_line(name: str, free: int) -> Line:
 
 def _by_hand(name: str) -> str:
     """What a person has to fetch of a dataset before its stages can run, empty where programs do, or it is there."""
-    raw, by_hand = Path("data/raw") / name, getattr(submodule("datasets", name), "BY_HAND", "")
+    raw, by_hand = Path("data/raw") / name, getattr(dataset_module(name), "BY_HAND", "")
     there = raw.is_dir() and any(not path.name.startswith(".") for path in raw.iterdir())
     return "" if there or "PIPELINE_MIRRORS" in os.environ else by_hand
 

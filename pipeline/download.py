@@ -6,8 +6,9 @@ PIPELINE_MIRRORS names mirrors of your own and PIPELINE_TIMEOUT the patience wit
 import argparse
 from pathlib import Path
 
-from pipeline.base.files import exit_with, submodule
+from pipeline.base.files import exit_with
 from pipeline.data import fetch
+from pipeline.datasets import dataset_module
 from pipeline.networks import weights
 
 
@@ -15,12 +16,16 @@ def main() -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.download", description=__doc__)
     known = ", ".join(weights.FILES)
-    parser.add_argument("name", help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}")
+    parser.add_argument(
+        "name",
+        help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}, or one of timm's with its "
+        "weights, such as timm/resnet18.a1_in1k",
+    )
     name = parser.parse_args().name
-    if name in weights.FILES:
-        fetch.fetch(weights.FILES[name], weights.FOLDER)
+    if name in weights.FILES or "/" in name:
+        fetch.fetch(weights.published_file(name), weights.FOLDER)
     else:
-        submodule("datasets", name).download(Path("data/raw") / name)
+        dataset_module(name).download(Path("data/raw") / name)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
 """Evaluate a run by hand: retrieval and clustering metrics of its kept weights on the test set. The tables' runs are
 `pipeline.run_grid`'s.
 
-RUN is a folder that the train stage wrote. --out gets the metrics as JSON: fractions, of the weights at the best test
-epoch and at the last (of a held-out run: at its only one). The evaluation goes into the store under its key, unless it
-is there. With --keep-embeddings a further file holds the test images' embeddings at the last of these epochs as .npz:
-`embedded`, their numbers in the packed index, int32 (images,), and `embeddings`, float16 (images, dimension).
+RUN is a folder that the train stage wrote. In its place --untrained names a recipe: what its network gives before any
+training, pooled, of unit length; that bounds what training adds.
+
+--out gets the metrics as JSON: fractions, of the weights at the best test epoch and at the last (of a held-out run: at
+its only one). The evaluation goes into the store under its key, unless it is there. With --keep-embeddings a further
+file holds the test images' embeddings at the last of these epochs as .npz: `embedded`, their numbers in the packed
+index, int32 (images,), and `embeddings`, float16 (images, dimension).
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, whole
 from pipeline.engines.work import Job, do, evaluate_run, kept_weights
 from pipeline.evaluation.evaluation import TestImages, all_embeddings, write_arrays
 from pipeline.networks.network import prepare
 from pipeline.runs import store
+from pipeline.runs.grid import untrained_run
 from pipeline.runs.key import evaluation_key
 from pipeline.runs.record import METRICS, RECORD, TrainingRecord, read_record
 from pipeline.runs.run import Run
@@ -26,18 +31,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("run", type=Path, nargs="?", help="folder of a run")
+    what.add_argument("--untrained", metavar="RECIPE", help="an entry of recipes, evaluated without training")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of that recipe")
+    parser.add_argument("--dataset", help="with --untrained; the one that the recipe is named like if not given")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file of its metrics")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--workers", type=int, default=0, help="loader processes; the results do not depend on them")
     parser.add_argument("--keep-embeddings", type=Path, metavar="FILE", help="the .npz file of all test embeddings")
     words = parser.parse_args()
 
-    record = read_record(words.run / RECORD, TrainingRecord)
+    if words.untrained and words.keep_embeddings:
+        raise BadInputError("--keep-embeddings goes with a run, leave it out with --untrained")
     if words.out.exists() and store.key_of(words.out) is None:
         raise BadInputError(f"{words.out} is there and is no metrics file: it is not replaced; name another file")
     if words.keep_embeddings and words.keep_embeddings.exists():
         raise BadInputError(f"--keep-embeddings: {words.keep_embeddings} is there already: name another file")
+    if words.untrained:
+        dataset = words.dataset or words.untrained
+        params = read_params(words.params, words.untrained)
+        run = untrained_run(words.params, params, dataset, words.untrained)
+        key = evaluation_key(run, words.device)
+        do(Job(run, run.source, words.device, words.workers), key, evaluate_run)
+        store.show_file(key.digest, METRICS, words.out)
+    else:
+        evaluate_kept(words)
+    found = json.loads(words.out.read_text())["metrics"]
+    for rule, values in found.items():
+        print(f"{rule}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "epoch"))
+
+
+def evaluate_kept(words: argparse.Namespace) -> None:
+    """Evaluate the weights that a run kept."""
+    record = read_record(words.run / RECORD, TrainingRecord)
     if words.keep_embeddings and record.protocol == "choose_epoch":
         raise BadInputError(f"--keep-embeddings: {words.run} chose an epoch and kept no weights: name another run")
     store.take_in(words.run)
@@ -54,9 +81,6 @@ def main() -> None:
         *_, weights = kept_weights(store.folder(record.key), record)
         with whole(words.keep_embeddings) as temporary:
             write_arrays(temporary, all_embeddings(images.embeddings(weights), images.test))
-    found = json.loads(words.out.read_text())["metrics"]
-    for rule, values in found.items():
-        print(f"{rule}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "epoch"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from pipeline.base.checks import backbone_problems, loss_problems
+from pipeline.base.checks import loss_problems
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, read_json, write_json
 from pipeline.base.machine import Machine
@@ -29,7 +29,7 @@ from pipeline.engines.checkpoints import clear
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.runs import cache, store
 from pipeline.runs.follow import check_package, followed
-from pipeline.runs.grid import DEFAULT, GridRun, chosen_grids, grid_folder, grid_runs
+from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, chosen_grids, grid_folder, grid_runs
 from pipeline.runs.key import NotReadyError
 from pipeline.runs.record import MADE, METRICS
 from pipeline.runs.states import keys_of
@@ -37,6 +37,8 @@ from pipeline.runs.states import keys_of
 
 def check(grid: str, runs: list[GridRun]) -> None:
     """Check what is to be run whole, its networks and losses too, before the first run is started."""
+    from pipeline.networks.outline import backbone_problems  # here: a grid that is done needs no torch
+
     problems: dict[str, None] = {}
     for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
         problems |= dict.fromkeys(f"{source.split(': ')[-1]}.{problem}" for problem in backbone_problems(recipe))
@@ -99,11 +101,16 @@ def asked_for(words: argparse.Namespace) -> list[GridRun]:
     if words.all:
         return [run for grid in chosen_grids() for run in grid_runs(grid)]
     runs = grid_runs(words.grid, words.dataset, words.table)
-    asked = [run for run in runs if words.row in (None, run.row) and words.seed in (None, run.run.seed)]
+    # The runs of an ensemble come with it.
+    rows = {words.row, words.row.removeprefix(ENSEMBLE)} if words.row else {run.row for run in runs}
+    asked = [run for run in runs if run.row in rows]
+    if words.seed is not None:
+        # One seed alone makes no ensemble.
+        asked = [run for run in asked if run.run.seed == words.seed and not run.run.members]
     if not asked:
-        rows = ", ".join(dict.fromkeys(run.row for run in runs))
+        names = ", ".join(dict.fromkeys(run.row for run in runs))
         seeds = ", ".join(dict.fromkeys(str(run.run.seed) for run in runs))
-        raise BadInputError(f"grid {words.grid}: choose among the rows {rows} and the seeds {seeds}")
+        raise BadInputError(f"grid {words.grid}: choose among the rows {names} and the seeds {seeds}")
     return asked
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline import datasets
-from pipeline.base.files import BadInputError, exit_with, submodule, whole
+from pipeline.base.files import BadInputError, exit_with, whole
 from pipeline.data.checksums import CHECKSUMS, pin, pins
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import Entry, read_index
@@ -118,9 +118,9 @@ def oddities(manifests: Manifests) -> Iterator[str]:
 def main() -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.split", description=__doc__)
-    parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs")
+    parser.add_argument("dataset", help="a file of pipeline/datasets, such as glyphs, or a folder of data/raw")
     name = parser.parse_args().dataset
-    dataset = submodule("datasets", name)
+    dataset = datasets.dataset_module(name)
     packed = Path("data/packed") / name
     entries = read_index(packed)
     manifests = {part: [entries[image] for image in images] for part, images in dataset.split(entries).items()}

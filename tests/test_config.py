@@ -23,6 +23,7 @@ def changed(tmp_path, edit):
 
 
 RECIPE = ("recipes", "glyphs")
+OURS = {"file": "ours.pth", "sha256": "0" * 64}
 WRONG = [
     (RECIPE, {"batch_sise": 32}, r"recipes\.glyphs\.batch_sise: unknown key, did you mean batch_size\?"),
     (RECIPE, {"epochs": "5"}, r"recipes\.glyphs\.epochs: .*integer.* found '5'"),
@@ -39,6 +40,14 @@ WRONG = [
         r"recipes\.glyphs\.pooling: resnet50 gives maps, use average or average_and_max",
     ),
     (RECIPE, {"pretrained": True}, r"recipes\.glyphs\.pretrained: small has no published weights, use false"),
+    (RECIPE, {"backbone": "timm/Not A Name"}, r"recipes\.glyphs\.backbone: behind the slash stands a name"),
+    (RECIPE, {"backbone": "timn/resnet18"}, r"recipes\.glyphs\.backbone: there is no file timn\.py .* timm"),
+    (RECIPE, {"weights": OURS}, r"recipes\.glyphs\.pretrained: false, where weights are given: use true"),
+    (RECIPE, {"weights": OURS | {"sha256": "0" * 63}}, r"recipes\.glyphs\.weights\.sha256: give the 64 digits"),
+    (RECIPE, {"weights": OURS | {"file": "../ours.pth"}}, r"recipes\.glyphs\.weights\.file: give the name of a file"),
+    (RECIPE, {"weights": OURS | {"drops": []}}, r"recipes\.glyphs\.weights\.drops: unknown key, did you mean drop\?"),
+    (RECIPE, {"pooling": "class_token"}, r"recipes\.glyphs\.pooling: a class token is had of timm's networks alone"),
+    (RECIPE, {"head_learning_rate": 0.0}, r"recipes\.glyphs\.head_learning_rate: .* greater than 0"),
     (RECIPE, {"head": "linaer"}, r"recipes\.glyphs\.head: .*'linear'.* found 'linaer'"),
     (RECIPE, {"recall_at": [2, 4]}, r"recipes\.glyphs\.recall_at: 1 is missing"),
     (("losses", "proxy_an"), {"alpha": -1.0}, r"losses\.proxy_an\.alpha: .* greater than 0, found -1"),

@@ -40,7 +40,9 @@ def test_dvc_repro_runs_every_dataset_and_status_is_clean(tmp_path):
     subsets = folder / "pipeline/subsets.py"
     subsets.write_text(subsets.read_text().replace("RATES = [0.1, 0.2, 0.3, 0.4, ", "RATES = ["))
     (folder / "papers").mkdir()
-    names = {"datasets": list(counts), "subsets": ["cub", "cars"], "networks": ["bn_inception", "resnet50"]}
+    networks = {name: {"name": name, "file": f"{name}.pth"} for name in ("bn_inception", "resnet50")}
+    datasets = {name: {"name": name, "module": name} for name in counts}
+    names = {"datasets": datasets, "subsets": ["cub", "cars"], "networks": networks}
     (folder / "papers/chosen.yaml").write_text(yaml.safe_dump(names))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     dvc(folder, "init", "-q")

@@ -5,9 +5,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image, ImageDraw
+from torchvision.models import MobileNetV2
 
+from pipeline.base.files import sha256
+from pipeline.networks.published import FILES
+from tests import textures
 from tests.conftest import ROOT
 
 COMPARISON = "papers/comparison_glyphs/params.yaml"
@@ -89,22 +94,22 @@ def draw(folder):
 
 def test_your_own_dataset(follow):
     copy, printed = follow("docs/own_dataset.md", prepare=draw)
-    assert "folder train: 120 images, 15 classes" in printed and "folder test: 80 images, 10 classes" in printed
+    assert "drawings train: 120 images, 15 classes" in printed and "drawings test: 80 images, 10 classes" in printed
     first, experiment = printed.split("Reproducing experiment")
     places = [f"{loss}/{seed}" for loss in ("proxy_an", "proxy_nca") for seed in (0, 1)]
     assert sorted(place.split("/", 3)[3] for place in RUN.findall(first)) == [*places, "raw_pixels/0"]
     assert [place.split("/", 3)[3] for place in RUN.findall(experiment)] == ["proxy_an/0", "proxy_an/1"]
-    found = table(copy, "mine/drawings")["folder"]
+    found = table(copy, "mine/unseen")["drawings"]
     assert 0.1 < found["raw_pixels"]["last_epoch"]["recall@1"]["mean"] < 1
     assert "The images themselves, without any training (raw_pixels): Recall@1 " in first
     assert all(found[loss]["last_epoch"]["recall@1"]["mean"] > 0.3 for loss in ("proxy_an", "proxy_nca"))
-    changed = re.findall(r"mine/drawings/folder/(\S+)\.json +Recall@1", experiment)
+    changed = re.findall(r"mine/unseen/drawings/(\S+)\.json +Recall@1", experiment)
     assert changed == ["proxy_an"], experiment
     # What DVC keeps of the state that was committed is all of it.
     assert "Running stage" not in copy.run("dvc", "repro", "papers/dvc.yaml")
     copy.run("dvc", "exp", "apply", "alpha16")
     assert yaml.safe_load((copy.folder / "papers/mine/params.yaml").read_text())["losses"]["proxy_an"]["alpha"] == 16.0
-    assert table(copy, "mine/drawings")["folder"]["proxy_an"] != found["proxy_an"]
+    assert table(copy, "mine/unseen")["drawings"]["proxy_an"] != found["proxy_an"]
 
 
 def test_a_fair_search(follow):
@@ -134,3 +139,60 @@ def test_a_fair_search(follow):
         seen = [epoch["recall@1"] for epoch in searched["history"]]
         assert set(tested["metrics"]) == {"held_out"} and not any("recall@1" in epoch for epoch in tested["history"])
         assert tested["metrics"]["held_out"]["epoch"] == len(tested["history"]) == 1 + seen.index(max(seen))
+
+
+def test_your_own_network(follow):
+    copy, printed = follow("docs/own_network.md")
+    rows = {"timm", "shufflenet", "untrained-timm", "untrained-shufflenet"}
+    ran = [place for place in RUN.findall(printed) if place.startswith("networks/")]
+    assert sorted(place.split("/")[3] for place in ran) == sorted(rows)
+    found = table(copy, "networks/networks")["glyphs"]
+    assert found.keys() == rows
+    recalls = {row: found[row]["last_epoch"]["recall@1"]["mean"] for row in rows}
+    # Both weights are random, so that one epoch is all that they know; at chance it would be one of 31.
+    assert recalls["timm"] > recalls["untrained-timm"] > 0.05 and recalls["shufflenet"] > 0.03, recalls
+    assert len(set(recalls.values())) == 4
+    by_hand = json.loads((copy.folder / "data/untrained.json").read_text())["metrics"]["no_training"]["recall@1"]
+    assert round(by_hand, 6) == recalls["untrained-timm"]
+    states = re.findall(r"^default/glyphs/glyphs/\S+: (.+)$", printed.split("no_training: ")[-1], re.M)
+    assert states == ["done"] * 5
+    history = copy.folder / "data/runs/networks/glyphs/networks/shufflenet/0/history.csv"
+    assert "head_learning_rate" in history.read_text().splitlines()[0]
+
+
+def photographs(folder):
+    """Textures in the place of photographs, random weights in that of the published ones, and a small grid."""
+    textures.write(folder / "all", 12, 8)
+    (folder / "photographs").mkdir()
+    for part in (folder / "all").iterdir():
+        for place in part.iterdir():
+            place.rename(folder / "photographs" / place.name)
+    torch.manual_seed(0)
+    (folder / "data/weights").mkdir()
+    path = folder / "data/weights/mobilenet_v2.pth"
+    torch.save(MobileNetV2().features.state_dict(), path)
+    published = folder / "pipeline/networks/published.py"
+    other = FILES["mobilenet_v2"]
+    text = published.read_text().replace(other.sha256, sha256(path)).replace("9_084_095", str(path.stat().st_size))
+    published.write_text(text)
+    grid = folder / "papers/photos/params.yaml"
+    params = yaml.safe_load(grid.read_text())
+    params["tables"]["losses"].update(rows={"loss": ["proxy_anchor"]}, seeds=[0, 1])
+    small = {"epochs": 2, "decay_epochs": [2], "input_size": 32, "test_resize": 36, "batch_size": 8, "cpu_threads": 1}
+    params["recipes"]["photos"].update(small)
+    grid.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def test_photographs(follow):
+    copy, printed = follow("docs/photos.md", prepare=photographs)
+    assert "photos train: 48 images, 6 classes" in printed and "photos test: 48 images, 6 classes" in printed
+    first, experiment = printed.split("Reproducing experiment")
+    places = ["ensemble_of_proxy_anchor/0_ensemble", "proxy_anchor/0", "proxy_anchor/1", "untrained/0"]
+    assert sorted(place.split("/", 3)[3] for place in RUN.findall(first)) == places
+    # The untrained network is the same under another learning rate.
+    assert sorted(place.split("/", 3)[3] for place in RUN.findall(experiment)) == places[:3]
+    found = table(copy, "photos/losses")["photos"]
+    assert found.keys() == {"proxy_anchor", "untrained", "ensemble_of_proxy_anchor"}
+    assert all(0 < of["last_epoch"]["recall@1"]["mean"] < 1 for of in found.values())
+    assert "What the network gives before training, pooled (untrained): Recall@1 " in first
+    assert "Running stage" not in copy.run("dvc", "repro", "papers/dvc.yaml")

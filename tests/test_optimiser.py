@@ -66,6 +66,23 @@ def test_adam_is_the_one_of_the_version_of_pytorch(added):
     assert taken["backbone.weight"] == STEPS - len(RESTING)
 
 
+@pytest.mark.parametrize(("own", "factor"), [(None, 1.0), (1e-4, 1.0), (1e-3, 10.0)])
+def test_the_heads_learning_rate_is_the_networks_or_its_own(own, factor):
+    recipe = RECIPE.model_copy(update={"head_learning_rate": own, "epsilon": 1e-12, "weight_decay": 0.0})
+    for epoch, decay in ((1, 1.0), (20, 0.1), (40, 0.01)):
+        network, criterion, named = parts()
+        before = {name: parameter.detach().clone() for name, parameter in named.items()}
+        optimiser = build_optimiser(recipe, network, criterion)
+        set_learning_rates(optimiser, recipe, epoch)
+        give_gradients(named, 0)
+        take_step(optimiser, recipe)
+        # Adam's first step is as long as the learning rate, whatever the gradient.
+        rates = {"backbone": 1e-4, "embedding": 1e-4 * factor, "proxies": 0.03}
+        for name, parameter in named.items():
+            steps = (parameter - before[name]).abs().flatten().tolist()
+            assert steps == pytest.approx([decay * rates[name.split(".")[0]]] * len(steps), rel=1e-3), name
+
+
 def test_a_resumed_optimiser_goes_on_to_the_same_bytes():
     def run(stops):
         network, criterion, named = parts(torch.float32)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import yaml
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.choose import chosen
+from pipeline.networks.published import FILES
+from pipeline.runs import code
+from pipeline.runs import key as run_key
 from pipeline.runs.grid import DEFAULT, grid_runs, known_grids
 from pipeline.runs.states import keys_of
 from pipeline.tables.published import read_published
@@ -65,7 +69,7 @@ def project(tmp_path):
 
 @pytest.mark.parametrize(("grid", "table"), COMPARED)
 def test_every_row_of_a_grid_has_its_printed_numbers_or_says_why_not(grid, table):
-    rows = {f"{run.run.dataset}/{run.row}" for run in grid_runs(grid, table=table)}
+    rows = {f"{run.run.dataset}/{run.row}" for run in grid_runs(grid, table=table) if run.run.trained}
     assert rows == set(published_table(grid, table).rows)
 
 
@@ -158,7 +162,7 @@ def test_a_part_of_the_runs(project):
     assert re.search(r"\| cub/512 +\| \+1.50 ± 6.35 \(n = 2\) +\| \+6.00 ", page)
     assert "[0_held_out](../../runs/proxygml/cub/main/512/0_held_out.json)" in page
     assert json.loads(files[".json"])["cub"]["512"]["best_test_epoch"]["recall@1"]["n"] == 2
-    assert "REHEARSAL" not in "".join(files.values()) and "3 of 81 planned runs" in files[".tex"]
+    assert "REHEARSAL" not in "".join(files.values()) and "3 of 93 planned runs" in files[".tex"]
 
 
 def test_our_history_stands_beside_the_papers_curve(project):
@@ -271,7 +275,9 @@ def keys_by_table(folder):
     }
 
 
-def test_one_recipes_learning_rate_changes_its_runs_and_no_others(tmp_path, monkeypatch):
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """The papers in a project whose data are made up, as the working directory."""
     rehearse.copy(tmp_path / "project", rehearse.TABLES)
     monkeypatch.chdir(tmp_path / "project")
     for dataset in ("cub", "cars", "sop", "inshop"):
@@ -282,14 +288,39 @@ def test_one_recipes_learning_rate_changes_its_runs_and_no_others(tmp_path, monk
             if dataset == "inshop" or not name.endswith(("query.csv", "gallery.csv")):
                 Path("data", name).parent.mkdir(parents=True, exist_ok=True)
                 Path("data", name).write_text(f"{name}\n")
-    before = keys_by_table(tmp_path)
+    return tmp_path
+
+
+def test_one_recipes_learning_rate_changes_its_runs_and_no_others(made_up):
+    before = keys_by_table(made_up)
     path = Path("papers/proxygml/params.yaml")
     params = yaml.safe_load(path.read_text())
     params["recipes"]["cars"]["network_learning_rate"] = 0.0003
     path.write_text(yaml.safe_dump(params, sort_keys=False))
-    after = keys_by_table(tmp_path)
+    after = keys_by_table(made_up)
     changed = {place for place in before if before[place] != after[place]}
     assert changed == {("proxygml", table, "cars") for table in params["tables"]}
+
+
+def test_another_network_with_weights_changes_no_run(made_up, monkeypatch):
+    shutil.copytree(ROOT / "pipeline", "pipeline", dirs_exist_ok=True)
+    monkeypatch.setattr(code, "PACKAGE", Path("pipeline").resolve())
+    monkeypatch.setattr(run_key, "pins", dict)
+    before = keys_by_table(made_up)
+    again = Path("again/pipeline")
+    shutil.copytree("pipeline", again)
+    text = (again / "networks/backbones/resnet50.py").read_text()
+    (again / "networks/backbones/resnet34.py").write_text(text.replace("3, 4, 6, 3", "3, 4, 6, 4"))
+    with (again / "networks/published.py").open("a") as module:
+        module.write("\nFILES['resnet34'] = FILES['resnet50']._replace(name='resnet34.pth')\n")
+    monkeypatch.setattr(code, "PACKAGE", again.resolve())
+    monkeypatch.setitem(FILES, "resnet34", FILES["resnet50"]._replace(name="resnet34.pth"))
+    assert keys_by_table(made_up) == before
+    # The same change in a network's own file is noticed by the runs that have it, and by them alone.
+    (again / "networks/backbones/deit_small_distilled.py").write_text(text)
+    code._read.cache_clear()
+    after = keys_by_table(made_up)
+    assert {place[:2] for place in before if before[place] != after[place]} == {("proxy_an", "networks")}
 
 
 def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):
@@ -302,7 +333,10 @@ def test_a_thin_rehearsal_from_the_archives_to_tables(tmp_path):
         links = re.findall(r"\]\(([^)]+)\)", page.read_text())
         assert links and all((page.parent / link).is_file() for link in links)
         runs = list((project / "metrics/runs").glob(f"{page.parent.name}/*/*/*/*.json"))
-        assert runs and all(json.loads(run.read_text())["run"]["recipe"]["pretrained"] for run in runs)
+        records = [json.loads(run.read_text()) for run in runs]
+        assert records and all(record["run"]["recipe"]["pretrained"] for record in records if record["run"])
+        untrained = [run for run, record in zip(runs, records, strict=True) if not record["run"]]
+        assert {run.parent.name for run in untrained} == ({"untrained"} if "proxygml" in str(page) else set())
 
 
 def test_references_of_the_comparison_are_read_whole():

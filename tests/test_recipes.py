@@ -61,7 +61,9 @@ def column(table, name):
 
 def ours():
     """What the papers leave to us."""
-    return {"precision": "float32", "memory_format": "channels_last", "cpu_threads": 8, "shift": 0}
+    left = {"precision": "float32", "memory_format": "channels_last", "cpu_threads": 8, "shift": 0}
+    # Keys that the papers have no use for.
+    return left | {"weights": None, "head_learning_rate": None, "test_fit": "crop", "decoded_size": None}
 
 
 def images():

@@ -210,10 +210,20 @@ def _contradictions(recipe: Recipe) -> list[str]:
         found.append("shift: images that are cropped at random are not shifted besides, use 0")
     if recipe.shift >= recipe.input_size:
         found.append(f"shift: {recipe.shift} pixels move an image of {recipe.input_size} out of itself, use fewer")
+    if recipe.decoded_size is not None and recipe.smallest_crop is None:
+        found.append("decoded_size: images that are taken as they are, without smallest_crop, are not shrunk, use null")
+    elif recipe.decoded_size is not None and recipe.decoded_size < max(recipe.input_size, recipe.test_resize):
+        found.append("decoded_size: less than input_size or test_resize, to which images would be enlarged again")
+    if recipe.test_fit != "crop" and recipe.smallest_crop is None:
+        found.append("test_fit: images that are taken as they are, without smallest_crop, are not fitted, use crop")
     if recipe.test_resize < recipe.input_size:
         found.append("test_resize: it is less than input_size, which is cropped out of the middle")
+    if recipe.weights and not recipe.pretrained:
+        found.append("pretrained: false, where weights are given: use true, or remove them")
+    if recipe.backbone.partition("/")[1] == "" and recipe.pooling == "class_token":
+        found.append("pooling: a class token is had of timm's networks alone, use another")
     try:
-        module_file("networks.backbones", recipe.backbone)
+        module_file("networks.backbones", recipe.backbone.partition("/")[0])
     except BadInputError as error:
         found.append(f"backbone: {error}")
     return found
@@ -223,30 +233,10 @@ def _backbone_problems(params: Params, name: str) -> list[str]:
     """What is wrong between one recipe and its backbone, whose module is imported."""
     if name not in params.recipes:
         return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
+    # Where it is used: it imports torch.
+    from pipeline.networks.outline import backbone_problems
+
     return [f"recipes.{name}.{problem}" for problem in backbone_problems(params.recipes[name])]
-
-
-def backbone_problems(recipe: Recipe) -> list[str]:
-    """What is wrong between a recipe and its backbone, whose module is imported."""
-    backbone = submodule("networks.backbones", recipe.backbone).Backbone
-    found = [
-        f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
-        for key in ("mean", "std")
-        if len(getattr(recipe, key)) != backbone.channels
-    ]
-    if backbone.channels == 1 and recipe.channel_order != "rgb":
-        found.append(f"channel_order: {recipe.backbone} takes one channel, use rgb")
-    if backbone.input_size not in (None, recipe.input_size):
-        found.append(f"input_size: {recipe.backbone} takes {backbone.input_size} pixels, no other size")
-    if backbone.spatial and recipe.pooling == "none":
-        found.append(f"pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
-    if not backbone.spatial and recipe.pooling != "none":
-        found.append(f"pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
-    if not backbone.batch_norms and recipe.batch_norm != "trained":
-        found.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
-    if recipe.pretrained and not backbone.published:
-        found.append(f"pretrained: {recipe.backbone} has no published weights, use false")
-    return found
 
 
 def _settings_model(loss: type) -> type[BaseModel]:

@@ -18,7 +18,7 @@ from pipeline.base import checks
 from pipeline.base.checks import problem_lines
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine, from_environment, variable
-from pipeline.base.names import Name, distinct_rows, each_once, folder_name
+from pipeline.base.names import Name, distinct_rows, each_once, folder_name, name_problem
 from pipeline.base.yaml_files import parse_yaml, read_yaml
 
 __all__ = [  # noqa: RUF022 - in the order of their use
@@ -61,6 +61,28 @@ Rate = Annotated[Factor, Gt(0)]
 Seed = Annotated[int, Ge(0), Le(LARGEST_SEED)]
 
 
+def _backbone(name: str) -> str:
+    file, slash, variant = name.partition("/")
+    problem = name_problem(file)
+    if slash and not re.fullmatch(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)?", variant):
+        problem = "behind the slash stands a name as the library has it, such as timm/resnet18.a1_in1k"
+    if problem:
+        raise ValueError(problem)
+    return name
+
+
+def _weights_file(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.(pth|pt|safetensors)", name):
+        raise ValueError("give the name of a file in data/weights that ends in .pth, .pt or .safetensors")
+    return name
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("give the 64 digits that `sha256sum` prints")
+    return text
+
+
 def _epochs(value: Any) -> Any:
     for number in value if isinstance(value, list) else [value]:
         if type(number) is not int or not 1 <= number <= MOST_EPOCHS:
@@ -83,17 +105,32 @@ AxisValues = Annotated[
 ]
 
 
+class Weights(BaseModel):
+    """Weights of one's own, in place of published ones."""
+
+    model_config = STRICT
+
+    file: Annotated[str, AfterValidator(_weights_file)]
+    """A file in data/weights, as PyTorch saves tensors by name (.pth, .pt) or as safetensors does."""
+    sha256: Annotated[str, AfterValidator(_sha256)]
+    drop: list[str] = []
+    """How the names begin of what is left out, such as a classifier; all else must fit the network."""
+
+
 class Recipe(BaseModel):
     """How a network is trained on one dataset, whatever the loss."""
 
     model_config = STRICT
 
-    backbone: Name
-    """A file of pipeline/networks/backbones."""
+    backbone: Annotated[str, AfterValidator(_backbone)]
+    """A file of pipeline/networks/backbones, or timm/<name>, a network by its name in the library timm."""
     pretrained: bool
-    """Whether the backbone starts from its published weights (data/weights), otherwise from random ones."""
-    pooling: Literal["none", "average", "average_and_maximum"]
-    """Of a spatial backbone's maps over height and width; the last is the sum of both."""
+    """Whether the backbone starts from pretrained weights (data/weights), otherwise from random ones."""
+    weights: Weights | None = None
+    """The pretrained weights, where they are not the network's published ones."""
+    pooling: Literal["none", "average", "average_and_maximum", "class_token"]
+    """Of a spatial backbone's maps over height and width; the last but one is the sum of both. timm's networks: none is
+    timm's own pooling, the last a transformer's class token, the others of maps or patch tokens."""
     head: Literal["linear", "normalised", "normalised_orthogonal"]
     """To the embedding: a linear layer; or a LayerNorm, a BatchNorm1d and a linear layer; or the same with the linear
     layer's weight starting orthogonal and its bias at zero."""
@@ -126,10 +163,13 @@ class Recipe(BaseModel):
     """Whether the epsilon is added to that root before the root's bias is corrected (PyTorch up to 1.2) or after (since
     1.3). Before, a large epsilon is a hidden warm-up: see `pipeline/training/optimiser.py`."""
     network_learning_rate: Rate
+    head_learning_rate: Rate | None = None
+    """Of what lies between the backbone and the embedding; null is the network's. A new layer on a pretrained backbone
+    often wants a higher one."""
     proxy_learning_rate: Rate
     weight_decay: Annotated[Factor, Ge(0)]
     decay_epochs: Epochs
-    """The epochs at whose start both learning rates are multiplied by `decay_factor`; every n epochs means n + 1,
+    """The epochs at whose start all learning rates are multiplied by `decay_factor`; every n epochs means n + 1,
     2n + 1 and so on."""
     decay_factor: Annotated[float, Gt(0), Le(1)]
     clip_value: Rate | None
@@ -138,6 +178,12 @@ class Recipe(BaseModel):
     """Height and width, in pixels, of what the network takes."""
     test_resize: Annotated[int, Ge(1), Le(LARGEST_IMAGE)]
     """Test images are resized to this length of their shorter side, then cropped to `input_size` in the middle."""
+    test_fit: Literal["crop", "squash", "pad"] = "crop"
+    """How test images of other shapes become square: so; or resized without regard to their shape; or their longer side
+    to `input_size` and the rest filled with `mean`. The last two lose no edge, and read no `test_resize`."""
+    decoded_size: Annotated[int, Ge(1), Le(LARGEST_IMAGE)] | None = None
+    """Larger images are shrunk to this length of their shorter side as they are decoded, training and test images; null
+    keeps them whole. It saves memory and time, and gives other pixels: JPEG files are decoded at a smaller scale."""
     smallest_crop: Annotated[float, Gt(0), Le(1)] | None
     """Training images are cropped at random to at least this share of their area and resized to `input_size`; null
     takes images that are of that size already."""
@@ -187,6 +233,10 @@ class Table(BaseModel):
     classes; `held_out`, the epoch chosen so and then trained on all training classes."""
     raw_pixels: bool = False
     """Whether a first row has the images themselves in place of embeddings: what no training gives."""
+    untrained: bool = False
+    """Whether a row has what the recipe's backbone gives before training, pooled; one for each recipe of the rows."""
+    ensembles: bool = False
+    """Whether each row has another one beside it: the embeddings of all its seeds side by side, of unit length."""
     title: str | None = None
     """Above the table, where published.yaml has no title for it."""
     layout: Literal["rows", "ranked"] = "rows"

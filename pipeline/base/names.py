@@ -20,8 +20,12 @@ LONGEST_ROW = 180
 MOST_ROWS = 10_000
 """Of a table: they are listed before anything is run."""
 
-RESERVED = "raw_pixels"
-"""The row of the images themselves, which tables add."""
+RESERVED = {
+    "raw_pixels": "the name of the row of the images themselves",
+    "untrained": "how the row of the network without training is named",
+    "ensemble_of_": "how the rows of several seeds together are named",
+}
+"""How rows are named that tables add."""
 
 
 _shortening = reprlib.Repr()
@@ -55,8 +59,10 @@ def _row_problem(values: Sequence[Any]) -> str:
     name = folder_name(values)
     if "" in values:
         return "a value is empty, give it a name"
-    if name.casefold() == RESERVED:
-        return f"{RESERVED} is the name of the row of the images themselves, take another"
+    for reserved, what in RESERVED.items():
+        alike = name.casefold() == reserved if reserved == "raw_pixels" else name.casefold().startswith(reserved)
+        if alike:
+            return f"{reserved} is {what}, take another"
     if len(name) > LONGEST_ROW:
         return f"the values name a folder of {len(name):,} characters, {LONGEST_ROW} are the most"
     if name[0] in "-.":

@@ -44,14 +44,15 @@ TURNS = {
 """What makes an image upright, by its EXIF orientation; 1 is upright."""
 
 
-def decode(encoded: bytes, channels: int, orientation: int = 1) -> np.ndarray:
+def decode(encoded: bytes, channels: int, orientation: int = 1, least: int = 0) -> np.ndarray:
     """The image as uint8 (height, width, channels), a copy; one channel is grey, three are RGB.
 
-    It is turned upright by the EXIF orientation that is given; the file's own is not looked at. Raises `ValueError`
-    with a reason of one line for whatever cannot be decoded.
+    It is turned upright by the EXIF orientation that is given; the file's own is not looked at. With `least`, JPEG
+    files that simplejpeg reads are decoded at a smaller scale, no side shorter than that, to other pixels. Raises
+    `ValueError` with a reason of one line for whatever cannot be decoded.
     """
     try:
-        pixels = _by_simplejpeg(encoded)
+        pixels = _by_simplejpeg(encoded, least)
         if pixels is None:
             pixels = _by_pillow(encoded, MODES[channels])
         elif channels == 1:
@@ -80,15 +81,19 @@ def _is_jpeg(encoded: bytes) -> bool:
     return encoded.startswith(b"\xff\xd8\xff")
 
 
-def _by_simplejpeg(encoded: bytes) -> np.ndarray | None:
-    """A JPEG file as RGB, uint8 (height, width, 3); None for other files and where anything at all is odd."""
+def _by_simplejpeg(encoded: bytes, least: int) -> np.ndarray | None:
+    """A JPEG file as RGB, uint8 (height, width, 3), no side shorter than `least` unless that is 0; None for other files
+    and where anything at all is odd."""
     if not _is_jpeg(encoded):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         if colours not in ("YCbCr", "Gray") or height * width > PIXEL_LIMIT:
             return None
-        return simplejpeg.decode_jpeg(encoded, "RGB")
+        # Without a least size exactly as ever: a scale is chosen where one is given, and not for small images.
+        if not 0 < least < min(height, width):
+            return simplejpeg.decode_jpeg(encoded, "RGB")
+        return simplejpeg.decode_jpeg(encoded, "RGB", min_height=least, min_width=least)
     # A KeyError, too, for samplings that it has no name for.
     except Exception:
         return None

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from pipeline.base.files import BadInputError
 from pipeline.data.checksums import CHECKSUMS, DATA, pin, pins
-from pipeline.data.file import File
+from pipeline.data.file import File, Package
 from pipeline.data.transfer import MirrorError, Transfer, patience, public
+from pipeline.data.wheels import unpack
 
 CHUNK = 1 << 20
 
@@ -93,17 +94,22 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
     patience()
     bases = os.environ.get("PIPELINE_MIRRORS", "").split()
     urls = [f"{base.rstrip('/')}/{target.relative_to(DATA).as_posix()}" for base in bases] or file.urls
+    sources: list[str | Package] = [*urls, *([file.package] if file.package and not bases else [])]
     # Beside the folder, not in it: DVC takes the folder as it is.
     partial = target.parent.with_name(f".{target.parent.name}.{file.name}.download")
     # Without a checksum nobody would notice a file begun on one mirror, or one day, and ended on another.
     vouched = bool(file.published or pinned)
     failures = []
     with _opened(partial, target) as output:
-        for url in urls:
+        for source in sources:
             try:
                 # A part that an earlier run or another mirror left may be wrong: then once more from the start.
-                for resumed in (vouched and output.seek(0, os.SEEK_END) > 0, False):
-                    Transfer(url, output, file.name, file.size, vouched).run()
+                begun = vouched and isinstance(source, str) and output.seek(0, os.SEEK_END) > 0
+                for resumed in (begun, False):
+                    if isinstance(source, str):
+                        Transfer(source, output, file.name, file.size, vouched).run()
+                    else:
+                        unpack(source, output)
                     found = _digests(partial)
                     problem = _problem(partial, file, pinned, found)
                     if not problem:
@@ -114,12 +120,12 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
                     if not resumed:
                         raise MirrorError(problem)
             except MirrorError as error:
-                failures.append(f"\n  {public(url)}: {error}")
+                failures.append(f"\n  {public(str(source))}: {error}")
     kept = partial.stat().st_size if vouched else 0
     if not kept:
         partial.unlink()
     by_hand = f"get {file.name} from {file.page} and put it at {target}"
-    if not urls:
+    if not sources:
         raise BadInputError(f"{target} is missing, and programs cannot fetch it: {by_hand}")
     resume = f" (it goes on from the {kept:,} bytes that came)" if kept else ""
     raise BadInputError(

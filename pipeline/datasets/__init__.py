@@ -8,11 +8,34 @@
 
 Manifests are `train` and `test`, or `train`, `query` and `gallery` where the published split says who is searched for
 among whom; `held_out_train` and `held_out_test` are the two halves of the training classes.
+
+A dataset of another name is a folder of one's own images, data/raw/<name>, which `folder` reads.
 """
 
+import importlib
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
+from pipeline.base.files import BadInputError
+from pipeline.base.names import name_problem
 from pipeline.data.index import Entry
+
+OWN = "folder"
+"""The file that reads datasets of one's own."""
+
+
+def module_name(dataset: str) -> str:
+    """The file of this package that reads a dataset: its own, or that of folders of images."""
+    if problem := name_problem(dataset):
+        raise BadInputError(f"{dataset!r} cannot be the name of a dataset: {problem}")
+    file = Path(__file__).with_name(f"{dataset}.py")
+    return dataset if file.is_file() and not dataset.startswith("_") else OWN
+
+
+def dataset_module(dataset: str) -> ModuleType:
+    """The module that reads a dataset."""
+    return importlib.import_module(f"pipeline.datasets.{module_name(dataset)}")
 
 
 class Expected(NamedTuple):

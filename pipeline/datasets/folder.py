@@ -1,8 +1,9 @@
-"""A folder of your own images: `data/raw/folder/train/<class>/…` and `data/raw/folder/test/<class>/…`.
+"""A folder of your own images: `data/raw/<name>/train/<class>/…` and `data/raw/<name>/test/<class>/…`. Its name is that
+of the dataset: any one that no file of pipeline/datasets has, or `folder`.
 
 In place of `test` there may be `query` and `gallery`. A class is the path of its folder under `train` or `test`, so
 classes may lie in groups (`train/Greek/alpha/1.png` is of the class `Greek/alpha`); `%2F` in a folder's name is a
-slash, as `pipeline.export` writes it, unless that would make one class of two folders. `data/raw/folder` and all in it
+slash, as `pipeline.export` writes it, unless that would make one class of two folders. `data/raw/<name>` and all in it
 may be symbolic links; names that begin with a dot are passed over. No count is published, so none is asserted; a class
 in both parts is refused.
 """
@@ -35,8 +36,10 @@ def _parts(raw: Path) -> tuple[str, ...]:
         if present == set(parts):
             return parts
     found = f"; {', '.join(sorted(present))} are there" if present else ""
+    known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != datasets.OWN))
+    whose = "" if raw.name == datasets.OWN else f"{raw.name} is none of {known}, so it is a dataset of your own: "
     raise BadInputError(
-        f"{raw} should hold your images as {raw}/train/<class>/<image> and {raw}/test/<class>/<image> "
+        f"{whose}{raw} should hold your images as {raw}/train/<class>/<image> and {raw}/test/<class>/<image> "
         f"(or query and gallery in place of test){found}: put them there, or make it a symbolic link to them"
     )
 

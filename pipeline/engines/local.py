@@ -219,7 +219,7 @@ class Pool:
         for run in pending:
             keys = self.keys[run.place]
             now, note = keys.state(), keys.failure()
-            waits_in_vain = now == "waits" and any(run.run.chosen_by == failed.run for failed in self.outcome.failed)
+            waits_in_vain = now == "waits" and any(failed.run in run.run.waits_for for failed in self.outcome.failed)
             if now == "done":
                 self.outcome.done.append(run)
                 self.progress.ends(run, "done")

@@ -18,7 +18,7 @@ from pipeline.engines import ray_node
 from pipeline.engines.local import TERMINATED
 from pipeline.engines.one_run import keys
 from pipeline.engines.watch import Watch
-from pipeline.networks.published import FILES
+from pipeline.networks.published import file_name
 from pipeline.runs import store
 from pipeline.runs.grid import GridRun
 
@@ -179,7 +179,7 @@ class Clones(Tasks):
         except store.HeldError:
             claims.close()
             return
-        given = [key for key in (*own.own, own.chooser) if key and store.is_done(key)]
+        given = [key for key in (*own.own, *own.awaited) if store.is_done(key)]
         files = {key: {path.name: path.read_bytes() for path in store.folder(key).iterdir()} for key in given}
         words = (self.code, self.machine.ray_clones, self.request(run), files, environment(self.machine))
         task = self.submit(ray_node.one_run, *words)
@@ -192,8 +192,9 @@ class Clones(Tasks):
         targets = [f"data/packed/{data}", f"data/splits/{data}"]
         if run.run.subset:
             targets.append(f"data/subsets/{data}")
-        if run.run.trained and run.run.recipe.pretrained:
-            targets.append(f"data/weights/{FILES[run.run.recipe.backbone].name}")
+        recipe = run.run.recipe
+        if recipe.pretrained and run.run.protocol != "raw_pixels":
+            targets.append(f"data/weights/{recipe.weights.file if recipe.weights else file_name(recipe.backbone)}")
         machine = {"device": of.device, "workers": of.workers, "workers_at_most": 1, "checkpoints": of.checkpoints}
         return {
             "grid": run.grid, "dataset": data, "table": run.table, "place": str(run.place), "targets": targets,

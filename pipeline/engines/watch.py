@@ -46,7 +46,7 @@ class Watch:
         left = []
         for run in self.left:
             note = self.keys[run.place].failure()
-            in_vain = any(run.run.chosen_by == failed.run for failed in self.outcome.failed)
+            in_vain = any(failed.run in run.run.waits_for for failed in self.outcome.failed)
             log = store.beside(self.keys[run.place].own[0], "log")
             if self.keys[run.place].done():
                 self.outcome.done.append(run)

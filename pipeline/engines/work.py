@@ -14,7 +14,9 @@ from pipeline.base.provenance import Meter, provenance
 from pipeline.engines.checkpoints import copied
 from pipeline.evaluation.evaluation import (
     TestImages,
+    evaluate_ensemble,
     evaluate_pixels,
+    evaluate_untrained,
     evaluate_weights,
     held_out_retrieved,
     write_arrays,
@@ -121,6 +123,19 @@ def kept_weights(folder: Path, record: TrainingRecord) -> dict[Path, int]:
     return {folder / "best_test_epoch.pt": best, folder / "last_epoch.pt": record.epochs}
 
 
+def kept_embeddings(member: Run, device: str, rule: str) -> tuple[Path, Path]:
+    """What an ensemble reads of one of its runs: the file of its evaluation, and its weights; both are checked."""
+    trained, evaluated = training_key(member, device), evaluation_key(member, device)
+    for key in (trained, evaluated):
+        if not store.is_done(key.digest):
+            raise BadInputError(f"a run of the ensemble is not done (seed {member.seed}): run the grid again")
+    folder = store.folder(evaluated.digest)
+    check_files(folder, read_record(folder / METRICS, MetricsRecord).files)
+    weights = store.folder(trained.digest)
+    check_files(weights, read_record(weights / RECORD, TrainingRecord).files)
+    return folder / "queries.npz", weights / f"{rule}.pt"
+
+
 def evaluate_run(job: Job, key: Key, folder: Path) -> None:
     """Evaluate a run that is trained, or what needs no training, and write metrics, queries and made.json."""
     run = job.run
@@ -143,6 +158,12 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
         retrieved = images.retrieved
         if trained is not None and record is not None:
             found, queries = evaluate_weights(images, kept_weights(trained, record), run.seed)
+        elif run.members:
+            rule = "last_epoch" if run.members[0].protocol == "test" else "held_out"
+            kept = [kept_embeddings(member, job.device, rule) for member in run.members]
+            found, queries = evaluate_ensemble(images, kept, rule, run.seed)
+        elif run.protocol == "untrained":
+            found, queries = evaluate_untrained(images, run.seed)
         else:
             found, queries = evaluate_pixels(images)
     if queries:

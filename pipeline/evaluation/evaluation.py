@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.base import sampling
 from pipeline.base.config import Recipe
-from pipeline.base.files import submodule
-from pipeline.data.packed import PackedImages
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.ranks import NEVER, per_query
 from pipeline.metrics.retrieval import nearest, retrieval
-from pipeline.networks.network import embed, load_network
+from pipeline.networks.network import Features, embed, initial_network, load_network, outlined
 from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
+from pipeline.training.shrunk import open_images
 
 NEIGHBOURS = 8
 CONFUSED = 64
@@ -107,8 +107,8 @@ class TestImages:
     def __init__(self, dataset: str, recipe: Recipe, workers: int, device: torch.device):
         self.test = read_retrieved(Path("data/splits") / dataset)
         self.recipe, self.device = recipe, device
-        channels = submodule("networks.backbones", recipe.backbone).Backbone.channels
-        packed = PackedImages(Path("data/packed") / dataset)
+        channels = outlined(recipe).channels
+        packed = open_images(dataset, recipe)
         self.images: Tensor | CentredImages = test_images(packed, self.test.numbers, channels, recipe, workers, device)
 
     @property
@@ -123,6 +123,11 @@ class TestImages:
     def embeddings(self, weights: Path) -> Tensor:
         """Of the network with the weights that a run kept, float32 (images, dimension)."""
         return embed(load_network(self.recipe, weights, self.device), self.images, self.recipe, self.device)
+
+    def features(self, seed: int) -> Tensor:
+        """Of the recipe's backbone before training, pooled, float32 (images, features)."""
+        sampling.seed_torch(seed, "network")
+        return embed(Features(initial_network(self.recipe).to(self.device)), self.images, self.recipe, self.device)
 
 
 def evaluate_weights(
@@ -149,6 +154,31 @@ def evaluate_pixels(images: TestImages) -> tuple[dict[str, Any], dict[str, np.nd
     """The metrics of the images themselves, and what each query found: what no training gives."""
     pixels = images.pixels()
     return {"no_training": metrics(pixels, images.test, images.recipe, 0)}, query_results(pixels, images.test)
+
+
+def evaluate_untrained(images: TestImages, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metrics of what the recipe's backbone gives before training, and what each query found."""
+    features = images.features(seed)
+    found = query_results(features, images.test) | kept_embeddings(features, images.test)
+    return {"no_training": metrics(features, images.test, images.recipe, seed)}, found
+
+
+def evaluate_ensemble(
+    images: TestImages, members: list[tuple[Path, Path]], rule: str, seed: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metrics of several runs' embeddings side by side, and what each query found. Of each run the members name
+    what was kept of its evaluation and its weights, which are read where not all embeddings were kept."""
+    parts = []
+    for queries, weights in members:
+        with np.load(queries, allow_pickle=False) as kept:
+            embeddings = kept["embeddings"] if len(kept["embedded"]) == len(images.test.numbers) else None
+        if embeddings is None:
+            # Rounded as kept ones are.
+            embeddings = images.embeddings(weights).cpu().numpy().astype(np.float16)
+        parts.append(normalize(torch.from_numpy(embeddings).float()))
+    together = normalize(torch.cat(parts, 1)).to(images.device)
+    values: dict[str, Any] = {"members": len(parts)}
+    return {rule: values | metrics(together, images.test, images.recipe, seed)}, query_results(together, images.test)
 
 
 def held_out_retrieved(dataset: str) -> dict[str, int]:

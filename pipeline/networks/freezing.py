@@ -4,10 +4,9 @@ Everything follows from recipe and epoch, nothing from the epochs before, so tha
 """
 
 import torch
-from torch import nn
 
 from pipeline.base.config import Recipe
-from pipeline.networks.network import EmbeddingNetwork
+from pipeline.networks.network import EmbeddingNetwork, batch_norms
 
 
 def set_trainable(network: EmbeddingNetwork, recipe: Recipe, epoch: int) -> None:
@@ -27,10 +26,9 @@ def set_trainable(network: EmbeddingNetwork, recipe: Recipe, epoch: int) -> None
         parameter.grad = torch.zeros_like(parameter) if zero else None
     if recipe.batch_norm == "trained":
         return
-    for norm in network.backbone.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.eval()
-            if recipe.batch_norm == "fixed":
-                for parameter in norm.parameters():
-                    parameter.requires_grad_(False)
-                    parameter.grad = None
+    for norm in batch_norms(network.backbone):
+        norm.eval()
+        if recipe.batch_norm == "fixed":
+            for parameter in norm.parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None

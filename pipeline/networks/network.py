@@ -1,13 +1,16 @@
 """The network that is trained and evaluated: a backbone, pooling, a head to the embedding, unit length."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from pipeline.base.config import Recipe
@@ -19,17 +22,43 @@ EMBEDDING_BATCH = 256
 """Images that are embedded at a time."""
 
 
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """All batch norms of a module."""
+    return [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+
+
 def pooled(features: Tensor, pooling: str) -> Tensor:
-    """Features (batch, features) of maps (batch, features, height, width); of vectors as they are if `pooling` is none.
+    """Features (batch, features) of maps (batch, features, height, width); vectors, which the poolings none and
+    class_token are for, as they are.
 
     `mean` and `amax` stand in for PyTorch's adaptive pooling, whose backward passes have no deterministic form on
     GPUs. They differ where maxima tie: `amax` gives each an equal share of the gradient, the pooling all of it to one.
     After a ReLU most ties are zeros, which pass no gradient on either way.
     """
-    if pooling == "none":
+    if pooling in ("none", "class_token"):
         return features
     average = features.mean((2, 3))
     return average + features.amax((2, 3)) if pooling == "average_and_maximum" else average
+
+
+def make_backbone(name: str, pooling: str, input_size: int) -> Any:
+    """The backbone that a recipe names, `<file>` or `<file>/<variant>`, drawn from torch's generator: an `nn.Module`
+    with the attributes that pipeline/networks/backbones asks for."""
+    file, _, variant = name.partition("/")
+    backbone = submodule("networks.backbones", file).Backbone
+    if "variant" not in inspect.signature(backbone).parameters:
+        if variant:
+            raise BadInputError(f"{file} has no variants: write {file}")
+        return backbone()
+    if not variant:
+        raise BadInputError(f"say which network of {file}, such as {file}/resnet18")
+    return backbone(variant, pooling, input_size)
+
+
+def outlined(recipe: Recipe) -> Any:
+    """The backbone of a recipe without memory for its numbers, for what is to be known of it."""
+    with torch.device("meta"):
+        return make_backbone(recipe.backbone, recipe.pooling, recipe.input_size)
 
 
 class EmbeddingNetwork(nn.Module):
@@ -40,7 +69,7 @@ class EmbeddingNetwork(nn.Module):
 
     def __init__(self, recipe: Recipe):
         super().__init__()
-        self.backbone = submodule("networks.backbones", recipe.backbone).Backbone()
+        self.backbone = make_backbone(recipe.backbone, recipe.pooling, recipe.input_size)
         self.pooling, features = recipe.pooling, self.backbone.features
         self.norms = (
             nn.Sequential(nn.LayerNorm(features), nn.BatchNorm1d(features))
@@ -51,9 +80,8 @@ class EmbeddingNetwork(nn.Module):
         if recipe.head == "normalised_orthogonal":
             nn.init.orthogonal_(self.embedding.weight)
             nn.init.zeros_(self.embedding.bias)
-        for norm in self.backbone.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = recipe.batch_norm_momentum
+        for norm in batch_norms(self.backbone):
+            norm.momentum = recipe.batch_norm_momentum
         self.precision = recipe.precision
         self.to(memory_format=MEMORY_FORMATS[recipe.memory_format])
 
@@ -66,6 +94,20 @@ class EmbeddingNetwork(nn.Module):
         return normalize(embeddings.to(images.dtype))
 
 
+class Features(nn.Module):
+    """What a network's backbone gives, pooled, of unit length, in place of its embeddings."""
+
+    def __init__(self, network: EmbeddingNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (batch, features), in the dtype of the images."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.network.precision == "bfloat16"):
+            features = pooled(self.network.backbone(images), self.network.pooling)
+        return normalize(features.to(images.dtype))
+
+
 def initial_network(recipe: Recipe) -> EmbeddingNetwork:
     """The network of `recipe` before training: drawn from torch's generator, its backbone pretrained if it is to be.
 
@@ -74,9 +116,9 @@ def initial_network(recipe: Recipe) -> EmbeddingNetwork:
     network = EmbeddingNetwork(recipe)
     if recipe.pretrained:
         # Where it is used: a run from scratch does not read these files, nor import what fetches them.
-        from pipeline.networks.weights import pretrained
+        from pipeline.networks.weights import load_pretrained
 
-        network.backbone.load_state_dict(pretrained(recipe.backbone, network.backbone.state_dict()))
+        load_pretrained(recipe, network.backbone)
     return network
 
 
@@ -108,7 +150,7 @@ def _allow_tf32(allowed: bool) -> None:
 
 
 @torch.inference_mode()
-def embed(network: EmbeddingNetwork, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
+def embed(network: nn.Module, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
     """Embeddings, float32 (images, dimension) on `device`, of uint8 images, in evaluation mode.
 
     Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.

@@ -6,47 +6,56 @@ used; only the classifier is left out. `torch` is imported where it is used: fet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.base.files import BadInputError, sha256
+from pipeline.base.files import BadInputError, sha256, submodule
 from pipeline.data.checksums import DATA, pins
-from pipeline.networks.published import CLASSIFIERS, FILES
+from pipeline.data.file import File
+from pipeline.networks.published import BY_ORDER, CLASSIFIERS, FILES, file_name
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from pipeline.base.config import Recipe, Weights
 
 FOLDER = DATA / "weights"
 
 
-def load_weights(path: Path, expected: str) -> dict[str, torch.Tensor]:
+def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torch.Tensor]:
     """The entries of a weights file on the CPU, none of its code run.
 
-    `expected` is the file's SHA-256 or its first digits. Raises `BadInputError` for a file that is missing, is another
-    one, or holds anything but tensors by name.
+    `expected` is the file's SHA-256 or its first digits; `own` says that it is no published file. Raises
+    `BadInputError` for a file that is missing, is another one, or holds anything but tensors by name.
     """
     import torch
 
+    name = path.stem.replace(".", "/", 1)  # as `file_name` has it
+    fix = "put the right one there, or correct the recipe's weights" if own else "remove it and download it again"
     if not path.is_file():
-        raise BadInputError(f"{path} is missing: run `python -m pipeline.download {path.stem}`")
+        get = fix if own else f"run `python -m pipeline.download {name}`, or put it there"
+        raise BadInputError(f"{path} is missing: {get}")
     found = sha256(path)
     if not found.startswith(expected):
-        raise BadInputError(f"{path} is not the published file: SHA256 {expected} expected, {found} found: {_FIX}")
+        meant = "the file that the recipe means" if own else "the published file"
+        raise BadInputError(f"{path} is not {meant}: SHA256 {expected} expected, {found} found: {fix}")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     # The reader of damaged files runs into many kinds of errors; its message goes on for a page.
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
-        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {_FIX}") from None
-    if isinstance(loaded, dict) and loaded.keys() == {"model"}:
-        loaded = loaded["model"]
+        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {fix}") from None
+    if isinstance(loaded, dict) and loaded.keys() in ({"model"}, {"state_dict"}):
+        (loaded,) = loaded.values()
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadInputError(f"{path} does not hold tensors by name: {_FIX}")
+        raise BadInputError(f"{path} does not hold tensors by name: {fix}")
     return dict(loaded)
-
-
-_FIX = "remove it and download it again"
 
 
 def fitted(
@@ -78,8 +87,74 @@ def fitted(
     return {name: chosen[name] for name in wanted}
 
 
-def pretrained(network: str, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published weights of `network` (a key of `FILES`), checked and `fitted` to `wanted`."""
-    path = FOLDER / FILES[network].name
-    expected = pins().get(f"weights/{path.name}") or FILES[network].sha256 or ""
-    return fitted(load_weights(path, expected), wanted, CLASSIFIERS[network], str(path))
+def in_order(
+    weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], classifier: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """The entries of `weights` under the names that `wanted` has in their places; those that are left over keep
+    theirs. Counters, which some files lack, are passed over."""
+    given = [
+        (name, value)
+        for name, value in weights.items()
+        if not name.startswith(classifier) and not name.endswith("num_batches_tracked")
+    ]
+    names = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    renamed = {name: value for name, (_, value) in zip(names, given, strict=False)}
+    return renamed | dict(given[len(names) :])
+
+
+def pretrained(
+    network: str,
+    wanted: Mapping[str, torch.Tensor],
+    own: Weights | None = None,
+    converted: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = dict,
+) -> dict[str, torch.Tensor]:
+    """The weights of one's own, or else the published ones of `network`, checked and `fitted` to `wanted`; `converted`
+    turns a file's names into the network's."""
+    if own is not None:
+        path, expected, classifier = FOLDER / own.file, own.sha256, tuple(own.drop)
+    else:
+        path, classifier = FOLDER / (file_name(network) or ""), classifier_of(network)
+        expected = pins().get(f"weights/{path.name}") or (FILES[network].sha256 if network in FILES else "") or ""
+    weights = load_weights(path, expected, own is not None)
+    if own is None and network in BY_ORDER:
+        return fitted(in_order(weights, wanted, classifier), wanted, (), str(path))
+    return fitted(converted(weights), wanted, classifier, str(path))
+
+
+def load_pretrained(recipe: Recipe, backbone: nn.Module) -> None:
+    """Put the recipe's pretrained weights into its backbone, all or none. Raises `BadInputError` for a file that is
+    missing, another one, or does not fit in every name and shape."""
+    target: nn.Module = getattr(backbone, "trunk", backbone)
+    converted = getattr(backbone, "converted", dict)
+    target.load_state_dict(pretrained(recipe.backbone, target.state_dict(), recipe.weights, converted))
+
+
+def classifier_of(network: str) -> tuple[str, ...]:
+    """How the names of the entries begin that a network's published weights have for its classifier."""
+    if network in FILES:
+        return CLASSIFIERS.get(network, ())
+    file, _, variant = network.partition("/")
+    return submodule("networks.backbones", file).published(variant)[1]
+
+
+def published_file(network: str) -> File:
+    """What is known of the published weights of a network; bad input where nothing is."""
+    if network in FILES:
+        return FILES[network]
+    name, (file, _, variant) = file_name(network), network.partition("/")
+    if name is None:
+        raise BadInputError(f"{network} has no published weights that are known here: choose among {', '.join(FILES)}")
+    urls, classifier = submodule("networks.backbones", file).published(variant)
+
+    def check(path: Path) -> None:
+        import torch
+
+        from pipeline.networks.network import make_backbone
+
+        # Memory for its numbers is not needed to compare names and shapes.
+        with torch.device("meta"):
+            backbone = make_backbone(network, "none", submodule("networks.backbones", file).size_of(variant))
+        wanted = backbone.trunk.state_dict()
+        fitted(backbone.converted(load_weights(path, "")), wanted, classifier, str(path))
+
+    return File(name, urls, urls[0], check=check)

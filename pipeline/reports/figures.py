@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from pipeline.reports.runs import ShownRun, ShownTable
 from pipeline.tables.charts import STYLE, sweep
-from pipeline.tables.rows import Cell, Row, is_raw_pixels
+from pipeline.tables.rows import Cell, Row, is_extra
 
 WIDTH = 4.8
 """Of a figure, in inches of 96 pixels."""
@@ -71,7 +71,7 @@ def intervals(table: ShownTable, dataset: str) -> str | None:
         printed = table.published.rows.get(row.key, {}).get("recall@1") if table.published else None
         cell = row.cell(table.selection, "recall@1")
         # Raw pixels are so far off that nothing else could be seen beside them.
-        if row.dataset == dataset and not is_raw_pixels(row) and (cell.values or printed is not None):
+        if row.dataset == dataset and not is_extra(row) and (cell.values or printed is not None):
             entries.append((row.name, cell, printed))
     return dots(entries, f"Recall@1, percent, {table.selection.replace('_', ' ')}") if entries else None
 

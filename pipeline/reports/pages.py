@@ -16,7 +16,7 @@ from pipeline.reports.galleries import Gallery, Picture, Thumbnails, gallery, tw
 from pipeline.reports.maps import embedding_map
 from pipeline.reports.runs import ShownGrid, ShownRun, ShownTable
 from pipeline.tables.pages import PEEKING_HEAD, peeking_lines, peeking_rows
-from pipeline.tables.rows import is_raw_pixels
+from pipeline.tables.rows import is_extra
 
 REPORTS = Path("metrics/reports")
 
@@ -50,8 +50,8 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
         return DatasetLook(dataset, [], (0, []), None, "", "no run has kept what its queries found")
     try:
         thumbnails = Thumbnails(dataset)
-        best = next((row for row in rows if not is_raw_pixels(row[1])), rows[0])
-        baseline = next((row for row in rows if is_raw_pixels(row[1])), rows[-1])
+        best = next((row for row in rows if not is_extra(row[1])), rows[0])
+        baseline = next((row for row in rows if is_extra(row[1])), rows[-1])
         shown = {"Best row": best} | ({"Baseline": baseline} if baseline is not best else {})
         galleries = []
         for name, (recall, row, run) in shown.items():
@@ -114,7 +114,7 @@ def table_figures(grid: ShownGrid, table: ShownTable) -> dict[str, list[tuple[st
         rows = {
             row.name: [grid.runs[run.metrics] for run in row.runs if run.metrics in grid.runs]
             for row in table.rows
-            if row.dataset == dataset and not is_raw_pixels(row)
+            if row.dataset == dataset and not is_extra(row)
         }
         if address := figures.intervals(table, dataset):
             drawn.append((address, f"Recall@1 of {table.name} on {dataset}: each seed, mean and interval"))

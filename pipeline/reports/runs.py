@@ -15,7 +15,7 @@ from pipeline.runs.record import MetricsRecord, read_record
 from pipeline.tables.grid import metrics_of, read_grid
 from pipeline.tables.pages import comparison, of_networks, ranking_selection
 from pipeline.tables.published import PublishedTable
-from pipeline.tables.rows import Row, collect_table, is_raw_pixels
+from pipeline.tables.rows import Row, collect_table, is_extra
 
 UNKNOWN_MACHINE = "a machine that was not noted"
 
@@ -168,7 +168,7 @@ class ShownGrid:
                 runs = [run for run in row.runs if self._has_queries(run)]
                 cell = row.cell(table.selection, "recall@1")
                 if row.dataset == dataset and runs and cell.values:
-                    found[row.key] = (cell.mean, row, runs[-1] if is_raw_pixels(row) else runs[0])
+                    found[row.key] = (cell.mean, row, runs[-1] if is_extra(row) else runs[0])
         return sorted(found.values(), key=lambda found: (-found[0], found[1].name))
 
     def _has_queries(self, run: GridRun) -> bool:

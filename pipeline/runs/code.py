@@ -23,6 +23,7 @@ NOT_COMPUTING = {
     "data/checksums.py": "what it pins is in the key: manifests and weights, by their hashes",
     "data/fetch.py": "brings files whose hashes are in the key",
     "networks/published.py": "addresses of weights: the hash of a run's own file is in its key",
+    "networks/outline.py": "refuses networks, or lets them pass as they are",
     "runs/": "decides what is run, not how",
 }
 """Files, or folders, that no hash covers, and why."""

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from pipeline.base.config import Recipe
-from pipeline.base.files import submodule
+from pipeline.datasets import dataset_module
 from pipeline.runs.grid import GridRun
 from pipeline.runs.run import Run
 
@@ -21,14 +21,16 @@ MODELLED = 33e12
 
 
 @functools.cache
-def operations(backbone: str, size: int) -> int:
+def operations(backbone: str, pooling: str, size: int) -> int:
     """Floating-point operations of one image of size x size pixels passing forward through a backbone; a multiplication
     and an addition are two."""
     import torch  # here, so that asking for a run's state need not import it
     from torch.utils.flop_counter import FlopCounterMode
 
+    from pipeline.networks.network import make_backbone
+
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network = submodule("networks.backbones", backbone).Backbone().eval()
+        network = make_backbone(backbone, pooling, size).eval()
         network(torch.empty(1, network.channels, size, size))
     return counter.get_total_flops()
 
@@ -41,7 +43,7 @@ def images_in(manifest: Path) -> int | None:
 
 def _published(dataset: str, *parts: str) -> int:
     """Images of a dataset's parts as published; half the training set for what was not; 0 where nothing was."""
-    counts = {part: of.images for part, of in submodule("datasets", dataset).EXPECTED.items()}
+    counts = {part: of.images for part, of in dataset_module(dataset).EXPECTED.items()}
     return sum(counts[part] or (counts.get("train") or 0) // 2 for part in parts if part in counts)
 
 
@@ -77,7 +79,7 @@ def looks(recipe: Recipe) -> int:
     return len(every) if isinstance(every, list) else recipe.epochs // every
 
 
-EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0}
+EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 1, "ensemble": 0}
 """Weights that are evaluated after a run, by its protocol."""
 
 
@@ -90,7 +92,7 @@ def cost(run: GridRun) -> float:
     passes = recipe.epochs * training_images(run.run) * (1 + BACKWARD)
     watched = looks(recipe) if run.run.protocol != "held_out" else 0
     passes += (watched + EVALUATED[run.run.protocol]) * searched_images(run.run)
-    return float(passes * operations(recipe.backbone, recipe.input_size))
+    return float(passes * operations(recipe.backbone, recipe.pooling, recipe.input_size))
 
 
 def longest_first(runs: list[GridRun]) -> list[GridRun]:

@@ -23,10 +23,13 @@ ENDINGS: dict[Protocol, str] = {
     "raw_pixels": "",
     "choose_epoch": "_choose_epoch",
     "held_out": "_held_out",
+    "untrained": "",
+    "ensemble": "_ensemble",
 }
 """What follows the seed in a run's name."""
 
-RAW_PIXELS = "raw_pixels"
+RAW_PIXELS, UNTRAINED, ENSEMBLE = "raw_pixels", "untrained", "ensemble_of_"
+"""Names of the rows that tables add, the last one before the name of the row that it is of."""
 
 CHOSEN = Path("papers/chosen.yaml")
 """The grids that are stages of DVC here, as `pipeline.choose` writes them."""
@@ -138,13 +141,45 @@ def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -
     return found
 
 
+def untrained_run(path: Path, params: Params, dataset: str, recipe: str) -> Run:
+    """What the recipe of this name of the params file at `path` starts from, on a dataset."""
+    if recipe not in params.recipes:
+        raise BadInputError(f"{path}: recipes.{recipe}: there is no such recipe, add it")
+    source = f"{path}: recipes.{recipe}"
+    return Run(dataset, params.recipes[recipe], "none", {}, 0, "untrained", source=source)
+
+
+def _members(path: Path, params: Params, name: str, dataset: str, values: tuple[Any, ...]) -> tuple[Run, ...]:
+    """The runs of all seeds of a row, where there are several; held-out ones where no other is tested."""
+    table = params.tables[name]
+    tests = [row_run(path, params, name, dataset, values, seed) for seed in table.seeds]
+    if len(tests) < 2 or table.protocols == ["choose_epoch"]:
+        return ()
+    if "test" in table.protocols:
+        return tuple(tests)
+    choices = [replace(test, protocol="choose_epoch") for test in tests]
+    return tuple(
+        replace(test, protocol="held_out", chosen_by=choice) for test, choice in zip(tests, choices, strict=True)
+    )
+
+
 def _table_runs(grid: str, path: Path, params: Params, name: str, dataset: str) -> Iterator[GridRun]:
     """The runs of one table on one dataset."""
     table = params.tables[name]
     if table.raw_pixels:
         recipe, source = params.recipes[dataset], f"{path}: recipes.{dataset}"
-        yield GridRun(grid, name, RAW_PIXELS, Run(dataset, recipe, "none", {}, 0, "raw_pixels", source=source))
+        run = Run(dataset, recipe, "none", {}, 0, "raw_pixels", source=source)
+        yield GridRun(grid, name, RAW_PIXELS, run, (RAW_PIXELS, *[""] * (len(table.rows) - 1)))
+    if table.untrained:
+        for stem in map(str, table.rows.get("recipe", [""])):
+            row, entry = (f"{UNTRAINED}-{stem}", f"{stem}_{dataset}") if stem else (UNTRAINED, dataset)
+            values = (row, *[""] * (len(table.rows) - 1))
+            yield GridRun(grid, name, row, untrained_run(path, params, dataset, entry), values)
     for values in rows_of(table):
+        if table.ensembles and (members := _members(path, params, name, dataset, values)):
+            run = replace(members[0], protocol="ensemble", members=members, chosen_by=None)
+            texts = (f"{ENSEMBLE}{values[0]}", *map(str, values[1:]))
+            yield GridRun(grid, name, f"{ENSEMBLE}{folder_name(values)}", run, texts)
         for seed in table.seeds:
             test = row_run(path, params, name, dataset, values, seed)
             choice = replace(test, protocol="choose_epoch")

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
+from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, sha256
 from pipeline.data.checksums import pins
-from pipeline.networks.published import CLASSIFIERS, FILES
+from pipeline.networks.published import CLASSIFIERS, FILES, file_name
 from pipeline.runs.code import code_hash
 from pipeline.runs.packages import versions
 from pipeline.runs.run import EVALUATED, Run
@@ -82,16 +83,25 @@ def retrieved_manifests(dataset: str) -> list[Path]:
     return [splits / f"{part}.csv" for part in parts]
 
 
-def pretrained_hash(backbone: str) -> dict[str, Any]:
-    """What the pretrained weights of a backbone must be: their SHA-256, as published or pinned by the first good
-    download, be they there or not, or as they are where neither is known; and which entries are left out."""
-    if backbone not in FILES:
+def pretrained_hash(recipe: Recipe) -> dict[str, Any]:
+    """What the pretrained weights of a recipe must be: their SHA-256, as the recipe says, as published or pinned by the
+    first good download, be they there or not, or as they are where none is known; and which entries are left out.
+    What is left out of a library's weights follows from the library's version, which is in the key."""
+    backbone = recipe.backbone
+    if recipe.weights is not None:
+        return {"sha256": recipe.weights.sha256, "without": recipe.weights.drop}
+    name = file_name(backbone)
+    if name is None:
         raise BadInputError(f"{backbone} has no published weights: set pretrained: false")
-    name = FILES[backbone].name
-    expected = pins().get(f"weights/{name}") or FILES[backbone].sha256
+    expected = pins().get(f"weights/{name}") or (FILES[backbone].sha256 if backbone in FILES else None)
     if expected is None:
         expected = file_hash(Path("data/weights") / name)
-    return {"sha256": expected, "without": CLASSIFIERS[backbone]}
+    return {"sha256": expected, "without": CLASSIFIERS.get(backbone, ())}
+
+
+def backbone_module(recipe: Recipe) -> str:
+    """The dotted name of the file of a recipe's backbone."""
+    return f"pipeline.networks.backbones.{recipe.backbone.partition('/')[0]}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,24 @@ class Key:
 
     digest: str
     content: dict[str, Any]
+
+
+SEEN = (
+    *("backbone", "pretrained", "pooling", "input_size", "test_resize", "smallest_crop", "test_fit", "decoded_size"),
+    *("channel_order", "pixel_maximum", "mean", "std", "precision", "memory_format", "cpu_threads"),
+)
+"""The recipe's keys that decide what its backbone gives of an image before training."""
+
+
+def _not_trained(run: Run, device: str) -> dict[str, Any]:
+    """What decides the embeddings of what is not trained itself."""
+    if run.members:
+        return {"protocol": run.protocol, "members": [evaluation_key(member, device).digest for member in run.members]}
+    settings = run.settings()
+    if run.protocol == "untrained":
+        settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key in SEEN}
+        settings["pretrained"] = pretrained_hash(run.recipe) if run.recipe.pretrained else None
+    return settings
 
 
 def _machine(device: str) -> dict[str, Any]:
@@ -111,7 +139,9 @@ def training_key(run: Run, device: str) -> Key:
     """The key of a run's training on a device as machine.device says it. Raises `NotReadyError` where its data are not
     all there."""
     settings = run.settings()
-    settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key not in EVALUATED}
+    # Of weights of one's own their hash counts, which is among the data, and not the file's name.
+    left_out = (*EVALUATED, "weights")
+    settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key not in left_out}
     manifests = [run.manifest]
     if run.protocol == "test":
         manifests += retrieved_manifests(run.dataset)
@@ -122,10 +152,10 @@ def training_key(run: Run, device: str) -> Key:
     files = [Path("data/packed") / run.dataset / "index.csv", *manifests]
     data: dict[str, Any] = {path.as_posix(): file_hash(path) for path in files}
     if run.recipe.pretrained:
-        data["pretrained"] = pretrained_hash(run.recipe.backbone)
+        data["pretrained"] = pretrained_hash(run.recipe)
     if run.chosen_by is not None:
         data["chosen_by"] = training_key(run.chosen_by, device).digest
-    modules = (TRAINING, f"pipeline.losses.{run.loss}", f"pipeline.networks.backbones.{run.recipe.backbone}")
+    modules = (TRAINING, f"pipeline.losses.{run.loss}", backbone_module(run.recipe))
     content = {"settings": settings, "data": data, "code": code_hash(*modules), **_machine(device)}
     return Key(digest(content), content)
 
@@ -138,12 +168,11 @@ def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
         files.append(Path("data/splits") / run.dataset / "held_out_test.csv")
     else:
         files += retrieved_manifests(run.dataset)
-    settings = run.settings()
     content = {
-        "training": (trained or training_key(run, device).digest) if run.trained else settings,
+        "training": (trained or training_key(run, device).digest) if run.trained else _not_trained(run, device),
         "settings": {key: getattr(run.recipe, key) for key in (*EVALUATED, "recall_at")},
         "data": {path.as_posix(): file_hash(path) for path in files},
-        "code": code_hash(EVALUATION, f"pipeline.networks.backbones.{run.recipe.backbone}"),
+        "code": code_hash(EVALUATION, backbone_module(run.recipe)),
         **_machine(device),
     }
     return Key(digest(content), content)

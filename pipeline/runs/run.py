@@ -10,14 +10,18 @@ from pipeline.base.config import Params, Recipe, read_params
 from pipeline.base.files import BadInputError
 from pipeline.runs.code import loss_defaults
 
-Protocol = Literal["test", "choose_epoch", "held_out", "raw_pixels"]
+Protocol = Literal["test", "choose_epoch", "held_out", "raw_pixels", "untrained", "ensemble"]
 """test: trained on all training classes, looked at on the test set, kept at the best test epoch and the last.
 choose_epoch: trained on one half of the training classes and looked at on the other; only its history is kept.
 held_out: trained on all training classes up to the epoch that was best in a run of choose_epoch, without a look.
-raw_pixels: not trained; the images themselves are evaluated."""
+raw_pixels: not trained; the images themselves are evaluated.
+untrained: not trained; what the recipe's backbone gives before training, pooled, is evaluated.
+ensemble: nothing more is trained; the embeddings of several runs, side by side, are evaluated."""
 
 EVALUATED = ("counting", "kmeans")
 """The recipe's keys that evaluation alone reads."""
+
+TRAINED: tuple[Protocol, ...] = ("test", "choose_epoch", "held_out")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Run:
     """Of an imbalanced training set."""
     chosen_by: "Run | None" = None
     """The run of choose_epoch, where the protocol is held_out."""
+    members: "tuple[Run, ...]" = ()
+    """The runs of an ensemble."""
     source: str = "params.yaml: recipes"
     loss_source: str = "params.yaml: losses"
 
@@ -55,7 +61,12 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether there is anything to train."""
-        return self.protocol != "raw_pixels"
+        return self.protocol in TRAINED
+
+    @property
+    def waits_for(self) -> "tuple[Run, ...]":
+        """The runs that have to be done before this one."""
+        return self.members if self.chosen_by is None else (self.chosen_by, *self.members)
 
     @property
     def subset(self) -> dict[str, float | int]:

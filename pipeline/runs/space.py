@@ -3,10 +3,9 @@
 import functools
 from typing import NamedTuple
 
-from pipeline.base.files import submodule
 from pipeline.runs.grid import grid_runs
 
-KEPT = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0}
+KEPT = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 0, "ensemble": 0}
 """Files of weights that a run keeps, by its protocol."""
 
 
@@ -19,12 +18,14 @@ class Space(NamedTuple):
 
 
 @functools.cache
-def _trunk(backbone: str) -> tuple[int, int]:
+def _trunk(backbone: str, pooling: str, size: int) -> tuple[int, int]:
     """The bytes of a backbone's weights and buffers, and the number of its features."""
     import torch  # here, so that doctor can say that it is missing
 
+    from pipeline.networks.network import make_backbone
+
     with torch.device("meta"):
-        made = submodule("networks.backbones", backbone).Backbone()
+        made = make_backbone(backbone, pooling, size)
     return sum(value.numel() * value.element_size() for value in made.state_dict().values()), made.features
 
 
@@ -33,6 +34,7 @@ def space(grid: str) -> Space:
     runs, size = grid_runs(grid), 0
     for run in runs:
         if KEPT[run.run.protocol]:
-            trunk, features = _trunk(run.run.recipe.backbone)
-            size += KEPT[run.run.protocol] * (trunk + 4 * (features + 1) * run.run.recipe.dimension)
+            recipe = run.run.recipe
+            trunk, features = _trunk(recipe.backbone, recipe.pooling, recipe.input_size)
+            size += KEPT[run.run.protocol] * (trunk + 4 * (features + 1) * recipe.dimension)
     return Space({run.run.dataset for run in runs}, len(runs), size)

@@ -14,16 +14,16 @@ class Keys:
 
     own: tuple[str, ...]
     """Of its training, where there is one, and of its evaluation."""
-    chooser: str | None
-    """Of the training that chooses its epoch, where one does."""
+    awaited: tuple[str, ...]
+    """Of what has to be done before: the training that chooses its epoch, or all of an ensemble's runs."""
 
     def done(self) -> bool:
         """Whether all of the run is."""
         return all(map(store.is_done, self.own))
 
     def state(self) -> str:
-        """One of "done", "running", "failed", "not evaluated", "waits" (for the run that chooses its epoch), "not
-        run"."""
+        """One of "done", "running", "failed", "not evaluated", "waits" (for a run that has to be done
+        before), "not run"."""
         if self.done():
             return "done"
         if any(map(store.holder, self.own)):
@@ -32,7 +32,7 @@ class Keys:
             return "failed"
         if store.is_done(self.own[0]):
             return "not evaluated"
-        if self.chooser is not None and not store.is_done(self.chooser):
+        if not all(map(store.is_done, self.awaited)):
             return "waits"
         return "not run"
 
@@ -46,8 +46,8 @@ def keys_of(run: GridRun, device: str) -> Keys:
     there."""
     training = training_key(run.run, device).digest if run.run.trained else None
     evaluation = evaluation_key(run.run, device, training).digest
-    chooser = run.run.chosen_by
-    return Keys(
-        (training, evaluation) if training else (evaluation,),
-        training_key(chooser, device).digest if chooser else None,
-    )
+    chooser, members = run.run.chosen_by, run.run.members
+    awaited = [training_key(of, device) for of in ([chooser] if chooser else members)]
+    awaited += [evaluation_key(member, device) for member in members]
+    own = (training, evaluation) if training else (evaluation,)
+    return Keys(own, tuple(key.digest for key in awaited))

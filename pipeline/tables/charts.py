@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from pipeline.base.config import Table
 from pipeline.base.files import whole
 from pipeline.tables.published import PublishedTable
-from pipeline.tables.rows import Row
+from pipeline.tables.rows import Row, is_extra
 
 STYLE: Any = {
     "svg.hashsalt": "sweep",
@@ -31,7 +31,7 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
     with matplotlib.rc_context(STYLE):
         figure, panels = pyplot.subplots(1, len(table.datasets), figsize=(7.5 * len(table.datasets), 4), squeeze=False)
         for panel, dataset in zip(panels[0], table.datasets, strict=True):
-            members = [row for row in rows if row.dataset == dataset]
+            members = [row for row in rows if row.dataset == dataset and not is_extra(row)]
             lines: dict[tuple[Any, ...], list[Row]] = {}
             for row in members:
                 lines.setdefault(row.values[:place] + row.values[place + 1 :], []).append(row)

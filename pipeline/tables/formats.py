@@ -11,12 +11,13 @@ from pipeline.tables.pages import (
     comparison,
     complete,
     heading,
+    judged,
     ranking_lines,
     ranking_selection,
 )
 from pipeline.tables.published import PublishedTable
 from pipeline.tables.ranking import ranked
-from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_raw_pixels, verdict
+from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_extra
 
 HEADLINE = {"recall@1": "Recall@1", "map@r": "MAP@R"}
 """What `dvc metrics show` and `dvc metrics diff` list of a row."""
@@ -78,7 +79,7 @@ def comma_separated(rows: list[Row], metrics: list[str], table: PublishedTable |
                 cell, value = row.cell(rule, metric), printed.get(metric)
                 if not cell.values and (rule != "best_test_epoch" or metric not in printed):
                     continue
-                said = verdict(cell, value, table, bool(row.failures)) if table else ""
+                said = judged(row, cell, value, table).replace("–", "") if table else ""
                 numbers = [cell.mean, cell.half_width] if cell.values else [None, None]
                 line = [
                     *numbers,
@@ -119,7 +120,7 @@ def aggregate(rows: list[Row], metrics: list[str], layout: str) -> dict[str, Any
     found: dict[str, Any] = {"REHEARSAL": REHEARSAL} if any(row.foreign for row in rows) else {}
     for row in rows:
         cells = {rule: {metric: row.cell(rule, metric) for metric in metrics} for rule in SELECTIONS}
-        cells |= {name: {"recall@1": row.peeking(rule)} for name, rule in PEEKING.items() if not is_raw_pixels(row)}
+        cells |= {name: {"recall@1": row.peeking(rule)} for name, rule in PEEKING.items() if not is_extra(row)}
         found.setdefault(row.dataset, {})[row.name] = {
             rule: {metric: numbers(cell) for metric, cell in by_metric.items() if cell.values}
             for rule, by_metric in cells.items()

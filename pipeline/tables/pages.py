@@ -6,12 +6,18 @@ from pathlib import Path
 
 from pipeline.tables.published import Published, PublishedTable
 from pipeline.tables.ranking import RANKED_BY, Ranked, ranked
-from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_raw_pixels, verdict
+from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_extra, verdict
 
 HEADINGS = {"map@r": "MAP@R", "r_precision": "R-Precision", "nmi_arithmetic": "NMI", "nmi_geometric": "NMI, geometric"}
 REHEARSAL = "REHEARSAL: these runs did not search among the published images. Their numbers mean nothing."
 COMPARED = ["", "published", "best test epoch", "n", "last epoch", "held-out", "difference", "verdict"]
 PEEKING_HEAD = ["Recall@1, best test epoch", "less last epoch", "less held-out"]
+EXTRA = {
+    "raw_pixels": "The images themselves, without any training",
+    "untrained": "What the network gives before training, pooled",
+    "ensemble": "The embeddings of all seeds together, not to be compared with single runs",
+}
+"""What the rows are that a table adds, by their protocol."""
 RANKED_METRICS = [RANKED_BY, "map@r", "nmi_arithmetic"]
 
 
@@ -37,16 +43,31 @@ def rules_run(rows: list[Row]) -> list[str]:
     return [rule for rule in SELECTIONS if any(rule in wanted.get(protocol, ()) for protocol in protocols)]
 
 
+def lacking(row: Row) -> str:
+    """What stands in a cell without a number: a row that a table added does not have every selection rule."""
+    return "–" if is_extra(row) and any(row.found.values()) else "not run"
+
+
 def by_selection(rows: list[Row], metrics: list[str], plus_minus: str) -> dict[str, list[list[str]]]:
     """Without printed numbers: one block a selection rule, one line a row, one column a metric."""
     several = len({row.dataset for row in rows}) > 1
     return {
         SELECTIONS[rule]: [
-            [row.key if several else row.name, *(row.cell(rule, metric).text(plus_minus) for metric in metrics)]
+            [
+                row.key if several else row.name,
+                *(row.cell(rule, metric).text(plus_minus, none=lacking(row)) for metric in metrics),
+            ]
             for row in rows
         ]
         for rule in rules_run(rows)
     }
+
+
+def judged(row: Row, cell: Cell, printed: float | None, table: PublishedTable) -> str:
+    """What a row's number says of the printed one; nothing where the row was not printed but added here."""
+    if row.foreign:
+        return REHEARSAL.split(":")[0]
+    return "–" if is_extra(row) else verdict(cell, printed, table, bool(row.failures))
 
 
 def comparison(rows: list[Row], table: PublishedTable, plus_minus: str) -> list[tuple[Row, list[str]]]:
@@ -64,7 +85,7 @@ def comparison(rows: list[Row], table: PublishedTable, plus_minus: str) -> list[
                 last.text(plus_minus),
                 held_out.text(plus_minus, none="–"),
                 "–" if apart is None else f"{apart:+.2f}",
-                REHEARSAL.split(":")[0] if row.foreign else verdict(best, printed, table, bool(row.failures)),
+                judged(row, best, printed, table),
             ]
             lines.append((row, [*row.values, *line]))
     return lines
@@ -72,7 +93,7 @@ def comparison(rows: list[Row], table: PublishedTable, plus_minus: str) -> list[
 
 def complete(rows: list[Row], selection: str) -> list[Row]:
     """The rows that have all their runs under a selection rule."""
-    return [row for row in rows if len(row.found[selection]) == row.planned and not is_raw_pixels(row)]
+    return [row for row in rows if len(row.found[selection]) == row.planned and not is_extra(row)]
 
 
 def ranking_selection(rows: list[Row]) -> str:
@@ -115,10 +136,10 @@ def rank(rows: list[Row], datasets: list[str]) -> list[str]:
             ]
         else:
             lines += ["**One seed: nothing is known of chance here, and no test was made.**", ""]
-        for row in filter(is_raw_pixels, of_dataset):
+        for row in filter(is_extra, of_dataset):
             cells = (f"{heading(metric)} {row.cell(selection, metric).text('±')}" for metric in RANKED_METRICS)
-            lines += [f"The images themselves, without any training ({row.name}): {', '.join(cells)}.", ""]
-        left = [row.name for row in of_dataset if row not in whole and not is_raw_pixels(row)]
+            lines += [f"{EXTRA[row.runs[0].run.protocol]} ({row.name}): {', '.join(cells)}.", ""]
+        left = [row.name for row in of_dataset if row not in whole and not is_extra(row)]
         lines += [f"Not compared, because runs are missing: {', '.join(left)}.", ""] if left else []
     return lines
 
@@ -192,7 +213,7 @@ def curves(rows: list[Row], table: PublishedTable) -> list[str]:
 
 def peeking_rows(rows: list[Row]) -> list[Row]:
     """The rows that have seeds to tell from chance what choosing the epoch on the test set adds."""
-    return [row for row in rows if len(row.peeking("last_epoch").values) > 1 and not is_raw_pixels(row)]
+    return [row for row in rows if len(row.peeking("last_epoch").values) > 1 and not is_extra(row)]
 
 
 def peeking_lines(rows: list[Row]) -> list[list[str]]:
@@ -209,8 +230,9 @@ def peeking(rows: list[Row]) -> list[str]:
 
 def numbers_mean(rows: list[Row]) -> str:
     """What a number of the table is."""
-    planned = sorted({row.planned for row in rows if not is_raw_pixels(row)})
-    once = "; raw_pixels: one measurement" if any(map(is_raw_pixels, rows)) else ""
+    planned = sorted({row.planned for row in rows if not is_extra(row)})
+    extra = list(dict.fromkeys(row.runs[0].run.protocol for row in rows if is_extra(row)))
+    once = f"; {', '.join(extra)}: one measurement" if extra else ""
     if planned == [1]:
         return f"One run of one seed{once}: nothing is known of chance."
     counts = " or ".join(map(str, planned))

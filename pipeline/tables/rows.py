@@ -8,7 +8,7 @@ from pathlib import Path
 from scipy.special import stdtrit
 
 from pipeline.base.files import read_json
-from pipeline.runs.grid import RAW_PIXELS, GridRun
+from pipeline.runs.grid import GridRun
 from pipeline.runs.record import MetricsRecord, read_record
 from pipeline.tables.published import Published, PublishedTable
 
@@ -168,9 +168,9 @@ def collect_table(runs: list[GridRun], published: Published | None) -> list[Row]
     return [collect(of_row, published) for of_row in rows.values()]
 
 
-def is_raw_pixels(row: Row) -> bool:
-    """Whether a row has the images themselves in place of embeddings."""
-    return row.name == RAW_PIXELS
+def is_extra(row: Row) -> bool:
+    """Whether a row is one that the table added: the images themselves, the network without training, an ensemble."""
+    return not row.runs[0].run.trained
 
 
 def difference(cell: Cell, printed: float | None) -> float | None:

@@ -65,6 +65,30 @@ def centred(pixels: np.ndarray, resize: int, size: int) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
+def squashed(pixels: np.ndarray, size: int) -> Tensor:
+    """uint8 (height, width, channels) resized to a square, whatever its shape: uint8 (channels, size, size)."""
+    return resized(pixels, size, size)
+
+
+def padded(pixels: np.ndarray, size: int, colour: list[int]) -> Tensor:
+    """uint8 (height, width, channels), its longer side resized to `size`, in the middle of a square of `colour`, a
+    number from 0 to 255 for each channel: uint8 (channels, size, size)."""
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    height, width = max(1, size * height // longer), max(1, size * width // longer)
+    image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].repeat(1, size, size)
+    top, left = (size - height) // 2, (size - width) // 2
+    image[:, top : top + height, left : left + width] = resized(pixels, height, width)
+    return image
+
+
+def mean_colour(recipe: Recipe, channels: int) -> list[int]:
+    """The recipe's mean as a colour of images as they are decoded, RGB or grey, from 0 to 255."""
+    values = [round(255 / recipe.pixel_maximum * value) for value in recipe.mean]
+    values = [min(255, max(0, value)) for value in (values * channels)[:channels]]
+    return values[::-1] if recipe.channel_order == "bgr" else values
+
+
 def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
     """uint8 (batch, channels, height, width), RGB or grey, to float32 on `device`: in the recipe's channel order,
     scaled to 0..pixel_maximum, less the mean, over the standard deviation."""

@@ -22,7 +22,7 @@ from pipeline.data.packed import DecodedImages, PackedImages, available_memory
 from pipeline.training import resident
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.crops import Crops
-from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped
+from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped, mean_colour, padded, squashed
 from pipeline.training.resident import ResidentImages
 
 CPU = torch.device("cpu")
@@ -224,18 +224,24 @@ class LoadedBatches:
 
 
 class CentredImages(Dataset):
-    """Images of any size resized and cropped from the middle, as the recipe tests them: uint8 tensors."""
+    """Images of any size resized and made square, as the recipe tests them: uint8 tensors."""
 
     def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int):
         self.packed, self.numbers, self.channels, self.workers = packed, numbers, channels, workers
-        self.resize, self.size = recipe.test_resize, recipe.input_size
+        self.resize, self.size, self.fit = recipe.test_resize, recipe.input_size, recipe.test_fit
+        self.colour = mean_colour(recipe, channels)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> Tensor:
         """Image at `place` in the list of numbers, uint8 (channels, size, size)."""
-        return centred(self.packed.decoded(self.numbers[place], self.channels), self.resize, self.size)
+        pixels = self.packed.decoded(self.numbers[place], self.channels)
+        if self.fit == "squash":
+            return squashed(pixels, self.size)
+        if self.fit == "pad":
+            return padded(pixels, self.size, self.colour)
+        return centred(pixels, self.resize, self.size)
 
     def split(self, size: int) -> LoadedBatches:
         """All images in batches of `size`, as torch.Tensor.split gives them."""

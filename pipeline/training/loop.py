@@ -24,7 +24,6 @@ from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule, whole
 from pipeline.base.provenance import Meter, Spent
-from pipeline.data.packed import PackedImages
 from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
@@ -41,8 +40,9 @@ from pipeline.training.loading import (
     training_batches,
     training_images,
 )
-from pipeline.training.optimiser import build_optimiser, learning_rates, set_learning_rates
+from pipeline.training.optimiser import build_optimiser, head_learning_rate, learning_rates, set_learning_rates
 from pipeline.training.plan import plan_batches
+from pipeline.training.shrunk import open_images
 from pipeline.training.step import training_step
 
 CHECKED_EVERY = 50
@@ -118,7 +118,7 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
     network = initial_network(recipe).to(device)
     sampling.seed_torch(run.seed, "proxies")
     criterion = build_loss(run.loss, run.loss_settings, classes, recipe.dimension, run.loss_source).to(device)
-    packed = PackedImages(Path("data/packed") / run.dataset)
+    packed = open_images(run.dataset, recipe)
     channels = network.backbone.channels
     images = training_images(packed, numbers, labels, channels, recipe, run.seed, device)
     searched = test_images(packed, test.numbers, channels, recipe, workers, device) if test else None
@@ -280,6 +280,8 @@ class Training:
             "proxy_learning_rate": rates[1],
             "weights": weights_hash(weights),
         }
+        if recipe.head_learning_rate is not None:
+            line["head_learning_rate"] = head_learning_rate(recipe, epoch)
         if parts.test and parts.searched is not None and (evaluates(recipe, epoch) or epoch == self.last_epoch):
             embeddings = embed(parts.network, parts.searched, recipe, self.device)
             line |= recall_at_k(**parts.test.search(embeddings), ks=recipe.recall_at)

@@ -18,11 +18,21 @@ BETAS = (0.9, 0.999)
 
 
 def learning_rates(recipe: Recipe, epoch: int) -> tuple[float, float]:
-    """The network's and the proxies' learning rate in an epoch, counted from 1."""
+    """The backbone's and the proxies' learning rate in an epoch, counted from 1."""
+    factor = _decay(recipe, epoch)
+    return recipe.network_learning_rate * factor, recipe.proxy_learning_rate * factor
+
+
+def head_learning_rate(recipe: Recipe, epoch: int) -> float:
+    """The head's learning rate in an epoch, counted from 1."""
+    own = recipe.head_learning_rate
+    return (recipe.network_learning_rate if own is None else own) * _decay(recipe, epoch)
+
+
+def _decay(recipe: Recipe, epoch: int) -> float:
     every = recipe.decay_epochs
     decays = sum(epoch >= decay for decay in every) if isinstance(every, list) else (epoch - 1) // every
-    factor = recipe.decay_factor**decays
-    return recipe.network_learning_rate * factor, recipe.proxy_learning_rate * factor
+    return recipe.decay_factor**decays
 
 
 def build_optimiser(recipe: Recipe, network: nn.Module, criterion: nn.Module) -> torch.optim.Optimizer:
@@ -47,7 +57,8 @@ def build_optimiser(recipe: Recipe, network: nn.Module, criterion: nn.Module) ->
 def set_learning_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
     """Give the groups the learning rates of an epoch, counted from 1."""
     network, proxies = learning_rates(recipe, epoch)
-    for group, rate in zip(optimiser.param_groups, (network, network, proxies), strict=True):
+    head = head_learning_rate(recipe, epoch)
+    for group, rate in zip(optimiser.param_groups, (network, head, proxies), strict=True):
         group["lr"] = rate
 
 

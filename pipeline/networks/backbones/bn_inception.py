@@ -39,9 +39,7 @@ class Backbone(nn.Module):
     channels = 3
     features = 1024
     spatial = True
-    batch_norms = True
     input_size = None
-    published = True
 
     def __init__(self) -> None:
         super().__init__()

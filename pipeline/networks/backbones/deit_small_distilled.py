@@ -12,9 +12,7 @@ class Backbone(VisionTransformerDistilled):
     channels = 3
     features = 384
     spatial = False
-    batch_norms = False
     input_size = 224
-    published = True
 
     def __init__(self) -> None:
         # Without classes there are no classifiers, and what is left has the published file's names.

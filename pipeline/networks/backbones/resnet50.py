@@ -11,9 +11,7 @@ class Backbone(ResNet):
     channels = 3
     features = 2048
     spatial = True
-    batch_norms = True
     input_size = None
-    published = True
 
     def __init__(self) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3])

@@ -24,9 +24,7 @@ class Backbone(nn.Module):
     channels = 1
     features = 64 * 4 * 4
     spatial = False
-    batch_norms = True
     input_size = 32
-    published = False
 
     def __init__(self) -> None:
         super().__init__()

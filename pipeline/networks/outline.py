@@ -1,0 +1,106 @@
+"""What is wrong between a recipe and its backbone, found on an outline of it: no image is read, nothing is computed."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from pipeline.base.config import Recipe
+from pipeline.base.files import BadInputError, submodule
+from pipeline.networks.network import batch_norms, outlined
+from pipeline.networks.published import file_name
+
+ATTRIBUTES = ("channels", "features", "spatial", "input_size")
+
+
+def backbone_problems(recipe: Recipe) -> list[str]:
+    """What is wrong between a recipe and its backbone, whose module is imported; each begins with the recipe's key."""
+    try:
+        backbone = outlined(recipe)
+    except BadInputError as error:
+        return [f"backbone: {error}"]
+    except Exception as error:  # whatever a file of one's own, or a library, may raise
+        return [f"backbone: {recipe.backbone} cannot be built with {_sizes(recipe)}: {_first_line(error)}"]
+    lacking = [name for name in ATTRIBUTES if not hasattr(backbone, name)]
+    if lacking:
+        return [f"backbone: {recipe.backbone} lacks the attribute {name}, add it to its class" for name in lacking]
+    found = _settings_problems(recipe, backbone)
+    return found or _shape_problems(recipe, backbone) + _chance_problems(recipe, backbone) + _input_problems(recipe)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().split("\n", 1)[0]
+
+
+def _sizes(recipe: Recipe) -> str:
+    return f"pooling {recipe.pooling} and input_size {recipe.input_size}"
+
+
+def _settings_problems(recipe: Recipe, backbone: Any) -> list[str]:
+    """Keys of the recipe that are not as the backbone's attributes want them."""
+    found = [
+        f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
+        for key in ("mean", "std")
+        if len(getattr(recipe, key)) != backbone.channels
+    ]
+    if backbone.channels == 1 and recipe.channel_order != "rgb":
+        found.append(f"channel_order: {recipe.backbone} takes one channel, use rgb")
+    if backbone.input_size not in (None, recipe.input_size):
+        found.append(f"input_size: {recipe.backbone} takes {backbone.input_size} pixels, no other size")
+    if backbone.spatial and recipe.pooling == "none":
+        found.append(f"pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
+    if not backbone.spatial and recipe.pooling not in ("none", "class_token"):
+        found.append(f"pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
+    if not batch_norms(backbone) and recipe.batch_norm != "trained":
+        found.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
+    if recipe.pretrained and recipe.weights is None and file_name(recipe.backbone) is None:
+        found.append(f"pretrained: {recipe.backbone} has no published weights, use false, or give weights of your own")
+    return found
+
+
+def _shape_problems(recipe: Recipe, backbone: Any) -> list[str]:
+    """Whether a batch passes, and gives what the attributes promise."""
+    images = torch.empty(2, backbone.channels, recipe.input_size, recipe.input_size, device="meta")
+    try:
+        with torch.inference_mode():
+            features = backbone(images)
+        shape = tuple(features.shape)
+    except Exception as error:
+        taken = f"images of {recipe.input_size} x {recipe.input_size} with pooling {recipe.pooling}"
+        return [f"backbone: {recipe.backbone} does not take {taken}: {_first_line(error)}"]
+    expected, kind = ((2, backbone.features, ...), "maps") if backbone.spatial else ((2, backbone.features), "vectors")
+    if shape[:2] != expected[:2] or len(shape) != (4 if backbone.spatial else 2):
+        promised = str(expected).replace("Ellipsis", "height, width")
+        return [f"backbone: {recipe.backbone} promises {kind} {promised} and gives {shape}: correct its attributes"]
+    return []
+
+
+def _chance_problems(recipe: Recipe, backbone: nn.Module) -> list[str]:
+    """Layers that draw at random in training from a generator that no checkpoint keeps."""
+    for name, layer in backbone.named_modules():
+        if getattr(layer, "drop_prob", 0) or (isinstance(layer, _DropoutNd) and layer.p):
+            return [f"backbone: {recipe.backbone} draws at random in training ({name}), which no resumed run repeats"]
+    return []
+
+
+def _input_problems(recipe: Recipe) -> list[str]:
+    """Whether published weights of a library get the pixels that they were trained with."""
+    file, _, variant = recipe.backbone.partition("/")
+    if not variant or not recipe.pretrained or recipe.weights:
+        return []
+    module = submodule("networks.backbones", file)
+    try:
+        module.published(variant)
+    except BadInputError as error:
+        return [f"backbone: {error}"]
+    wanted, scale = module.input_of(variant), recipe.pixel_maximum
+    found = []
+    for key, values in wanted.items():
+        shown = [round(scale * value, 4) for value in values]
+        if not np.allclose(getattr(recipe, key), shown, rtol=1e-3):
+            found.append(f"{key}: {recipe.backbone} was trained with {shown} at pixel_maximum {scale}, use that")
+    if recipe.channel_order != "rgb":
+        found.append(f"channel_order: {recipe.backbone} was trained with rgb, use that")
+    return found
