@@ -19,13 +19,13 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import split
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, sha256
 from pipeline.data.checksums import pins
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.data.packed import read_index
 from pipeline.datasets import dataset_module
+from pipeline.datasets.checks import check
 from pipeline.engines import fit
 from pipeline.engines.places import mps_is_on
 from pipeline.networks import weights
@@ -223,7 +223,7 @@ def dataset_line(name: str, free: int) -> Line:
     try:
         entries, module = read_index(packed), dataset_module(name)
         parts = {part: [entries[image] for image in images] for part, images in module.split(entries).items()}
-        split.check(name, module, parts)
+        check(name, module, parts)
         for part, chosen in parts.items():
             if read_manifest(splits / f"{part}.csv") != [Row(entry.image, entry.label, entry.name) for entry in chosen]:
                 raise BadInputError(f"{splits / part}.csv is not what the index gives")

@@ -17,7 +17,8 @@ from pipeline.base.config import read_params
 from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.retrieval import retrieval
-from pipeline.networks.network import embed, initial_network, prepare
+from pipeline.networks.network import initial_network, prepare
+from pipeline.training.embedding import embed
 from pipeline.training.optimiser import build_optimiser
 from pipeline.training.step import training_step
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import split
 from pipeline.base.files import BadInputError, sha256, submodule
 from pipeline.data.checksums import write_sums
 from pipeline.data.index import read_index, write_index
 from pipeline.data.packed import PackedImages, pack
-from pipeline.datasets import cars, cub
+from pipeline.datasets import cars, checks, cub
 from tests import lookalikes
 from tests.lookalikes import CARS_COUNTS, CUB_COUNTS, INSHOP_COUNTS, SOP_COUNTS, project, stage
 from tests.server import Served, serve
@@ -139,14 +138,14 @@ def test_published_counts_refuse_other_images(tmp_path, monkeypatch, name, build
     dataset = submodule("datasets", name)
     manifests = manifests_of(dataset, entries_of(build, dataset, tmp_path))
     with pytest.raises(BadInputError, match=rf"{name}\.py: the manifest train .* should have {should}, but has {has}:"):
-        split.check(name, dataset, manifests)
+        checks.check(name, dataset, manifests)
 
 
 def test_classification_split_is_refused_by_name(tmp_path):
     entries = entries_of(lookalikes.cub, cub, tmp_path)
     manifests = {"train": entries[::2], "test": entries[1::2]}
     with pytest.raises(BadInputError, match=r"4 classes are both in train .* the classification split"):
-        split.check("cub", cub, manifests)
+        checks.check("cub", cub, manifests)
 
 
 def test_cub_200_of_2010_is_told_apart(tmp_path):

@@ -156,7 +156,7 @@ def trained(tmp_path_factory):
         assert "  workers: 8\n" in params
         (folder / "papers" / paper / "params.yaml").write_text(params.replace("  workers: 8\n", "  workers: 0\n"))
     # Embeddings are made 256 at a time, which takes DeiT half a minute here.
-    network = folder / "pipeline/networks/network.py"
+    network = folder / "pipeline/training/embedding.py"
     assert "\nEMBEDDING_BATCH = 256\n" in network.read_text()
     network.write_text(network.read_text().replace("\nEMBEDDING_BATCH = 256\n", "\nEMBEDDING_BATCH = 8\n"))
     mirror = folder.parent / "mirror"

@@ -14,9 +14,10 @@ from pipeline.data.manifests import Row, read_manifest, write_manifests
 from pipeline.data.packed import PackedImages
 from pipeline.evaluation import evaluation
 from pipeline.evaluation.evaluation import class_results, kept_embeddings, metrics, query_results
-from pipeline.networks.network import embed, load_network, prepare
+from pipeline.networks.network import load_network, prepare
 from pipeline.runs import store
 from pipeline.runs.run import best_epoch, read_history
+from pipeline.training.embedding import embed
 from pipeline.training.loading import as_stored, read_retrieved
 from pipeline.training.loop import write_history
 from tests import lookalikes

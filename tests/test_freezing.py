@@ -7,7 +7,8 @@ import torch
 
 from pipeline.base.config import read_params
 from pipeline.networks.freezing import set_trainable
-from pipeline.networks.network import EmbeddingNetwork, embed
+from pipeline.networks.network import EmbeddingNetwork
+from pipeline.training.embedding import embed
 
 DEFAULT = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
 CONVOLUTIONS, NORMS, STATISTICS, HEAD, HEAD_STATISTICS = ALL = (

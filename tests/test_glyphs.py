@@ -10,7 +10,7 @@ import pytest
 from pipeline.base.files import BadInputError, sha256, submodule
 from pipeline.data.packed import PackedImages, read_index
 from pipeline.datasets import glyphs
-from pipeline.split import check
+from pipeline.datasets.checks import check
 
 
 def test_the_same_bytes_on_every_machine(project):

@@ -12,8 +12,9 @@ from torch import nn
 from pipeline.base.config import read_params
 from pipeline.networks import network as networks
 from pipeline.networks.freezing import set_trainable
-from pipeline.networks.network import EmbeddingNetwork, embed
+from pipeline.networks.network import EmbeddingNetwork
 from pipeline.training import graphs
+from pipeline.training.embedding import embed
 from pipeline.training.graphs import GraphedNetwork
 from pipeline.training.loop import build_loss
 from pipeline.training.optimiser import build_optimiser

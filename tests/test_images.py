@@ -19,7 +19,8 @@ from torchvision.transforms import functional
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
-from pipeline.training import images, loading
+from pipeline.networks.network import MEMORY_FORMATS
+from pipeline.training import loading
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.images import ATTEMPTS, CROP_DRAWS, boxes, centred, cropped, normalise
 from pipeline.training.loading import CentredImages, CroppedImages, test_images, training_batches, training_images
@@ -184,7 +185,7 @@ def test_networks_take_what_the_papers_give_them(name, memory_format):
     batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in pixels])
     ours = normalise(batch, recipe.model_copy(update={"memory_format": memory_format}), CPU)
     theirs = torch.stack([transforms.Compose(steps)(Image.fromarray(image)) for image in pixels])
-    assert ours.dtype == torch.float32 and ours.is_contiguous(memory_format=images.MEMORY_FORMATS[memory_format])
+    assert ours.dtype == torch.float32 and ours.is_contiguous(memory_format=MEMORY_FORMATS[memory_format])
     # Values of up to 150; theirs went to 0..1 and back.
     assert torch.allclose(ours, theirs, rtol=1e-6, atol=5e-5)
 

@@ -22,8 +22,9 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, sha256
 from pipeline.networks import weights
 from pipeline.networks.backbones import deit_small_distilled, resnet50, small
-from pipeline.networks.network import EmbeddingNetwork, computing, embed, initial_network, load_network, pooled
+from pipeline.networks.network import EmbeddingNetwork, computing, initial_network, load_network, pooled
 from pipeline.networks.published import file_name
+from pipeline.training.embedding import embed
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(ROOT / "tests/golden/networks.npz")

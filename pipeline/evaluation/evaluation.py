@@ -23,7 +23,8 @@ from pipeline.base.config import Recipe
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.ranks import NEVER, per_query
 from pipeline.metrics.retrieval import nearest, retrieval
-from pipeline.networks.network import Features, embed, initial_network, load_network, outlined
+from pipeline.networks.network import Features, initial_network, load_network, outlined
+from pipeline.training.embedding import embed
 from pipeline.training.loading import CentredImages, RetrievedImages, read_retrieved, test_images
 from pipeline.training.shrunk import open_images
 

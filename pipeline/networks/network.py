@@ -11,15 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule
-from pipeline.training.images import MEMORY_FORMATS, normalise
-from pipeline.training.loading import CentredImages
 
-EMBEDDING_BATCH = 256
-"""Images that are embedded at a time."""
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -147,25 +143,6 @@ def computing(recipe: Recipe) -> Iterator[None]:
 
 def _allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
-@torch.inference_mode()
-def embed(network: nn.Module, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
-    """Embeddings, float32 (images, dimension) on `device`, of uint8 images, in evaluation mode.
-
-    Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.
-    """
-    # Of each module, for training may keep batch norms in evaluation mode.
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    parts = []
-    with computing(recipe):
-        for part in tqdm(images.split(EMBEDDING_BATCH), "embed", leave=False, disable=None):
-            filled = torch.cat([part, part.new_zeros(EMBEDDING_BATCH - len(part), *part.shape[1:])])
-            parts.append(network(normalise(filled, recipe, device))[: len(part)])
-    for module in training:
-        module.training = True
-    return torch.cat(parts)
 
 
 def choose_device(device: str) -> torch.device:

@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pipeline.base.config import Recipe
+from pipeline.networks.network import MEMORY_FORMATS
 
 ATTEMPTS = 10
 ASPECTS = (3 / 4, 4 / 3)
 CROP_DRAWS = 2 * ATTEMPTS + 2
 """Uniform draws behind one box: areas, aspects, and its place from the top and from the left."""
-
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def boxes(sizes: np.ndarray, draws: np.ndarray, smallest: float) -> np.ndarray:

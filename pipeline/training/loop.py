@@ -27,9 +27,10 @@ from pipeline.base.provenance import Meter, Spent
 from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
-from pipeline.networks.network import EmbeddingNetwork, embed, initial_network
+from pipeline.networks.network import EmbeddingNetwork, initial_network
 from pipeline.runs.run import Run
 from pipeline.training import checkpoint
+from pipeline.training.embedding import embed
 from pipeline.training.graphs import GraphedNetwork
 from pipeline.training.loading import (
     CentredImages,
