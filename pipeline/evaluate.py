@@ -19,6 +19,7 @@ from pipeline.base.files import BadInputError, exit_with, whole
 from pipeline.engines.work import Job, do, evaluate_run, kept_weights
 from pipeline.evaluation.evaluation import TestImages, all_embeddings, write_arrays
 from pipeline.networks.network import prepare
+from pipeline.networks.outline import check_backbone
 from pipeline.runs import store
 from pipeline.runs.grid import untrained_run
 from pipeline.runs.key import evaluation_key
@@ -52,6 +53,7 @@ def main() -> None:
         dataset = words.dataset or words.untrained
         params = read_params(words.params, words.untrained)
         run = untrained_run(words.params, params, dataset, words.untrained)
+        check_backbone(run.recipe, run.source)
         key = evaluation_key(run, words.device)
         do(Job(run, run.source, words.device, words.workers), key, evaluate_run)
         store.show_file(key.digest, METRICS, words.out)

@@ -60,7 +60,7 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 
 def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
-    """What is wrong in `params`, each with its key; of the entries `recipe` and `loss` what their modules say, too."""
+    """What is wrong in `params`, each with its key; of the entry `loss` what its module says, too."""
     found = [f"losses.{problem}" for problem in _unfit_losses(params)]
     found += [f"recipes.{name}.{problem}" for name, of in params.recipes.items() for problem in _contradictions(of)]
     try:
@@ -71,7 +71,8 @@ def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
         f"tables.{name}{problem}" for name, of in params.tables.items() for problem in _table_problems(params, of)
     ]
     if not found:
-        found += _backbone_problems(params, recipe) if recipe else []
+        if recipe and recipe not in params.recipes:
+            found.append(f"recipes.{recipe}: there is no such recipe, add it or use one of {', '.join(params.recipes)}")
         found += _loss_problems(params, loss) if loss else []
     return list(dict.fromkeys(found))
 
@@ -227,16 +228,6 @@ def _contradictions(recipe: Recipe) -> list[str]:
     except BadInputError as error:
         found.append(f"backbone: {error}")
     return found
-
-
-def _backbone_problems(params: Params, name: str) -> list[str]:
-    """What is wrong between one recipe and its backbone, whose module is imported."""
-    if name not in params.recipes:
-        return [f"recipes.{name}: there is no such recipe, add it or use one of {', '.join(params.recipes)}"]
-    # Where it is used: it imports torch.
-    from pipeline.networks.outline import backbone_problems
-
-    return [f"recipes.{name}.{problem}" for problem in backbone_problems(params.recipes[name])]
 
 
 def _settings_model(loss: type) -> type[BaseModel]:

@@ -285,12 +285,12 @@ def _changed(content: Any, path: Path, entries: dict[str, tuple[str, str | None]
 
 
 def read_params(path: Path, recipe: str | None = None, loss: str | None = None, changes: Sequence[str] = ()) -> Params:
-    """Read and check a params.yaml, and for a run what its recipe's backbone and its loss say of their keys.
+    """Read and check a params.yaml, and for a run that its recipe is there and what its loss says of its keys.
 
     `changes` are texts such as "recipe.dimension=64" or "loss.alpha=12.0", made to the run's own recipe and loss before
-    the check. What the environment says of the machine takes the place of the file's keys. A run imports no other loss
-    and no other backbone, so that their files are no inputs of it: of other losses the names of the keys are checked,
-    which the text of their files tells, and not the values.
+    the check. What the environment says of the machine takes the place of the file's keys. A run imports no other loss,
+    so that their files are no inputs of it: of other losses the names of the keys are checked, which the text of their
+    files tells, and not the values.
     """
     content = _changed(read_yaml(path), path, {"recipe": ("recipes", recipe), "loss": ("losses", loss)}, changes)
     own = from_environment()

@@ -30,6 +30,14 @@ def backbone_problems(recipe: Recipe) -> list[str]:
     return found or _shape_problems(recipe, backbone) + _chance_problems(recipe, backbone) + _input_problems(recipe)
 
 
+def check_backbone(recipe: Recipe, source: str) -> None:
+    """Raise `BadInputError` where a recipe and its backbone do not fit; `source` is the file and the key of the recipe,
+    such as "params.yaml: recipes.cub"."""
+    path, _, key = source.rpartition(": ")
+    if found := backbone_problems(recipe):
+        raise BadInputError("\n  ".join([f"{path}:", *(f"{key}.{problem}" for problem in found)]))
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().split("\n", 1)[0]
 

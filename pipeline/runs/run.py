@@ -112,8 +112,11 @@ def checked_run(
     path: Path, dataset: str, loss: str, seed: int, recipe: str | None, changes: list[str], **choices: Any
 ) -> Run:
     """`make_run` after the whole check of the params file, its recipe's network and its loss, which imports torch."""
-    params = read_params(path, recipe or dataset, loss, changes)
-    return make_run(path, params, dataset, loss, seed, recipe, **choices)
+    from pipeline.networks.outline import check_backbone  # here, because it imports torch
+
+    run = make_run(path, read_params(path, recipe or dataset, loss, changes), dataset, loss, seed, recipe, **choices)
+    check_backbone(run.recipe, run.source)
+    return run
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
