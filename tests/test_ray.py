@@ -184,8 +184,9 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     with monkeypatch.context() as here, pytest.raises(BadInputError, match=r"commit this first: .*losses/moody\.py"):
         here.chdir(grid.folder)
         packed_code()
-    with (grid.folder / ".dvc/config").open("a") as config:
-        config.write(f"[core]\n    remote = folder\n['remote \"folder\"']\n    url = {tmp_path}/remote\n")
+    config = grid.folder / ".dvc/config"
+    remote = f"['remote \"folder\"']\n    url = {tmp_path}/remote\n"
+    config.write_text(config.read_text().replace("[core]\n", "[core]\n    remote = folder\n") + remote)
     grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
     grid.project.commit()
 
