@@ -59,6 +59,10 @@ class Line(NamedTuple):
     fix: str = ""
 
 
+UNTRIED = ("GPU", "Docker", "Intel", "AVX-512", "Arm")
+"""What nobody has run this project on; docs/not_reproduced.md and README name the same."""
+
+
 def _python() -> Iterator[Line]:
     fits = sys.version_info[:2] in ((3, 11), (3, 12))
     fix = "" if fits else "make setup PYTHON=python3.12"
@@ -121,7 +125,22 @@ def _gpu() -> Iterator[Line]:
     yield from (Line(*found) for found in fitness.lines(torch.device("cuda" if usable else "cpu")))
 
 
+def tried_line(cpu: str, gpu: bool, container: bool) -> Line:
+    """Whether this project has been run before on what this machine is; `cpu` is the text of /proc/cpuinfo."""
+    here = {"GPU": gpu, "Docker": container, "Intel": "GenuineIntel" in cpu, "AVX-512": "avx512f" in cpu}
+    here["Arm"] = platform.machine() == "aarch64"
+    new = ", ".join(name for name in UNTRIED if here[name])
+    if not new:
+        return Line("Tried before", "ok", "on a machine such as this one")
+    fix = "bench.gpu measures; docs/not_reproduced.md" if gpu else "see docs/not_reproduced.md"
+    return Line("Tried before", "warn", f"never on: {new}", fix)
+
+
 def _machine() -> Iterator[Line]:
+    import torch
+
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    yield tried_line(cpu, torch.cuda.is_available(), Path("/.dockerenv").exists())
     cores = len(os.sched_getaffinity(0))
     yield Line("Cores", "ok" if cores > 1 else "warn", str(cores), "" if cores > 1 else "the recipes ask for 2 threads")
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]

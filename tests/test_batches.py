@@ -36,7 +36,7 @@ def planned(labels, batch_size, samples, recipe=RECIPE, whole_set=None, seed=5, 
 
 
 def literal(labels, batch_size, samples, by_size, seed, epochs):
-    """The rules in plain lists and cursors (facts: batch sampler), with the same uniform draws."""
+    """The rules in plain lists and cursors (docs/protocols.md: batch sampler), with the same uniform draws."""
     members: dict[int, list[int]] = {label: [] for label in range(max(labels) + 1)}
     for image, label in enumerate(labels):
         members[label].append(image)

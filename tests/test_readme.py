@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.doctor import UNTRIED, tried_line
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
@@ -37,3 +39,14 @@ def test_readme_shows_the_committed_table():
 def test_the_comparison_shows_the_committed_table():
     table = re.search(r"\|.*\|\n(?:\|.*\|\n)+", (ROOT / "metrics/tables/comparison_glyphs/glyphs.md").read_text())
     assert table and table[0] in (ROOT / "docs/comparison.md").read_text()
+
+
+def test_what_was_never_run_is_said_in_readme_and_by_doctor():
+    section = (ROOT / "docs/not_reproduced.md").read_text().split("## What is known")[0]
+    untried = re.findall(r"\*\*(.+?)\*\*", section)
+    assert untried == ["No number of the papers", *UNTRIED]
+    begin = (ROOT / "README.md").read_text().split("\n## ")[0]
+    assert [words for words in untried if words.lower() not in begin.lower()] == []
+    found = tried_line("vendor_id : GenuineIntel\nflags : avx2 avx512f", gpu=True, container=True)
+    assert found.state == "warn" and found.found == "never on: GPU, Docker, Intel, AVX-512"
+    assert tried_line("vendor_id : AuthenticAMD\nflags : avx2", gpu=False, container=False).state == "ok"

@@ -1,6 +1,6 @@
 """Whole trajectories: the trainer's parts, in the papers' recipes, against a slow and plain statement of the same.
 
-What each paper does is said here a second time, from the facts and not from params.yaml: Adam in tensor arithmetic,
+What each paper does is said here a second time, from docs/protocols.md and not from params.yaml: Adam in tensor arithmetic,
 losses in loops, batch norms in their formulas, and what trains when. Both sides get the same weights and the same
 batches, in float64; losses, weights, running statistics and proxies must agree after every step.
 """
@@ -176,7 +176,7 @@ def proxy_nca(embeddings, proxies, labels):
 
 
 class ProxyGML:
-    """ProxyGML's recipe on one dataset (facts: recipe, quirks), with the Adam of torch 1.2."""
+    """ProxyGML's recipe on one dataset (docs/protocols.md), with the Adam of torch 1.2."""
 
     head_only, rests, clip, pooling, head, momentum = {2}, False, None, "average", "linear", 0.1
 
