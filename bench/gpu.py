@@ -43,10 +43,11 @@ TOTAL = 590
 def _child(section: str, tiny: bool, folder: str, lines: str) -> None:
     """A section's process: writes each line as soon as it is measured."""
     os.setsid()  # so that its own processes end with it
-    from bench.gpu_sections import FULL, RUN, TINY
+    from bench import gpu_checks, gpu_speed
+    from bench.gpu_parts import FULL, TINY
 
     with Path(lines).open("a", encoding="utf-8") as file:
-        for line in RUN[section](TINY if tiny else FULL, Path(folder)):
+        for line in (gpu_checks.RUN | gpu_speed.RUN)[section](TINY if tiny else FULL, Path(folder)):
             file.write(json.dumps(line._asdict()) + "\n")
             file.flush()
 
@@ -54,7 +55,7 @@ def _child(section: str, tiny: bool, folder: str, lines: str) -> None:
 def run_section(section: str, seconds: float, tiny: bool, folder: Path) -> dict[str, Any]:
     """The lines of a section, how it ended, and the seconds it took."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.gpu_sections"])
+    context.set_forkserver_preload(["bench.gpu_checks", "bench.gpu_speed"])
     lines, start = folder / f"{section}.jsonl", time.monotonic()
     lines.touch()
     process = context.Process(target=_child, args=(section, tiny, str(folder), str(lines)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.loading import photograph
 from pipeline.base.config import Recipe, read_params
 from pipeline.data.packed import PackedImages, SourceImage, pack
+from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, prepare
 from pipeline.training.graphs import GraphedNetwork
@@ -147,3 +148,16 @@ def packed_pictures(folder: Path, scale: Scale) -> PackedImages:
         )
         pack(sources, folder / "packed")
     return PackedImages(folder / "packed")
+
+
+def precisions() -> tuple[str, ...]:
+    """Those that are measured: on a processor without bfloat16's instructions a step in it takes minutes."""
+    return PRECISIONS if torch.cuda.is_available() else PRECISIONS[:1]
+
+
+LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
+    "proxy_gml": lambda: proxy_gml.Loss(CLASSES, 512, proxies_per_class=12, ratio=0.05, regulariser_weight=0.3),
+    "proxy_an": lambda: proxy_an.Loss(CLASSES, 512, alpha=32.0, margin=0.1),
+    "proxy_anchor": lambda: proxy_anchor.Loss(CLASSES, 512, alpha=32.0, margin=0.1),
+    "proxy_nca": lambda: proxy_nca.Loss(CLASSES, 512),
+}

@@ -54,9 +54,9 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch):
 
 def swapped_child(section, tiny, folder, lines):
     """A section's process that has these functions among its sections."""
-    from bench import gpu_sections
+    from bench import gpu_checks
 
-    gpu_sections.RUN |= {"stuck": stuck, "fails": fails}
+    gpu_checks.RUN |= {"stuck": stuck, "fails": fails}
     child(section, tiny, folder, lines)
 
 
