@@ -1,8 +1,8 @@
 """Whole trajectories: the trainer's parts, in the papers' recipes, against a slow and plain statement of the same.
 
-What each paper does is said here a second time, from docs/protocols.md and not from params.yaml: Adam in tensor arithmetic,
-losses in loops, batch norms in their formulas, and what trains when. Both sides get the same weights and the same
-batches, in float64; losses, weights, running statistics and proxies must agree after every step.
+What each paper does is said here a second time, from docs/protocols.md and not from params.yaml: Adam in tensor
+arithmetic, losses in loops, batch norms in their formulas, and what trains when. Both sides get the same weights and
+the same batches, in float64; losses, weights, running statistics and proxies must agree after every step.
 """
 
 import copy

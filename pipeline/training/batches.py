@@ -20,7 +20,7 @@ class Shuffled:
 
 
 class ClassBalanced:
-    """Proxy-AN's batches (docs/protocols.md: batch sampler): some classes drawn without replacement, a few images of each.
+    """Proxy-AN's batches (docs/protocols.md): some classes drawn without replacement, a few images of each.
 
     The images of a class are taken in a shuffled order, over the ends of epochs; when too few are left for another
     batch it is shuffled anew. A class with fewer images than a batch wants gives random ones, with repeats. `labels`
