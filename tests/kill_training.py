@@ -65,7 +65,7 @@ def kill_before_a_rename(writes: int) -> None:
 
 generator = random.Random(int(sys.argv.pop(1)))
 for turn in range(21):
-    steps, writes = generator.randint(0, 130), generator.randint(0, 1)
+    steps, writes = generator.randint(0, 80), generator.randint(0, 1)
     kill_writing = generator.choice([kill_half_way_through_a_write, kill_before_a_rename])
     child = os.fork()
     if child:

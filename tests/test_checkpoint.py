@@ -21,9 +21,9 @@ FILES = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
 
 @pytest.fixture(scope="module")
 def longer(project):
-    """The small project's arguments for a run of ten epochs in a params file of its own, and that run undisturbed."""
+    """The small project's arguments for a run of six epochs in a params file of its own, and that run undisturbed."""
     text = (project.folder / "params.yaml").read_text()
-    project.edit_params(lambda params: params["recipes"]["glyphs"].update(epochs=10, decay_epochs=[6]))
+    project.edit_params(lambda params: params["recipes"]["glyphs"].update(epochs=6, decay_epochs=[4]))
     (project.folder / "longer.yaml").write_text((project.folder / "params.yaml").read_text())
     (project.folder / "params.yaml").write_text(text)
     arguments = ["--params", "longer.yaml", "--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0", "--out"]
@@ -66,7 +66,7 @@ def test_told_to_stop_it_saves_within_the_epoch_and_goes_on(project, longer, wor
         command, cwd=project.folder, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, start_new_session=True
     )
     for line in process.stderr:
-        if "epoch 2/10" in line:
+        if "epoch 2/6" in line:
             break
     time.sleep(0.1)
     subprocess.run(["kill", "-TERM", "--", f"-{process.pid}"], check=True)  # the whole group, as clusters do
@@ -95,7 +95,7 @@ def test_another_settings_checkpoint_is_not_resumed(project, longer):
     command = ["python", "-m", "pipeline.train", *longer, "scratch/other"]
     process = subprocess.Popen(command, cwd=project.folder, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE)
     for line in process.stderr:
-        if "epoch 2/10" in line:
+        if "epoch 2/6" in line:
             process.send_signal(signal.SIGINT)
             break
     output = process.stderr.read()
