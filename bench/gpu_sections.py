@@ -216,7 +216,7 @@ def resume(scale: Scale, folder: Path) -> Iterator[Line]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     log = (place / "log").open("w")
 
-    def start(out: str) -> subprocess.Popen:
+    def start(out: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, "--out", out], cwd=place, env=environment, stdout=log, stderr=log)
 
     def files(out: str) -> dict[str, bytes]:
@@ -284,7 +284,7 @@ def together(paper: str, scale: Scale, precision: str, count: int, variables: di
         run.join()
     if any(run.exitcode for run in runs):
         raise RuntimeError(f"{count} runs at once: exit codes {[run.exitcode for run in runs]}")
-    return sum(rates.get() for _ in runs)
+    return float(sum(rates.get() for _ in runs))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Rooms import no command, no command another, and there is no circle; docs/architecture.md draws what the code does."""
+"""Rooms import no command, no command another, there is no circle; docs/architecture.md draws what the code does."""
 
 import re
 

@@ -108,7 +108,7 @@ def held(path: Path, commands: Commands) -> Iterator[None]:
 def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
     """The folder of a clone of the commit, made if it is not there. All clones of a node share DVC's cache and the
     store of runs, which knows each run by its key."""
-    folder = places / code["name"]
+    folder: Path = places / code["name"]
     if not folder.is_dir():
         making = places / f".{code['name']}.partial"
         shutil.rmtree(making, ignore_errors=True)
