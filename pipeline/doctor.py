@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, sha256
+from pipeline.base.files import BadInputError, exit_with, sha256
 from pipeline.data.checksums import pins
 from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, read_manifest
@@ -143,7 +143,7 @@ def shared_memory_line(place: Path) -> Line:
 
 
 def _git() -> Iterator[Line]:
-    done = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    done = subprocess.run(["git", "status", "--porcelain"], capture_output=True, encoding="utf-8", errors="replace")
     people = f"the clone's owner is {Path().stat().st_uid}, you are {os.geteuid()}"
     if done.returncode == 0:
         yield Line("git", "ok", f"{len(done.stdout.splitlines())} changed files; {people}")
@@ -296,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)
