@@ -170,7 +170,7 @@ def resume(scale: Scale, folder: Path) -> Iterator[Line]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     log = (place / "log").open("w")
 
-    def start(out: str) -> subprocess.Popen:
+    def start(out: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, "--out", out], cwd=place, env=environment, stdout=log, stderr=log)
 
     def files(out: str) -> dict[str, bytes]:

@@ -106,7 +106,7 @@ def together(paper: str, scale: Scale, precision: str, count: int, variables: di
         run.join()
     if any(run.exitcode for run in runs):
         raise RuntimeError(f"{count} runs at once: exit codes {[run.exitcode for run in runs]}")
-    return sum(rates.get() for _ in runs)
+    return float(sum(rates.get() for _ in runs))
 
 
 @contextlib.contextmanager

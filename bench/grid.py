@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +47,7 @@ def complete(folder: Path) -> int:
         file = path / "file" if not path.suffix and path.parent.name != "code" else path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{path}\n")
-    locks: dict[str, dict] = defaultdict(dict)
+    locks: dict[str, dict[str, Any]] = defaultdict(dict)
     with repo.lock:
         for stage in stages:
             stage.save()

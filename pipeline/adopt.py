@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, exit_with, write_json
@@ -28,6 +29,12 @@ SAME = ("settings", "data", "device", "instructions", "packages")
 """What must be equal between a run and its successor; only the code may differ."""
 
 
+def _as_read(content: dict[str, Any]) -> dict[str, object]:
+    """The content as JSON gives it back, so that it compares with what was read from a file."""
+    read: dict[str, object] = json.loads(json.dumps(content))
+    return read
+
+
 def comparable(record: TrainingRecord) -> dict[str, object]:
     """A record's content as a key has it, less its code."""
     names = ("dataset", "loss", "loss_settings", "seed", "protocol", "subset")
@@ -35,14 +42,14 @@ def comparable(record: TrainingRecord) -> dict[str, object]:
     settings["recipe"] = record.recipe.model_dump(mode="json", exclude_defaults=True)
     data = {name: value for name, value in record.data.items() if name != "chosen_by"}
     content = {"settings": settings, "data": data, "device": record.device}
-    return json.loads(json.dumps(content | {"instructions": record.instructions, "packages": record.packages}))
+    return _as_read(content | {"instructions": record.instructions, "packages": record.packages})
 
 
 def wanted(run: GridRun, key: Key) -> dict[str, object]:
     """The same of the run as it would be made now."""
     data = {name: value for name, value in key.content["data"].items() if name != "chosen_by"}
     content = {name: key.content[name] for name in ("device", "instructions", "packages")}
-    return json.loads(json.dumps(content | {"settings": run.run.settings(), "data": data}))
+    return _as_read(content | {"settings": run.run.settings(), "data": data})
 
 
 def predecessors(runs: list[GridRun], device: str) -> list[tuple[GridRun, TrainingRecord]]:

@@ -69,7 +69,8 @@ class Tried:
     def value(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, as of the first call."""
         self.rewind()
-        return self.criterion(embeddings, labels)
+        loss: Tensor = self.criterion(embeddings, labels)
+        return loss
 
     def gradients(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss of a batch under the name `value`, and its gradients, those of the embeddings under theirs."""

@@ -21,15 +21,16 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, sha256
+from pipeline.base.files import BadInputError, exit_with, sha256
 from pipeline.data.checksums import pins
+from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, read_manifest
-from pipeline.data.packed import read_index
 from pipeline.datasets import dataset_module
 from pipeline.datasets.checks import check
 from pipeline.engines import fit
 from pipeline.engines.places import mps_is_on
 from pipeline.networks import weights
+from pipeline.networks.published import FILES
 from pipeline.runs.grid import chosen_grids, grid_runs, known_grids
 from pipeline.runs.space import space
 
@@ -162,7 +163,7 @@ def shared_memory_line(place: Path) -> Line:
 
 
 def _git() -> Iterator[Line]:
-    done = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    done = subprocess.run(["git", "status", "--porcelain"], capture_output=True, encoding="utf-8", errors="replace")
     people = f"the clone's owner is {Path().stat().st_uid}, you are {os.geteuid()}"
     if done.returncode == 0:
         yield Line("git", "ok", f"{len(done.stdout.splitlines())} changed files; {people}")
@@ -277,11 +278,11 @@ def grid_line(name: str, datasets: list[Line], free: int) -> Line:
 
 def weights_line(name: str) -> Line:
     """Whether a network's published weights are there, by their SHA-256."""
-    path = weights.FOLDER / weights.FILES[name].name
+    path = weights.FOLDER / FILES[name].name
     command = f"dvc repro data/dvc.yaml:weights@{name}"
     if not path.is_file():
         return Line(name, "warn", "weights not here", command)
-    if not sha256(path).startswith(pins().get(f"weights/{path.name}") or weights.FILES[name].sha256 or ""):
+    if not sha256(path).startswith(pins().get(f"weights/{path.name}") or FILES[name].sha256 or ""):
         return Line(name, "fail", f"{path} is not the published file", f"remove it, then {command}")
     return Line(name, "ok", "weights verified")
 
@@ -291,7 +292,7 @@ def _data() -> Iterator[Line]:
     datasets = [dataset_line(name, free) for name in DATASETS]
     yield from (grid_line(grid, datasets, free) for grid in known_grids())
     yield from datasets
-    yield from map(weights_line, weights.FILES)
+    yield from map(weights_line, FILES)
 
 
 def examine() -> list[Line]:
@@ -315,4 +316,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -10,19 +10,20 @@ from pipeline.base.files import exit_with
 from pipeline.data import fetch
 from pipeline.datasets import dataset_module
 from pipeline.networks import weights
+from pipeline.networks.published import FILES
 
 
 def main() -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.download", description=__doc__)
-    known = ", ".join(weights.FILES)
+    known = ", ".join(FILES)
     parser.add_argument(
         "name",
         help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}, or one of timm's with its "
         "weights, such as timm/resnet18.a1_in1k",
     )
     name = parser.parse_args().name
-    if name in weights.FILES or "/" in name:
+    if name in FILES or "/" in name:
         fetch.fetch(weights.published_file(name), weights.FOLDER)
     else:
         dataset_module(name).download(Path("data/raw") / name)

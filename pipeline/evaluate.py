@@ -11,11 +11,10 @@ index, int32 (images,), and `embeddings`, float16 (images, dimension).
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, exit_with, whole
+from pipeline.base.files import BadInputError, exit_with, read_json, whole
 from pipeline.engines.work import Job, do, evaluate_run, kept_weights
 from pipeline.evaluation.evaluation import TestImages, all_embeddings, write_arrays
 from pipeline.networks.network import prepare
@@ -59,7 +58,7 @@ def main() -> None:
         store.show_file(key.digest, METRICS, words.out)
     else:
         evaluate_kept(words)
-    found = json.loads(words.out.read_text())["metrics"]
+    found = read_json(words.out)["metrics"]
     for rule, values in found.items():
         print(f"{rule}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "epoch"))
 

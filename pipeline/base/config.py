@@ -97,7 +97,8 @@ Epochs = Annotated[int | list[int], PlainValidator(_epochs)]
 def _axis_value(value: Any) -> str | int | float:
     if type(value) not in (str, int, float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("a row's value is a text or a number")
-    return value
+    checked: str | int | float = value
+    return checked
 
 
 AxisValues = Annotated[

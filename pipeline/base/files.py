@@ -1,10 +1,12 @@
 """Errors a user can fix, modules by name, files that are whole or absent, and their hashes."""
 
+import codecs
 import errno
 import gc
 import glob
 import hashlib
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -54,10 +56,33 @@ def check_room() -> None:
         raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", str(Path.cwd()))
 
 
+SIGNS = {"±": "+-", "–": "-", "…": "..."}
+"""What is printed in place of our own signs where they cannot be shown."""
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal or pipe can show in place of signs that its encoding lacks: for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
+
+
+codecs.register_error("pipeline.ascii", _in_ascii)
+
+
+def print_in_any_encoding() -> None:
+    """Make `print` show on stdout and stderr, in any encoding, what it can. Files are UTF-8 whatever the terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="pipeline.ascii")
+
+
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's `main`: bad input becomes one line on stderr and exit code 2, a full disk or what may not be
-    written one line and exit code 1, Ctrl-C exit code 130, a closed pipe (`| head`) exit code 141; any other failure
-    keeps its traceback and exits with code 1."""
+    """Run a stage's `main`, on a terminal of any encoding: bad input becomes one line on stderr and exit code 2, a full
+    disk or what may not be written one line and exit code 1, Ctrl-C exit code 130, a closed pipe (`| head`) exit code
+    141; any other failure keeps its traceback and exits with code 1."""
+    print_in_any_encoding()
     try:
         check_room()
         main()

@@ -91,9 +91,9 @@ def _by_simplejpeg(encoded: bytes, least: int) -> np.ndarray | None:
         if colours not in ("YCbCr", "Gray") or height * width > PIXEL_LIMIT:
             return None
         # Without a least size exactly as ever: a scale is chosen where one is given, and not for small images.
-        if not 0 < least < min(height, width):
-            return simplejpeg.decode_jpeg(encoded, "RGB")
-        return simplejpeg.decode_jpeg(encoded, "RGB", min_height=least, min_width=least)
+        scaled = {"min_height": least, "min_width": least} if 0 < least < min(height, width) else {}
+        decoded: np.ndarray = simplejpeg.decode_jpeg(encoded, "RGB", **scaled)
+        return decoded
     # A KeyError, too, for samplings that it has no name for.
     except Exception:
         return None

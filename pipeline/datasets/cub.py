@@ -10,12 +10,13 @@ from pathlib import Path
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, contents, fetch
+from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 FILES = (
-    fetch.File(
+    File(
         "CUB_200_2011.tgz",
         (
             "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",

@@ -75,7 +75,8 @@ def _overlaps(source: int, target: int) -> np.ndarray:
     """
     i, j = np.indices((target, source))
     overlap = np.minimum((i + 1) * source, (j + 1) * target) - np.maximum(i * source, j * target)
-    return np.maximum(overlap, 0)
+    weights: np.ndarray = np.maximum(overlap, 0)
+    return weights
 
 
 def draw(text: str) -> np.ndarray | None:

@@ -10,19 +10,20 @@ from pathlib import Path
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, contents, fetch
+from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
 FILES = (
-    fetch.File(
+    File(
         "img.zip",
         (),
         f"https://drive.google.com/file/d/0B7EVK8r0v71pS2YxRE1QTFZzekU (the folder Img of {PAGE}; not img_highres.zip)",
         check=contents.archive_with("img/"),
     ),
-    fetch.File(
+    File(
         "list_eval_partition.txt",
         (),
         f"https://drive.google.com/file/d/0B7EVK8r0v71pYVBqLXpRVjhHeWM (the folder Eval of {PAGE})",

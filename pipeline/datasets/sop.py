@@ -9,12 +9,13 @@ from pathlib import Path
 from pipeline import datasets
 from pipeline.base.files import BadInputError
 from pipeline.data import archives, contents, fetch
+from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
 from pipeline.datasets import Expected
 
 FILES = (
-    fetch.File(
+    File(
         "Stanford_Online_Products.zip",
         (
             "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",

@@ -74,7 +74,7 @@ def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -
     os.environ.pop("DVC_STAGE", None)  # DVC notes what its stage has made, and not what each run has
     _stop_once()
     place.enter()
-    with log.open("a") as file:
+    with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from pipeline.engines.work import Job, perform

@@ -73,7 +73,7 @@ class Commands:
 
     def must(self, command: list[str], folder: Path) -> None:
         """Run a command that has to end well."""
-        with tempfile.TemporaryFile("w+") as errors:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
             code = self.run(command, folder, errors=errors)
             if self.stopped:
                 raise StoppedError
@@ -93,7 +93,7 @@ def worker(command: list[str], folder: str, environment: dict[str, str]) -> int 
 @contextmanager
 def held(path: Path, commands: Commands) -> Iterator[None]:
     """Hold a file's lock, which the node's other tasks may have."""
-    with path.open("a") as file:
+    with path.open("ab") as file:
         while True:
             if commands.stopped:
                 raise StoppedError
@@ -108,7 +108,7 @@ def held(path: Path, commands: Commands) -> Iterator[None]:
 def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
     """The folder of a clone of the commit, made if it is not there. All clones of a node share DVC's cache and the
     store of runs, which knows each run by its key."""
-    folder = places / code["name"]
+    folder: Path = places / code["name"]
     if not folder.is_dir():
         making = places / f".{code['name']}.partial"
         shutil.rmtree(making, ignore_errors=True)
@@ -120,7 +120,7 @@ def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
             (making / name).write_bytes(content)
         (places / "store").mkdir(exist_ok=True)
         (making / "data/store").symlink_to(places / "store")
-        (making / ".dvc/config.local").write_text(f"[cache]\n    dir = {places / 'cache'}\n")
+        (making / ".dvc/config.local").write_text(f"[cache]\n    dir = {places / 'cache'}\n", encoding="utf-8")
         making.rename(folder)
     return folder
 
@@ -128,12 +128,12 @@ def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
 def pull(folder: Path, targets: list[str], commands: Commands) -> None:
     """Bring data from DVC's remote, once."""
     pulled = folder / ".dvc/tmp/pulled"
-    before = pulled.read_text().splitlines() if pulled.is_file() else []
+    before = pulled.read_text(encoding="utf-8").splitlines() if pulled.is_file() else []
     wanted = [target for target in targets if target not in before]
     if wanted:
         commands.must([sys.executable, "-m", "dvc", "pull", "--quiet", *wanted], folder)
         pulled.parent.mkdir(exist_ok=True)
-        pulled.write_text("\n".join([*before, *wanted]))
+        pulled.write_text("\n".join([*before, *wanted]), encoding="utf-8")
 
 
 def put(store: Path, key: str, files: dict[str, bytes]) -> None:
@@ -171,7 +171,7 @@ def one_run(
         start = log.stat().st_size if log.is_file() else 0
         done = commands.run([sys.executable, "-m", "pipeline.engines.one_run"], folder, json.dumps(task))
     paths = {key: store / f"{key}.error.json" for key in task["keys"]}
-    notes = {key: json.loads(path.read_text()) for key, path in paths.items() if path.is_file()}
+    notes = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.is_file()}
     found = [store / key for key in task["keys"] if key not in given and (store / key).is_dir()]
     made = {path.name: {file.name: file.read_bytes() for file in path.iterdir()} for path in found}
     for key in task["keys"]:

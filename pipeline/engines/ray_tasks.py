@@ -251,7 +251,7 @@ def packed_code() -> dict[str, Any]:
     where files that are not in the commit would be missing."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True)
+        done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise BadInputError(f"machine.ray_clones: nodes get the code by commit: {done.stderr.strip()}")
         return done.stdout

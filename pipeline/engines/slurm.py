@@ -112,7 +112,7 @@ def printed(machine: Machine, words: list[str], runs: int) -> str:
 def _asked(*command: str) -> str:
     """What a program of SLURM's prints; what it fails with is bad input."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=120)
     except FileNotFoundError:
         raise BadInputError(
             f"machine.engine: slurm wants {command[0]}, which is not here: run this on a machine that submits jobs"

@@ -30,7 +30,7 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
-        units = vectors / lengths
+        units: Tensor = vectors / lengths
         ctx.save_for_backward(units, lengths)
         return units
 
@@ -44,7 +44,8 @@ class _Unit(torch.autograd.Function):
 
 def unit(vectors: Tensor) -> Tensor:
     """Rows scaled to unit length; a row of zeros stays zero. Differentiable once."""
-    return _Unit.apply(exact(vectors))
+    units: Tensor = _Unit.apply(exact(vectors))
+    return units
 
 
 def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:

@@ -62,9 +62,10 @@ def _build(base: type, name: str, settings: Settings, given: dict[str, int], key
         if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, bool | str):
             raise ValueError(f"{keys[1]}.{setting}: give a number, found {value!r}")
     try:
-        return kind(**{argument: value for argument, value in given.items() if argument in arguments}, **settings)
+        made: nn.Module = kind(**{name: value for name, value in given.items() if name in arguments}, **settings)
     except TypeError as error:
         raise ValueError(f"{keys[1]}: {error}") from None
+    return made
 
 
 def _is(kind: Any, base: type) -> bool:
@@ -115,4 +116,5 @@ class Loss(nn.Module):
             torch.manual_seed(self.next_draws)
             self.next_draws += 1
             picked = self.miner(embeddings, labels) if self.miner else None
-            return self.loss(embeddings, labels, picked)
+            loss: Tensor = self.loss(embeddings, labels, picked)
+            return loss

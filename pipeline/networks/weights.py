@@ -134,7 +134,8 @@ def classifier_of(network: str) -> tuple[str, ...]:
     if network in FILES:
         return CLASSIFIERS.get(network, ())
     file, _, variant = network.partition("/")
-    return submodule("networks.backbones", file).published(variant)[1]
+    beginnings: tuple[str, ...] = submodule("networks.backbones", file).published(variant)[1]
+    return beginnings
 
 
 def published_file(network: str) -> File:

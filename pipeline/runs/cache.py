@@ -48,7 +48,7 @@ def take_in(wanted: set[str]) -> int:
         if not listing.is_file():
             continue
         folders: dict[str, dict[str, Path]] = {}
-        for file in json.loads(listing.read_text()):
+        for file in json.loads(listing.read_text(encoding="utf-8")):
             folder, _, name = file["relpath"].rpartition("/")
             folders.setdefault(folder, {})[name] = cache / file["md5"][:2] / file["md5"][2:]
         for files in folders.values():

@@ -32,7 +32,7 @@ def operations(backbone: str, pooling: str, size: int) -> int:
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network = make_backbone(backbone, pooling, size).eval()
         network(torch.empty(1, network.channels, size, size))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 @functools.cache

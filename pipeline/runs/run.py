@@ -147,4 +147,5 @@ def best_epoch(history: list[dict[str, Any]], path: Path) -> int:
     evaluated = [line for line in history if "recall@1" in line]
     if not evaluated or not all(0 <= line["recall@1"] <= 1 for line in evaluated):
         raise BadInputError(f"{path}: no epoch of it was evaluated, or a Recall@1 is not from 0 to 1: train it again")
-    return max(evaluated, key=lambda line: line["recall@1"])["epoch"]
+    best: int = max(evaluated, key=lambda line: line["recall@1"])["epoch"]
+    return best

@@ -108,7 +108,8 @@ def key_of(path: Path) -> str | None:
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and isinstance(content.get("key"), str) and "schema_number" in content:
-            return content["key"]
+            key: str = content["key"]
+            return key
     return None
 
 

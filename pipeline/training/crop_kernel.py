@@ -17,7 +17,7 @@ def _weighted(total, bits):  # type: ignore[no-untyped-def]  # Triton's own type
     return tl.minimum((total + (1 << (bits - 1))) >> bits, 255)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
 def _crop(pixels, boxes, tables, out, size, channels, fields: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
     image = tl.program_id(0)
     place = tl.program_id(1) * block + tl.arange(0, block)

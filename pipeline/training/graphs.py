@@ -81,7 +81,8 @@ class GraphedNetwork:
     def __call__(self, images: Tensor) -> Tensor:
         """Embeddings (batch, dimension) of normalised images (batch, channels, height, width)."""
         if self._graphed is None or images.shape != self._shape:
-            return self.network(images)
+            embeddings: Tensor = self.network(images)
+            return embeddings
         if self.recipe.frozen_gradients == "zero":
             self._own_gradients()
         return self._graphed(images)

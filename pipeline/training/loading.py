@@ -109,7 +109,7 @@ def as_stored(packed: PackedImages, numbers: Sequence[int], channels: int, size:
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous()
 
 
-class ShiftedImages(Dataset):
+class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
     """Training images of the network's size, uint8 (images, channels, height, width), each moved by up to `shift`
     pixels. Fetched a batch at a time by (epoch, positions in the epoch, rows)."""
 
@@ -132,7 +132,7 @@ class ShiftedImages(Dataset):
         return shifted, self.labels[rows]
 
 
-class CroppedImages(Dataset):
+class CroppedImages(Dataset[tuple[Tensor | Crops, Tensor]]):
     """Training images of any size, each cropped at random, resized to the network's size and mirrored or not. On a
     device with room for them they stay there, decoded (`resident`), and what is fetched says how to crop them; else
     they are cropped when they are fetched, decoded once where they fit into the memory, otherwise as they are read.
@@ -182,7 +182,9 @@ def _epoch_draws(seed: int, purpose: str, epoch: int, count: int, columns: int) 
 def _draws(seed: int, purpose: str, epoch: int, positions: np.ndarray, columns: int) -> np.ndarray:
     """The uniform draws of some positions of an epoch, float64 (positions, columns)."""
     # Drawn for a power of two of positions, so that few calls draw; those of a position are the same for any count.
-    return _epoch_draws(seed, purpose, epoch, 1 << int(positions.max()).bit_length(), columns)[positions]
+    draws = _epoch_draws(seed, purpose, epoch, 1 << int(positions.max()).bit_length(), columns)
+    chosen: np.ndarray = draws[positions]
+    return chosen
 
 
 def training_images(
@@ -205,7 +207,7 @@ class LoadedBatches:
     """What a loader gives, each batch as `finish` makes it in this process. An image that its processes cannot read is
     bad input with the message that says so, without the traceback that torch puts before it."""
 
-    def __init__(self, loader: DataLoader, finish: Callable[[Any], Any] = lambda batch: batch):
+    def __init__(self, loader: DataLoader[Any], finish: Callable[[Any], Any] = lambda batch: batch):
         self.loader, self.finish = loader, finish
 
     def __len__(self) -> int:
@@ -223,7 +225,7 @@ class LoadedBatches:
             getattr(batches, "_shutdown_workers", lambda: None)()
 
 
-class CentredImages(Dataset):
+class CentredImages(Dataset[Tensor]):
     """Images of any size resized and made square, as the recipe tests them: uint8 tensors."""
 
     def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int):

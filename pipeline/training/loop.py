@@ -97,9 +97,10 @@ def evaluates(recipe: Recipe, epoch: int) -> bool:
 def build_loss(module: str, settings: dict[str, Any], classes: int, dimension: int, source: str) -> nn.Module:
     """The loss of a file of pipeline/losses; settings that it refuses together are bad input, found at `source`."""
     try:
-        return submodule("losses", module).Loss(classes, dimension, **settings)
+        loss: nn.Module = submodule("losses", module).Loss(classes, dimension, **settings)
     except ValueError as error:
         raise BadInputError(f"{source}: {error}") from None
+    return loss
 
 
 def build(run: Run, device: torch.device, workers: int) -> Parts:

@@ -45,13 +45,14 @@ def build_optimiser(recipe: Recipe, network: nn.Module, criterion: nn.Module) ->
     known = set(map(id, backbone))
     head = [parameter for parameter in network.parameters() if id(parameter) not in known]
     groups = [{"params": backbone}, {"params": head}, {"params": list(criterion.parameters())}]
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
+    optimiser: torch.optim.Optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
         [group | {"steps": 0} for group in groups],
         betas=BETAS,
         eps=recipe.epsilon,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+    return optimiser
 
 
 def set_learning_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:

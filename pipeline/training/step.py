@@ -27,7 +27,7 @@ def training_step(
         embeddings = network(prepare(pixels, recipe, device))
     # Cut off from the network, so that the loss's own backward pass is in float32 whatever the precision.
     ends = embeddings.detach().requires_grad_()
-    loss = criterion(ends, labels.to(device, non_blocking=True))
+    loss: Tensor = criterion(ends, labels.to(device, non_blocking=True))
     optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")
     loss.backward()
     with computing(recipe):

@@ -16,7 +16,8 @@ class Backbone(VisionTransformerDistilled):
 
     def __init__(self) -> None:
         # Without classes there are no classifiers, and what is left has the published file's names.
-        super().__init__(patch_size=16, embed_dim=384, depth=12, num_heads=6, num_classes=0)
+        settings = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "num_classes": 0}
+        super().__init__(**settings)  # type: ignore[no-untyped-call]  # timm's has no types
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]  # timm's takes attention masks
         """The mean of class and distillation token."""

@@ -21,4 +21,5 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps of the last block."""
-        return self.trunk.forward_features(images)
+        maps: Tensor = self.trunk.forward_features(images)
+        return maps

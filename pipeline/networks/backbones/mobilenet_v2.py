@@ -19,4 +19,5 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps of the last block."""
-        return self.trunk(images)
+        maps: Tensor = self.trunk(images)
+        return maps

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.models.resnet import Bottleneck, ResNet
 
 
-class Backbone(ResNet):
+class Backbone(ResNet):  # type: ignore[misc]  # torchvision has no types
     """Images (batch, 3, height, width), float32, to maps (batch, 2048, height / 32, width / 32), at least 0."""
 
     channels = 3
@@ -20,5 +20,7 @@ class Backbone(ResNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps of the last block."""
-        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        maps: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps = layer(maps)
+        return maps

@@ -32,4 +32,5 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features, float32."""
-        return self.blocks(images).flatten(1)
+        maps: Tensor = self.blocks(images)
+        return maps.flatten(1)

@@ -70,7 +70,8 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Vectors (batch, features), or maps (batch, features, height, width); of tokens, maps one pixel wide."""
         if self.pooling == "none":
-            return self.trunk(images)
+            vectors: Tensor = self.trunk(images)
+            return vectors
         found = self.trunk.forward_features(images)
         if not isinstance(found, Tensor):
             raise ValueError("its features are several maps: use pooling none")
@@ -89,7 +90,8 @@ class Backbone(nn.Module):
         if convert is None:
             return dict(weights)
         arguments = (dict(weights), self.trunk)
-        return convert(*arguments[: 1 + ("model" in inspect.signature(convert).parameters)])
+        converted: dict[str, Tensor] = convert(*arguments[: 1 + ("model" in inspect.signature(convert).parameters)])
+        return converted
 
 
 def input_of(variant: str) -> dict[str, list[float]]:
@@ -100,7 +102,8 @@ def input_of(variant: str) -> dict[str, list[float]]:
 
 def size_of(variant: str) -> int:
     """Height and width, in pixels, of the images that the published weights were trained with."""
-    return configuration(variant).input_size[-1]
+    size: int = configuration(variant).input_size[-1]
+    return size
 
 
 def published(variant: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
