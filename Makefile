@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup ray repro compare papers tables rehearse test lint lock doctor bench-gpu pictures image image-test clean
+.PHONY: setup ray repro compare papers tables rehearse test test-fast lint lock doctor bench-gpu pictures image image-test clean
 repro: .venv/requirements
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # in a downloaded archive
 	dvc repro
@@ -41,6 +41,12 @@ ray: .venv/ray
 
 test: .venv/tests
 	pytest
+
+# The tests that tell most about a change, in a minute.
+FAST := architecture batches charts clustering comparison config images limits losses manifests optimiser published \
+  recipes retrieval split subsets tabulate
+test-fast: .venv/tests
+	pytest $(FAST:%=tests/test_%.py)
 
 lint: .venv/tests
 	ruff check .

@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from tests import markers
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
     **os.environ,
@@ -24,6 +26,11 @@ ENVIRONMENT = {
     "PIPELINE_WORKERS_AT_MOST": "1",  # as many tests run at a time as there are cores
 }
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # Python writes its bytecode beside the code, as it does by default.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Called by pytest with all tests that were found."""
+    markers.skip_what_cannot_run(items)
 
 
 class Project:

@@ -263,10 +263,9 @@ def test_a_proxy_is_used(monkeypatch):
     assert len(served.requests) == 1
 
 
+@pytest.mark.openssl
 def test_certificates_are_checked(tmp_path, monkeypatch):
     """A server with a certificate of its own is refused, unless the usual variable says to trust it."""
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl to make a certificate with")
     names = [
         "-subj",
         "/CN=birds",
@@ -317,11 +316,10 @@ def test_without_a_checksum_a_part_of_one_mirror_is_not_ended_by_another():
     assert "birds.tgz" in pins_before
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("name", ["download", "convert"])
 @pytest.mark.parametrize("limit", ["mount -t tmpfs -o size=100k none {}", "ulimit -f 100 # {}"], ids=["tmpfs", "limit"])
 def test_a_full_disk_is_told_and_costs_nothing(monkeypatch, tmp_path, name, limit):
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
     archive = lookalikes.tgz(tmp_path / "CUB_200_2011.tgz", lookalikes.cub_files(range(100)))
     folder = project(tmp_path / "project", {"cub": CUB_COUNTS}, {archive.name: sha256(archive)})
     output = {"download": f"raw/cub/{archive.name}", "convert": "packed/cub"}[name]

@@ -30,7 +30,6 @@ CASES = [
     ("comparison", "soft_triple"),
 ]
 GPU = torch.cuda.is_available()
-needs_gpu = pytest.mark.skipif(not GPU, reason="there is no GPU")
 DEVICE = torch.device("cuda" if GPU else "cpu")
 CLASSES, BATCH = 6, 12
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,7 +187,7 @@ def test_an_older_pytorch_does_not_capture_while_batches_are_pinned(monkeypatch)
         thread.join()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize(("grid", "loss"), CASES[:2])
 def test_the_papers_networks_with_graphs_are_the_same_to_the_byte(grid, loss, precision, monkeypatch):
@@ -199,7 +198,7 @@ def test_the_papers_networks_with_graphs_are_the_same_to_the_byte(grid, loss, pr
     assert set(run.graphed.found.values()) == {"used: the same bits"}
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_capture_leaves_the_network_as_it_was(monkeypatch):
     run = Run("proxy_an", "proxy_an", True, monkeypatch, batch_norm="trained")
     set_trainable(run.network, run.recipe, 3)

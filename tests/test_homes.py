@@ -1,6 +1,5 @@
 """Unusual homes of a clone: a full disk at every stage, folders that may not be written, two `dvc repro` at once."""
 
-import os
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -9,8 +8,6 @@ import pytest
 
 from tests.conftest import ENVIRONMENT, Project
 from tests.test_run_grid import files_of
-
-ROOT_NEEDED = pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("CI"), reason="mounts want root")
 
 
 def mount(*words: str) -> None:
@@ -33,7 +30,7 @@ def repro(folder) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@ROOT_NEEDED
+@pytest.mark.root
 def test_a_full_disk_at_every_stage_spoils_nothing(project, tmp_path):
     """Each time as much is free as the list says, in MB. What had been made stays, and the end is the usual one."""
     folder = tmp_path / "disk"
@@ -53,7 +50,7 @@ def test_a_full_disk_at_every_stage_spoils_nothing(project, tmp_path):
         assert files_of(clone.folder) == files_of(project.folder)
 
 
-@ROOT_NEEDED
+@pytest.mark.root
 def test_a_read_only_data_folder_is_one_line(project, tmp_path):
     clone = project.copy(tmp_path / "clone")
     data = clone.folder / "data"

@@ -1,7 +1,6 @@
 """The same bits whatever the processor and the number of its cores: `computes.py` here, and on an emulated Intel."""
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -51,9 +50,7 @@ def test_native_instructions_are_others(here):
     assert computed(PIPELINE_INSTRUCTIONS="native") != here
 
 
-@pytest.mark.skipif(
-    not shutil.which("qemu-x86_64") and "CI" not in os.environ, reason="needs qemu-x86_64: apt-get install qemu-user"
-)
+@pytest.mark.qemu
 def test_an_emulated_intel_computes_the_same(here):
     # numpy sorts wrongly with AVX2 under this emulator (7.2): an index that is no index. It sorts without.
     assert computed("qemu-x86_64", "-cpu", "Haswell", NPY_DISABLE_CPU_FEATURES="X86_V3") == here

@@ -3,7 +3,6 @@ system or not."""
 
 import ast
 import json
-import os
 import re
 import signal
 import subprocess
@@ -25,8 +24,6 @@ from pipeline.runs.grid import grid_runs
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_run_grid import Grid, files_of
-
-real = pytest.mark.skipif(bool(ray_cluster.lacks()) and not os.environ.get("CI"), reason=ray_cluster.lacks() or "none")
 
 STEPS = """
     def forward(self, embeddings, labels):
@@ -146,7 +143,7 @@ def let_go(nodes: list[Path]) -> None:
         (node / "wait").unlink()
 
 
-@real
+@pytest.mark.ray
 def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start):
     grid, nodes = Patient(project, tmp_path / "project"), ray.up()
     found = engines(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address))[-1]
@@ -173,7 +170,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     assert files_of(grid.folder) == {name: of for name, of in sequential.items() if "/moody/" in name}
 
 
-@real
+@pytest.mark.ray
 def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start, monkeypatch):
     """Code, data and results go over the network; a run of a node that dies goes on elsewhere from the copy of its
     checkpoint; a run that fails is not made again."""
@@ -243,7 +240,7 @@ def test_a_device_that_may_differ_is_one_error():
         work(Machine(device="auto", workers=0, engine="ray"), {}, [], [])
 
 
-@real
+@pytest.mark.ray
 def test_an_address_without_a_cluster_is_one_error():
     machine = Machine(device="cpu", workers=0, engine="ray", ray_address="127.0.0.1:1")
     with pytest.raises(BadInputError, match=r"no cluster of Ray's at 127\.0\.0\.1:1 \("):

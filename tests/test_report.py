@@ -234,10 +234,9 @@ def test_a_map_has_images_of_every_class():
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
@@ -280,18 +279,21 @@ PICTURES = """async () => {
 }"""
 
 
+@pytest.mark.chromium
 @pytest.mark.parametrize("name", ALL)
 def test_every_picture_is_shown_and_axe_finds_nothing(open_page, name):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    from axe_playwright_python.sync_playwright import Axe
+
     page = open_page(name)
     sizes = page.evaluate(PICTURES)
     assert all(sizes) and (len(sizes) > 20 or name == "overview"), sizes
     drawn = page.evaluate("[...document.querySelectorAll('use')].map(use => use.getBBox().width)")
     assert all(width == 72 for width in drawn) and len(drawn) >= len(sizes) // 2
-    results = axe.Axe().run(page)
+    results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
 
 
+@pytest.mark.chromium
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("name", ALL)
 def test_a_page_fits_its_width(open_page, name, width):
@@ -300,6 +302,7 @@ def test_a_page_fits_its_width(open_page, name, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.chromium
 def test_the_keyboard_opens_every_cell(open_page):
     page = open_page("default")
     count = page.locator("details").count()
@@ -316,6 +319,7 @@ def test_the_keyboard_opens_every_cell(open_page):
     assert len(reached) == count and page.locator("details[open]").count() == count
 
 
+@pytest.mark.chromium
 def test_print_needs_no_colour(open_page):
     page = open_page("rehearsal")
     page.emulate_media(media="print")

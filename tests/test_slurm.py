@@ -1,6 +1,5 @@
 """The SLURM engine on a real SLURM: runs that are broken off in every way end with the bytes of a sequential run."""
 
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from tests import slurm
 from tests.conftest import ENVIRONMENT
 from tests.test_run_grid import Grid, files_of, wait_for
 
-pytestmark = pytest.mark.skipif(bool(slurm.lacks()) and not os.environ.get("CI"), reason=slurm.lacks() or "none")
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")

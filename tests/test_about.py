@@ -1,0 +1,42 @@
+"""What the project says of itself: one version, and whose work it builds on, as the installed packages say it."""
+
+import importlib.metadata
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+NOTICED = re.findall(
+    r"^(\S+)\n  https://(\S+)\n  (BSD|Apache|MIT).*?, (Copyright .*)\n", (ROOT / "NOTICE").read_text(), re.M
+)
+
+
+def test_one_version():
+    """Of pyproject.toml, of the citation, and the newest in the list of changes."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.findall(r"^## (\d\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
+
+
+def test_pythons_are_those_that_make_takes():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert re.findall(r"\((3, \d+)\)", (ROOT / "Makefile").read_text()) == ["3, 11", "3, 12"]
+    assert wanted == ">=3.11,<3.13"
+
+
+def test_the_notice_has_the_packages_that_networks_losses_and_fonts_come_from():
+    assert [name for name, *_ in NOTICED] == ["torchvision", "timm", "pytorch-metric-learning", "pyfiglet"]
+
+
+@pytest.mark.parametrize(("name", "address", "licence", "holder"), NOTICED)
+def test_the_notice_says_what_the_package_says(name, address, licence, holder):
+    package = importlib.metadata.distribution(name)
+    about = package.metadata
+    assert address in " ".join([about.get("Home-page") or "", *(about.get_all("Project-URL") or [])])
+    assert licence in " ".join([about.get("License") or "", *(about.get_all("Classifier") or [])])
+    text = next(file for file in package.files if file.name == "LICENSE").read_text(encoding="utf-8")
+    start = re.match(r"Copyright (?:\(c\) |© )?(?:[\d-]+ )?[A-Z]?\w*", holder)[0]
+    assert start in " ".join(text.split())
