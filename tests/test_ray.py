@@ -253,7 +253,7 @@ def test_an_address_without_a_cluster_is_one_error():
     [
         ({"device": "cuda"}, {"num_cpus": 1, "num_gpus": 1}, 2),
         ({"device": "cuda", "runs_per_gpu": 3}, {"num_cpus": 1, "num_gpus": 1 / 3}, 6),
-        ({"device": "cpu"}, {"num_cpus": 2}, 9),
+        ({"device": "cpu"}, {"num_cpus": 1}, 18),
     ],
 )
 def test_what_a_task_asks_for_and_how_many_there_are(monkeypatch, settings, expected, count):

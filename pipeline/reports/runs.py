@@ -106,7 +106,9 @@ class ShownTable:
         if self.published is None:
             return []
         lines = comparison(self.rows, self.published, "±")
-        return [(f"{self.name}: {row.key}, {line[len(row.values)]}", line[-1]) for row, line in lines]
+        return [
+            (f"{self.name}: {row.key}, {line[len(row.values)]}", line[-1]) for row, line in lines if not is_extra(row)
+        ]
 
 
 class ShownGrid:
