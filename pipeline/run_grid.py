@@ -8,7 +8,7 @@ system: each run is done once. A run that fails is named, the others go on, and 
 
 `machine` of the params file, or the environment, says what does the runs: which GPUs of this machine, SLURM, or
 Ray (docs/scale.md). Longest runs are started first. Told to stop (SIGTERM, Ctrl-C), it lets all runs save and ends with
-exit code 143; told a second time, it ends them at once.
+exit code 143; at a second one it ends them at once.
 
 At the end data/runs, data/queries and metrics/runs show the grid's runs by name. --table, --row and --seed do a part of
 the grid; --dry-run says what there is to do.

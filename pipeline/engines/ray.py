@@ -27,7 +27,7 @@ from pipeline.runs.grid import GridRun
 
 def package() -> Any:
     """Ray's package. Raises `BadInputError` where it is not installed."""
-    # Before the import, which reads them: every line of a run is shown, and nobody is told that Ray is used.
+    # Before the import, which reads them: every line of a run is shown, and no statistics on Ray's use are sent.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
