@@ -1,6 +1,7 @@
 """Parameters are checked first: one message with file, key and fix."""
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -458,3 +459,13 @@ def test_broken_and_missing_files_are_named(tmp_path):
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(BadInputError, match=r"empty\.yaml"):
         read_params(tmp_path / "empty.yaml")
+
+
+def test_a_whole_number_of_a_float_is_the_same_run():
+    """As `dvc exp run -S losses.proxy_an.alpha=12` writes it where a file has 12.0."""
+    runs = [
+        checked_run(PARAMS, "glyphs", "proxy_an", 0, None, [f"loss.alpha={value}"]) for value in ("12", "12.0", "13")
+    ]
+    assert json.dumps(runs[0].settings()) == json.dumps(runs[1].settings()) != json.dumps(runs[2].settings())
+    proxies = checked_run(PARAMS, "glyphs", "proxy_gml", 0, None, ["loss.proxies_per_class=2"]).loss_settings
+    assert type(proxies["proxies_per_class"]) is int

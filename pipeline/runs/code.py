@@ -113,14 +113,30 @@ def code_hash(*modules: str) -> str:
 
 
 @functools.cache
-def loss_defaults(loss: str) -> dict[str, Any]:
-    """The defaults of the settings of a file of pipeline/losses, read from its text: importing it would import torch,
-    which takes longer than all the rest of asking for a key."""
+def _loss_arguments(loss: str) -> tuple[dict[str, Any], frozenset[str]]:
+    """Of the settings of a file of pipeline/losses their defaults, and the names of those that are floats; read from
+    its text: importing it would import torch, which takes longer than all the rest of asking for a key."""
     tree = ast.parse((PACKAGE / "losses" / f"{loss}.py").read_text(encoding="utf-8"))
     for kind in tree.body:
         if isinstance(kind, ast.ClassDef) and kind.name == "Loss":
             for function in kind.body:
                 if isinstance(function, ast.FunctionDef) and function.name == "__init__":
-                    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-                    return {argument.arg: ast.literal_eval(value) for argument, value in pairs if value is not None}
-    return {}
+                    pairs = list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+                    defaults = {name.arg: ast.literal_eval(value) for name, value in pairs if value is not None}
+                    return defaults, frozenset(name.arg for name, _ in pairs if _is_float(name.annotation))
+    return {}, frozenset()
+
+
+def _is_float(annotation: ast.expr | None) -> bool:
+    """Whether an annotation is float, or Annotated[float, ...]."""
+    text = ast.unparse(annotation) if annotation else ""
+    return text == "float" or text.startswith("Annotated[float,")
+
+
+def loss_settings(loss: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a file of pipeline/losses with its defaults; 12 of a float is 12.0, so that both are one run."""
+    defaults, floats = _loss_arguments(loss)
+    return {
+        name: float(value) if name in floats and type(value) is int else value
+        for name, value in (defaults | settings).items()
+    }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.base.config import Params, Recipe, read_params
 from pipeline.base.files import BadInputError
-from pipeline.runs.code import loss_defaults
+from pipeline.runs.code import loss_settings
 
 Protocol = Literal["test", "choose_epoch", "held_out", "raw_pixels", "untrained", "ensemble"]
 """test: trained on all training classes, looked at on the test set, kept at the best test epoch and the last.
@@ -104,7 +104,7 @@ def make_run(
     if loss not in params.losses:
         raise BadInputError(f"{path}: losses.{loss}: there are no settings, add them")
     module, settings = params.loss(loss)
-    run = Run(dataset, params.recipes[recipe_name], module, loss_defaults(module) | settings, seed, **choices)
+    run = Run(dataset, params.recipes[recipe_name], module, loss_settings(module, settings), seed, **choices)
     return replace(run, source=f"{path}: recipes.{recipe_name}", loss_source=f"{path}: losses.{loss}")
 
 
