@@ -42,7 +42,7 @@ ray: .venv/ray
 test: .venv/tests
 	pytest
 
-# The tests that tell most about a change, in a minute.
+# The tests that show most about a change, in a minute.
 FAST := architecture batches charts clustering comparison config images limits losses manifests optimiser published \
   recipes retrieval split subsets tabulate
 test-fast: .venv/tests

@@ -146,7 +146,7 @@ def same_bits(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def resume(scale: Scale, folder: Path) -> Iterator[Line]:
-    """A run that is killed in its last epoch, and one that is told to stop, against an undisturbed one."""
+    """A run that is killed in its last epoch, and one that is asked to stop, against an undisturbed one."""
     packed = packed_pictures(folder, scale)
     place, epochs = folder / "resume", 3
     (place / "data/splits").mkdir(parents=True)

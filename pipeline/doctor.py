@@ -141,10 +141,12 @@ def tried_line(cpu: str, gpu: bool, container: bool) -> Line:
 def _machine() -> Iterator[Line]:
     import torch
 
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    yield tried_line(cpu, torch.cuda.is_available(), Path("/.dockerenv").exists())
+    cpu = Path("/proc/cpuinfo")
+    known = cpu.read_text(encoding="utf-8", errors="replace") if cpu.is_file() else ""
+    yield tried_line(known, torch.cuda.is_available(), Path("/.dockerenv").exists())
     cores = len(os.sched_getaffinity(0))
-    yield Line("Cores", "ok" if cores > 1 else "warn", str(cores), "" if cores > 1 else "the recipes ask for 2 threads")
+    fix = "" if cores > 1 else "the papers' recipes ask for 8 threads"
+    yield Line("Cores", "warn" if fix else "ok", str(cores), fix)
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     given = [int(text) for limit in limits if limit.is_file() and (text := limit.read_text().strip()).isdigit()]
     memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *given) / GB

@@ -211,7 +211,7 @@ def main() -> None:
         outcome = work(words, to_do, machines)
         failed = outcome.failed
         if outcome.stopped:
-            print("told to stop: what was running has saved; start this again to go on", file=sys.stderr)
+            print("asked to stop: what was running has saved; start this again to go on", file=sys.stderr)
             sys.exit(TERMINATED)
         if words.worker_since is None:
             for address in {address for grid in grids if (address := machines[grid].checkpoints)}:

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or started twice: finished, they equal an undisturbed one to the byte."""
+"""Runs that are killed, asked to stop, or started twice: finished, they equal an undisturbed one to the byte."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_told_to_stop_it_saves_within_the_epoch_and_goes_on(project, longer, wor
     subprocess.run(["kill", "-TERM", "--", f"-{process.pid}"], check=True)  # the whole group, as clusters do
     output = process.stderr.read()
     assert process.wait() == 128 + signal.SIGTERM, output
-    assert re.search(r"told to stop, saved at epoch \d, step \d+", output)
+    assert re.search(r"asked to stop, saved at epoch \d, step \d+", output)
     assert not (project.folder / "scratch/stopped").exists()
     output = project.run(*command)
     assert re.search(r"goes on from epoch [3-5], step \d+", output)
@@ -99,7 +99,7 @@ def test_another_settings_checkpoint_is_not_resumed(project, longer):
             process.send_signal(signal.SIGINT)
             break
     output = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGTERM and "told to stop" in output and "Traceback" not in output
+    assert process.wait() == 128 + signal.SIGTERM and "asked to stop" in output and "Traceback" not in output
     assert "goes on" not in project.run(*command, "--set", "loss.margin=0.3")
     shutil.rmtree(project.folder / "scratch/other")
     assert "goes on from epoch" in project.run(*command)

@@ -107,7 +107,7 @@ def test_a_second_stop_ends_at_once(grid):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
     errors = process.communicate(timeout=60)[1]  # though its run still waits, and cannot save
-    assert process.returncode == 143 and errors.count("told to stop: what is running saves") == 1
+    assert process.returncode == 143 and errors.count("asked to stop: what is running saves") == 1
     assert "saved at" not in errors and grid.states()["two/moody/0"] == "not run"
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{run}").exists() for run in runs):
@@ -133,7 +133,7 @@ def test_a_stop_that_everything_hears_several_times_saves(grid):
         os.kill(run, signal.SIGINT)
     (grid.folder / "wait").unlink()
     errors = process.communicate()[1]
-    assert process.returncode == 143 and "told to stop, saved at epoch 1, step 1" in errors, errors
+    assert process.returncode == 143 and "asked to stop, saved at epoch 1, step 1" in errors, errors
     assert "goes on from epoch 1, step 2" in grid.run("--row", "moody")
 
 

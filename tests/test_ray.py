@@ -19,7 +19,7 @@ from pipeline.engines import ray_node
 from pipeline.engines.fit import engines
 from pipeline.engines.one_run import differences
 from pipeline.engines.ray import work
-from pipeline.engines.ray_tasks import Tasks, needs, packed_code, room
+from pipeline.engines.ray_tasks import Clones, Workers, needs, packed_code, room
 from pipeline.runs.grid import grid_runs
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
@@ -153,7 +153,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     (node,) = command.until(lambda: waiting(nodes))
     assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
     command.process.send_signal(signal.SIGINT)
-    command.until(lambda: "told to stop: what is running saves" in command.said())
+    command.until(lambda: "asked to stop: what is running saves" in command.said())
     time.sleep(0.2)
     let_go(nodes)
     assert "start this again to go on" in command.ends(143)
@@ -229,10 +229,10 @@ def test_without_rays_package_it_is_one_error(monkeypatch):
 def test_a_cluster_without_room_is_one_error(monkeypatch):
     monkeypatch.chdir(ROOT)
     ray = SimpleNamespace(nodes=lambda: NODES[1:], cloudpickle=SimpleNamespace(register_pickle_by_value=print))
-    watch = SimpleNamespace(left=grid_runs("default"))
+    watch = SimpleNamespace(left=grid_runs("default"), footprint=list)
     with pytest.raises(BadInputError, match="no node of this cluster has 1 CPU and 1 GPU for a run"):
-        Tasks(ray, Machine(device="cuda", workers=0), watch)
-    assert Tasks(ray, Machine(device="cuda", workers=0, workers_at_most=4), watch).limit() == 4
+        Workers(ray, Machine(device="cuda", workers=0), watch, [])
+    assert Workers(ray, Machine(device="cuda", workers=0, workers_at_most=4), watch, []).limit() == 4
 
 
 def test_a_device_that_may_differ_is_one_error():
@@ -290,3 +290,12 @@ def test_rays_lock_changes_no_package_that_computes():
     assert {name: own[name] for name in own.keys() & computing.keys()} == {
         name: computing[name] for name in own.keys() & computing.keys()
     }
+
+
+def test_a_node_gets_what_the_grid_says_of_the_machine(project, monkeypatch):
+    monkeypatch.chdir(project.folder)
+    run = grid_runs("default", "glyphs")[0]
+    machine = Machine(device="cpu", workers=3, cuda_graphs="never", runs_per_gpu=2)
+    asked = Clones.request(SimpleNamespace(machine=machine, machines={"default": machine}), run)
+    made = Machine.model_validate(asked["machine"])
+    assert (made.device, made.workers, made.cuda_graphs, asked["shared_by"]) == ("cpu", 3, "never", 2)

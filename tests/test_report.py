@@ -7,6 +7,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from pipeline.data.packed import SourceImage, pack
 from pipeline.evaluation.evaluation import kept_embeddings, query_results, write_arrays
 from pipeline.reports.galleries import choose
 from pipeline.reports.maps import spread
-from pipeline.reports.pages import write_gallery, write_overview, write_report
+from pipeline.reports.pages import baseline_of, write_gallery, write_overview, write_report
 from pipeline.runs.grid import grid_runs
 from pipeline.training.loading import RetrievedImages
 from tests.conftest import ROOT
@@ -223,6 +224,15 @@ def test_galleries_show_the_extremes():
     chosen = choose(found, np.array([0, 1, 2, 3, 1, 0]), 2)
     assert chosen["The worst"] == [1, 2] and chosen["The best"] == [5, 2], "one a class, and none without an answer"
     assert len(chosen["Random"]) == 2
+
+
+def test_the_baseline_is_what_no_training_gives_and_no_ensemble():
+    def rows(*protocols):
+        return [(0.5, protocol, SimpleNamespace(run=SimpleNamespace(protocol=protocol))) for protocol in protocols]
+
+    assert baseline_of(rows("ensemble", "test", "untrained", "test"))[1] == "untrained"
+    assert baseline_of(rows("ensemble", "raw_pixels", "test"))[1] == "raw_pixels"
+    assert baseline_of(rows("test", "ensemble", "held_out"))[1] == "held_out"
 
 
 def test_a_map_has_images_of_every_class():

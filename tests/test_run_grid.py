@@ -160,7 +160,7 @@ def test_a_stop_reaches_the_run_and_the_next_start_goes_on(grid, number):
     time.sleep(1)  # it has been passed on before the run may go on to look at it
     (grid.folder / "wait").unlink()
     errors = process.communicate()[1]
-    assert process.returncode == 143 and "told to stop, saved at epoch 1, step 1" in errors
+    assert process.returncode == 143 and "asked to stop, saved at epoch 1, step 1" in errors
     assert "Traceback" not in errors and grid.states()["two/moody/0"] == "not run"
     assert "goes on from epoch 1, step 2" in grid.run("--row", "moody", "--seed", "0")
 

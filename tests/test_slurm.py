@@ -58,13 +58,13 @@ class Held:
         return tasks("RUNNING")[0]
 
     def stopping(self) -> int:
-        """How many workers have been told to stop."""
+        """How many workers have been asked to stop."""
         logs = self.folder.glob("data/store/slurm/*/*.log")
-        return sum(path.read_text().count("told to stop: what is running saves") for path in logs)
+        return sum(path.read_text().count("asked to stop: what is running saves") for path in logs)
 
     def let_go(self, stops: int | None = None):
-        """Let it go on when so many workers have been told to stop, and its own has passed that on."""
-        slurm.until(lambda: stops in (None, self.stopping()), 120, "no worker is told to stop")
+        """Let it go on when so many workers have been asked to stop, and its own has passed that on."""
+        slurm.until(lambda: stops in (None, self.stopping()), 120, "no worker is asked to stop")
         time.sleep(0.2)
         (self.folder / "waiting").unlink()
         (self.folder / "wait").unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.files import SIGNS
+from pipeline.base.files import IN_ASCII
 from tests.conftest import ENVIRONMENT, ROOT
 
 COMMANDS = sorted(path.stem for path in (ROOT / "pipeline").glob("[!_]*.py"))
@@ -75,7 +75,7 @@ def test_a_command_prints_the_same_in_ascii(project, words, sign, environment):
     expected = in_utf_8.decode()
     assert "Traceback" not in expected
     assert sign is None or sign in expected
-    for own, plain in SIGNS.items():
+    for own, plain in IN_ASCII.items():
         expected = expected.replace(own, plain)
     code, printed = run(project.folder, environment, "-m", f"pipeline.{words[0]}", *words[1:])
     assert (code, printed.decode("ascii")) == (expected_code, expected)

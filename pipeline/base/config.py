@@ -291,7 +291,7 @@ def read_params(path: Path, recipe: str | None = None, loss: str | None = None, 
     `changes` are texts such as "recipe.dimension=64" or "loss.alpha=12.0", made to the run's own recipe and loss before
     the check. What the environment says of the machine takes the place of the file's keys. A run imports no other loss,
     so that their files are no inputs of it: of other losses the names of the keys are checked, which the text of their
-    files tells, and not the values.
+    files shows, and not the values.
     """
     content = _changed(read_yaml(path), path, {"recipe": ("recipes", recipe), "loss": ("losses", loss)}, changes)
     own = from_environment()

@@ -23,7 +23,6 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What it says of what may not be read or written."""
 
-
 ROOM_FOR_DVC = 64 * 2**20
 """Bytes that have to be free before and after a stage of DVC's: where there is no room to note what a stage has made,
 DVC cuts dvc.lock off, and then nothing goes on (seen with 3.67.1). Notes and small outputs take a tenth of this."""
@@ -56,7 +55,7 @@ def check_room() -> None:
         raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", str(Path.cwd()))
 
 
-SIGNS = {"±": "+-", "–": "-", "…": "..."}
+IN_ASCII = {"±": "+-", "–": "-", "…": "..."}
 """What is printed in place of our own signs where they cannot be shown."""
 
 
@@ -65,7 +64,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]
-    return "".join(SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
+    return "".join(IN_ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
 
 
 codecs.register_error("pipeline.ascii", _in_ascii)

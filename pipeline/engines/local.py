@@ -1,7 +1,7 @@
 """The local engine: runs in processes of this machine, one at a time in each place.
 
 Runs are forked from a server that has imported torch once and never used a GPU. A run whose driver or server is gone is
-told to stop: it saves, and goes on when it is started again.
+asked to stop: it saves, and goes on when it is started again.
 """
 
 import ctypes
@@ -45,8 +45,8 @@ def _stop_once() -> None:
 
     Several come: SLURM tells every process of a task, a terminal every process of a command; the driver passes its own
     on; and the end of the driver, or of the server that forked this process, counts as one. The handlers take a second
-    one for a wish not to save. Who means that sends SIGKILL. Processes that load images are told nothing: they end with
-    this one.
+    one for a wish not to save. Who means that sends SIGKILL. Processes that load images hear nothing of it: they
+    end with this one.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     driver = multiprocessing.parent_process()
@@ -169,7 +169,7 @@ class Pool:
         self.told_to_stop += 1
         if self.told_to_stop == 1:
             # Not by print, which this may have interrupted.
-            os.write(2, b"told to stop: what is running saves; told again, it ends at once\n")
+            os.write(2, b"asked to stop: what is running saves; asked again, it ends at once\n")
         for slot in self.slots:
             if slot.process is not None and slot.process.is_alive():
                 # The first saves; the second ends it. A worker hears one stop several times, and its engine kills.

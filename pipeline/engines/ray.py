@@ -80,11 +80,11 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
         clones = machine.ray_clones is not None
         tasks = Clones(ray, machine, watch, machines) if clones else Workers(ray, machine, watch, words)
         with Stop() as stop:
-            told, next_look = 0, 0.0
+            passed_on, next_look = 0, 0.0
             while tasks.running if stop.came else watch.left:
-                if stop.came > told:
-                    told += 1
-                    tasks.stop(told)
+                if stop.came > passed_on:
+                    passed_on += 1
+                    tasks.stop(passed_on)
                 if time.time() > next_look:
                     watch.look()
                     next_look = time.time() + min(30, 1 + (time.time() - since) / 20)  # the longer, the more seldom

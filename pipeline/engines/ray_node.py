@@ -28,7 +28,7 @@ class NotReadyError(Exception):
 
 
 class StoppedError(Exception):
-    """The task was told to stop before its run was started."""
+    """The task was asked to stop before its run was started."""
 
 
 class Commands:
@@ -63,11 +63,11 @@ class Commands:
         with suppress(BrokenPipeError):
             process.stdin.write(given)
             process.stdin.close()
-        told = False
+        passed_on = False
         while process.poll() is None:
-            if self.stopped and not told:
+            if self.stopped and not passed_on:
                 process.terminate()
-                told = True
+                passed_on = True
             time.sleep(0.2)
         return process.returncode
 

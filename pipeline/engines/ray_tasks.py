@@ -8,6 +8,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def environment(machine: Machine) -> dict[str, str]:
     return given | {variable(key): str(value) for key, value in settings.items()}
 
 
-class Tasks:
+class Tasks(ABC):
     """Tasks that Ray has not finished. A subclass says what is started, and what becomes of an end."""
 
     def __init__(self, ray: Any, machine: Machine, watch: Watch):
@@ -84,13 +85,13 @@ class Tasks:
         """Start a task. Ray itself starts none again."""
         return self.ray.remote(max_retries=0, **self.wanted)(function).remote(*words)
 
+    @abstractmethod
     def start(self) -> None:
         """Start what there is room for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ends(self, task: Any, result: Any) -> None:
         """Take what a task gave, or the exception that it ended with."""
-        raise NotImplementedError
 
     def wait(self, seconds: float, count: int = 1) -> bool:
         """Wait until so many tasks have ended, or as many seconds; gives whether one has."""
@@ -195,7 +196,8 @@ class Clones(Tasks):
         recipe = run.run.recipe
         if recipe.pretrained and run.run.protocol != "raw_pixels":
             targets.append(f"data/weights/{recipe.weights.file if recipe.weights else file_name(recipe.backbone)}")
-        machine = {"device": of.device, "workers": of.workers, "workers_at_most": 1, "checkpoints": of.checkpoints}
+        names = ("device", "workers", "checkpoints", "cuda_graphs")
+        machine = {"workers_at_most": 1} | {name: getattr(of, name) for name in names}
         return {
             "grid": run.grid, "dataset": data, "table": run.table, "place": str(run.place), "targets": targets,
             "keys": [key.digest for key in own], "contents": [key.content for key in own], "machine": machine,

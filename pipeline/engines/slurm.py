@@ -27,7 +27,7 @@ FOLDER = Path("data/store/slurm")
 """Of each submission a folder of scripts and of logs, by its name."""
 
 WARNED = 120
-"""Seconds before a task's time limit at which it is told to stop: time for a step, and for a checkpoint."""
+"""Seconds before a task's time limit at which it is asked to stop: time for a step, and for a checkpoint."""
 
 REQUEUED_AT_MOST = 1000
 
@@ -46,7 +46,7 @@ SCRIPT = """\
 export PIPELINE_WORKER=$SLURM_ARRAY_TASK_ID
 {command} &
 worker=$!
-# The run saves when it is told to stop; `wait` comes back at once when the signal does, so it is asked again.
+# The run saves when it is asked to stop; `wait` comes back at once when the signal does, so it is asked again.
 trap 'kill -TERM "$worker" 2>/dev/null' TERM
 wait "$worker"
 while kill -0 "$worker" 2>/dev/null; do

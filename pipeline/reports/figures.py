@@ -70,7 +70,7 @@ def intervals(table: ShownTable, dataset: str) -> str | None:
     for row in table.rows:
         printed = table.published.rows.get(row.key, {}).get("recall@1") if table.published else None
         cell = row.cell(table.selection, "recall@1")
-        # Raw pixels are so far off that nothing else could be seen beside them.
+        # What is not trained may be so far off that nothing else could be seen beside it.
         if row.dataset == dataset and not is_extra(row) and (cell.values or printed is not None):
             entries.append((row.name, cell, printed))
     return dots(entries, f"Recall@1, percent, {table.selection.replace('_', ' ')}") if entries else None

@@ -15,10 +15,14 @@ from pipeline.reports.cells import SIGNS, blocks
 from pipeline.reports.galleries import Gallery, Picture, Thumbnails, gallery, two_labels
 from pipeline.reports.maps import embedding_map
 from pipeline.reports.runs import ShownGrid, ShownRun, ShownTable
+from pipeline.runs.grid import GridRun
 from pipeline.tables.pages import PEEKING_HEAD, peeking_lines, peeking_rows
-from pipeline.tables.rows import is_extra
+from pipeline.tables.rows import Row, is_extra
 
 REPORTS = Path("metrics/reports")
+
+BASELINES = ("untrained", "raw_pixels")
+"""Protocols of rows that say what no training gives."""
 
 
 def render(template: str, **content: Any) -> str:
@@ -42,8 +46,13 @@ class DatasetLook:
     problem: str = ""
 
 
+def baseline_of(rows: list[tuple[float, Row, GridRun]]) -> tuple[float, Row, GridRun]:
+    """Of candidates, the best first: what no training gives, or else the worst."""
+    return next((row for row in rows if row[2].run.protocol in BASELINES), rows[-1])
+
+
 def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
-    """The galleries of the best row on a dataset and of the baseline, which is raw pixels or else the worst row, and
+    """The galleries of the best row on a dataset and of the baseline, what no training gives or else the worst row, and
     the best row's map. Thumbnails go into `stored`, by their id."""
     rows = grid.candidates(dataset)
     if not rows:
@@ -51,7 +60,7 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
     try:
         thumbnails = Thumbnails(dataset)
         best = next((row for row in rows if not is_extra(row[1])), rows[0])
-        baseline = next((row for row in rows if is_extra(row[1])), rows[-1])
+        baseline = baseline_of(rows)
         shown = {"Best row": best} | ({"Baseline": baseline} if baseline is not best else {})
         galleries = []
         for name, (recall, row, run) in shown.items():

@@ -170,7 +170,7 @@ class ShownGrid:
                 runs = [run for run in row.runs if self._has_queries(run)]
                 cell = row.cell(table.selection, "recall@1")
                 if row.dataset == dataset and runs and cell.values:
-                    found[row.key] = (cell.mean, row, runs[-1] if is_extra(row) else runs[0])
+                    found[row.key] = (cell.mean, row, runs[0])
         return sorted(found.values(), key=lambda found: (-found[0], found[1].name))
 
     def _has_queries(self, run: GridRun) -> bool:

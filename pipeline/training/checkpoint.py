@@ -11,11 +11,11 @@ import torch
 from pipeline.base.files import whole
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a run that was told to stop (SIGTERM or Ctrl-C), saved, and will go on when it is started again."""
+"""Exit code of a run that was asked to stop (SIGTERM or Ctrl-C), saved, and will go on when it is started again."""
 
 
 class StoppedError(Exception):
-    """A run was told to stop, and has saved."""
+    """A run was asked to stop, and has saved."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -207,7 +207,7 @@ class Training:
         checkpoint.save(self.saved_at, vars(self.progress) | vars(self.spent) | stateful)
 
     def train(self) -> None:
-        """Train to the last epoch. Raises `StoppedError`, after saving, when told to stop."""
+        """Train to the last epoch. Raises `StoppedError`, after saving, when asked to stop."""
         progress = self.progress
         loader = iter(
             training_batches(
@@ -265,7 +265,7 @@ class Training:
                 progress.step, progress.step_losses = step, torch.stack(losses).cpu()
                 self.save()
                 raise checkpoint.StoppedError(
-                    f"{self.name}: told to stop, saved at epoch {epoch}, step {step}; run it again"
+                    f"{self.name}: asked to stop, saved at epoch {epoch}, step {step}; run it again"
                 )
         bar.close()
         progress.step_losses = torch.stack(losses)
