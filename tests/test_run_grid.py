@@ -98,7 +98,7 @@ def test_a_failed_run_is_named_and_leaves_the_others_alone(grid):
     (grid.folder / "broken").touch()
     output = grid.run(fails=1)
     assert started(output) == ["two/moody/0", "two/proxy_an/0"]
-    assert "error: 1 of 2 runs failed, as said above: mine/glyphs/two/moody/0" in output
+    assert "error: 1 of 2 runs failed, see above: mine/glyphs/two/moody/0" in output
     assert (metrics / "proxy_an/0.json").is_file() and not (metrics / "moody/0.json").exists()
     assert grid.states() == {"two/moody/0": "failed", "two/proxy_an/0": "done"}
     printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
