@@ -156,7 +156,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     command.until(lambda: "asked to stop: running runs save" in command.said())
     time.sleep(0.2)
     let_go(nodes)
-    assert "start this again to go on" in command.ends(143)
+    assert "start this command again to resume them" in command.ends(143)
 
     hold(nodes, 0)
     command = start(grid, "--row=moody")

@@ -335,4 +335,4 @@ def test_runs_of_other_code_are_taken_over_where_they_compute_the_same(grid):
     assert record["taken_over"]["compared"].endswith(", 1 of 2 epochs")
     printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
     assert "Taken over from other code: glyphs/proxy_an/0: margin is only written in another way" in printed
-    assert "every run is done, or the store has none" in grid.project.run(*adopt, fails=2)
+    assert "every run is done, or the store has no run" in grid.project.run(*adopt, fails=2)

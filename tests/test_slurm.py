@@ -94,7 +94,7 @@ def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequentia
     held.process.send_signal(signal.SIGINT)
     held.let_go(1)
     errors = held.process.communicate()[1]
-    assert held.process.returncode == 143 and "start this again to go on" in errors, errors
+    assert held.process.returncode == 143 and "start this command again to resume them" in errors, errors
     assert tasks() == [] and grid.states() == {"two/moody/0": "not run", "two/proxy_an/0": "done"}
 
     (grid.folder / "wait").touch()
