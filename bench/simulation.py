@@ -5,10 +5,10 @@
 
 The time of a run is its floating-point operations (`pipeline.runs.cost`) divided by a GPU's speed in this project's
 networks, plus the time of a start. The speed is a model: 33 TFLOP/s is what an H100 would do in float32, and gives 88
-hours for both papers. Workers take runs in the same order as those of the engines: the longest first, and a held-out
-run after the run that chooses its epoch. Nodes of 8 GPUs fail at random, with a given mean time between failures. Their
-runs lose the work since their last epoch and return to the front of the queue, and the node is back after 10 minutes.
-Nothing else is modelled: no slow file system, no SLURM queue. It takes half a minute.
+hours for both papers, without the starts. Workers take runs in the same order as those of the engines: the longest
+first, and a held-out run after the run that chooses its epoch. Nodes of 8 GPUs fail at random, with a given mean time
+between failures. Their runs lose the work since their last epoch and return to the front of the queue, and the node is
+back after 10 minutes. Nothing else is modelled: no slow file system, no SLURM queue. It takes half a minute.
 """
 
 import argparse
