@@ -1,6 +1,7 @@
-"""Speed, always as ratios measured in one run.
+"""Benchmarks. Speeds are always ratios measured in one run.
 
-`pipeline` comes first: it holds the processor's instructions, which has to be done before torch comes.
+`pipeline` is imported first, because it limits the processor's instructions, which must be done before torch is
+imported.
 """
 
 import pipeline  # noqa: F401

@@ -1,12 +1,13 @@
-"""What a GPU does, in one command: the CPU's numbers, the same bits twice, how fast, and in how much memory.
+"""Check and measure a GPU in one command: does it give the CPU's numbers, does it give the same bits twice, how fast is
+it, and how much memory does it take.
 
     python -m bench.gpu [--out FILE.json] [--only SECTION ...] [--tiny]
 
-Prints a table and writes a JSON file. Ten minutes at most. Each section is a process of its own, one after another,
-with a time-out of its own; what it had measured by then is kept. Nothing is downloaded: look-alike photographs are made
-at the start. Where a figure is beside the model's (docs/gpu.md, of an H100), a miss by more than 2 times is marked.
-Exits with 1 where something differs that should not, or a section did not end. `--tiny` runs everything on small images
-in minutes, without a GPU too: its speeds mean nothing.
+Prints a table and writes a JSON file. It takes at most ten minutes. Each section is a separate process with its own
+time-out; sections run one after another, and lines measured before a time-out are kept. Nothing is downloaded:
+look-alike photographs are made at the start. If the model (docs/gpu.md, for an H100) predicts a figure, a difference of
+more than 2 times is marked. The exit code is 1 if something differs that should not, or if a section did not end.
+`--tiny` runs everything on small images in minutes, also without a GPU; its speeds mean nothing.
 """
 
 import argparse
@@ -34,15 +35,15 @@ SECTIONS = {
     "evaluation": 60,
     "losses": 30,
 }
-"""In this order, and the seconds that each may take; most need half of that."""
+"""The sections in their order, and the seconds that each may take. Most need half of that."""
 
 TOTAL = 590
-"""Seconds of all sections together."""
+"""The seconds that all sections together may take."""
 
 
 def _child(section: str, tiny: bool, folder: str, lines: str) -> None:
-    """A section's process: writes each line as soon as it is measured."""
-    os.setsid()  # so that its own processes end with it
+    """The main function of a section's process. It writes each line as soon as it is measured."""
+    os.setsid()  # so that the processes that it starts end with it
     from bench import gpu_checks, gpu_speed
     from bench.gpu_parts import FULL, TINY
 
@@ -53,7 +54,7 @@ def _child(section: str, tiny: bool, folder: str, lines: str) -> None:
 
 
 def run_section(section: str, seconds: float, tiny: bool, folder: Path) -> dict[str, Any]:
-    """The lines of a section, how it ended, and the seconds it took."""
+    """The lines of a section, how it ended, and the seconds that it took."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.gpu_checks", "bench.gpu_speed"])
     lines, start = folder / f"{section}.jsonl", time.monotonic()
@@ -65,7 +66,7 @@ def run_section(section: str, seconds: float, tiny: bool, folder: Path) -> dict[
     if process.is_alive():
         ended = f"stopped after {seconds:.0f} s"
         assert process.pid is not None
-        # Its group, or itself where it had no time to make one.
+        # Kill its process group, or only the process if it had no time to make a group.
         (os.killpg if os.getpgid(process.pid) == process.pid else os.kill)(process.pid, signal.SIGKILL)
         process.join()
     found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
@@ -73,7 +74,7 @@ def run_section(section: str, seconds: float, tiny: bool, folder: Path) -> dict[
 
 
 def missed(line: dict[str, Any]) -> bool:
-    """Whether a figure is more than 2 times off what the model expects."""
+    """Whether a figure differs by more than 2 times from what the model expects."""
     if not line["expected"]:
         return False
     low, high = line["expected"]

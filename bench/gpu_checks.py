@@ -1,4 +1,4 @@
-"""Sections of `bench.gpu` that say whether a GPU is right: the CPU's numbers, the same bits twice, resume."""
+"""The sections of `bench.gpu` that check whether a GPU is right: the CPU's numbers, the same bits twice, resume."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 
 def machine(scale: Scale, folder: Path) -> Iterator[Line]:
-    """What is measured on."""
+    """The machine and the software on which everything is measured."""
     for name, version in (("torch", torch.__version__), ("torchvision", torchvision.__version__)):
         yield Line(name, version)
     yield Line("Python", platform.python_version())
@@ -66,12 +66,12 @@ def machine(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest difference, in shares of the largest entry."""
+    """The largest difference, as a share of the largest entry of `wanted`."""
     return ((found.cpu() - wanted.cpu()).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
 
 
 def loss_results(kind: Callable[[], torch.nn.Module], device: torch.device) -> list[torch.Tensor]:
-    """A loss and its gradients, of the same drawn embeddings on every device."""
+    """A loss and its gradients on a device, for the same random embeddings on every device."""
     torch.manual_seed(0)
     criterion = kind().to(device)
     embeddings = normalize(torch.randn(81, 512)).to(device).requires_grad_()
@@ -83,7 +83,7 @@ def loss_results(kind: Callable[[], torch.nn.Module], device: torch.device) -> l
 
 
 def as_on_the_cpu(scale: Scale, folder: Path) -> Iterator[Line]:
-    """Every loss, the metrics, each network forward and backward, and crops, against the CPU in float32."""
+    """Every loss, the metrics, each network forward and backward, and crops, compared with the CPU in float32."""
     device = prepare(paper_recipe("proxygml", scale), "auto")
     for name, kind in LOSSES.items():
         worst = max(map(apart, loss_results(kind, device), loss_results(kind, CPU)))
@@ -115,7 +115,7 @@ def as_on_the_cpu(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def different_crops(scale: Scale, folder: Path, device: torch.device) -> int:
-    """How many crops of photographs differ from the CPU's."""
+    """The number of crops of photographs that differ from the CPU's."""
     packed, count = packed_pictures(folder, scale), 300 if scale is FULL else 6
     numbers = list(range(min(count, scale.photographs)))
     kept = resident.ResidentImages(packed, numbers, 3, scale.size, device)
@@ -132,7 +132,7 @@ def different_crops(scale: Scale, folder: Path, device: torch.device) -> int:
 
 
 def same_bits(scale: Scale, folder: Path) -> Iterator[Line]:
-    """Both papers' steps twice, and with graphs, in every precision."""
+    """Both papers' steps, twice and with graphs, in every precision."""
     for paper in PAPERS:
         for precision in precisions():
             hashes = {Steps(paper, scale, precision=precision).hash_after(3) for _ in range(2)}
@@ -146,7 +146,8 @@ def same_bits(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def resume(scale: Scale, folder: Path) -> Iterator[Line]:
-    """A run that is killed in its last epoch, and one that is asked to stop, against an undisturbed one."""
+    """A run that is killed after its first checkpoint, and one that is asked to stop then, each resumed and compared
+    with an undisturbed run."""
     packed = packed_pictures(folder, scale)
     place, epochs = folder / "resume", 3
     (place / "data/splits").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the sections of `bench.gpu` share: sizes, lines, look-alike photographs, and a paper's step."""
+"""Shared parts of the sections of `bench.gpu`: sizes, lines, look-alike photographs, and a paper's training step."""
 
 import contextlib
 import statistics
@@ -23,7 +23,8 @@ from pipeline.training.optimiser import build_optimiser
 from pipeline.training.step import training_step
 
 PAPERS = {"proxygml": "proxy_gml_cub", "proxy_an": "proxy_an"}
-"""Whose CUB recipes are measured, and their losses: BN-Inception with batches of 32, and ResNet-50 with 81."""
+"""The papers whose CUB recipes are measured -> their losses. The recipes have BN-Inception with batches of 32, and
+ResNet-50 with batches of 81."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 CLASSES = 100
@@ -35,17 +36,17 @@ class Scale:
     """How much is measured."""
 
     pictures: int
-    """Files of a look-alike dataset."""
+    """The number of files of a look-alike dataset."""
     photographs: int
-    """How many of them differ."""
+    """The number of different files among them."""
     size: int
-    """Height and width that the networks take."""
+    """Height and width of the networks' input, in pixels."""
     batch: int | None
-    """Images a batch; None is the recipe's."""
+    """The number of images in a batch; None means the recipe's."""
     seconds: float
-    """Of steps behind one figure, at least."""
+    """The least seconds of steps behind one figure."""
     retrieved: dict[str, int]
-    """Images that an evaluation ranks, by whose size it is."""
+    """Dataset whose size is used -> the number of images that an evaluation ranks."""
 
 
 FULL = Scale(648, 64, 224, None, 0.6, {"CUB": 5924, "SOP": 60502})
@@ -53,7 +54,8 @@ TINY = Scale(12, 2, 64, 6, 0.0, {"CUB": 60, "SOP": 90})
 
 
 class Line(NamedTuple):
-    """One figure. `expected` is what the model says, from and to; `good` whether it is as it must be, where it must."""
+    """One figure. `expected` is the range that the model predicts. `good` says whether a figure that must have a
+    certain value has it; None for other figures."""
 
     name: str
     value: float | str
@@ -63,7 +65,7 @@ class Line(NamedTuple):
 
 
 def paper_recipe(paper: str, scale: Scale, **changes: Any) -> Recipe:
-    """The paper's CUB recipe from random weights, at this scale."""
+    """The paper's CUB recipe at this scale, with random initial weights."""
     recipe = read_params(ROOT / "papers" / paper / "params.yaml").recipes["cub"]
     scaled = {"pretrained": False, "input_size": scale.size, "test_resize": scale.size * 8 // 7}
     scaled |= {"batch_size": scale.batch or recipe.batch_size, "cpu_threads": torch.get_num_threads()}
@@ -71,7 +73,7 @@ def paper_recipe(paper: str, scale: Scale, **changes: Any) -> Recipe:
 
 
 class Steps:
-    """A paper's step on one batch that stays on the device."""
+    """A paper's training step on one batch that stays on the device."""
 
     def __init__(self, paper: str, scale: Scale, device: str = "auto", graphs: bool = False, **changes: Any):
         self.recipe = paper_recipe(paper, scale, **changes)
@@ -92,28 +94,28 @@ class Steps:
         self.graphed.begin(self.recipe.epochs, *self.batch)
 
     def step(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Take a step; gives the loss."""
+        """Take a step and return the loss."""
         pixels, labels = batch or self.batch
         return training_step(
             self.recipe, self.graphed, self.criterion, self.optimiser, pixels, labels, self.device
         )  # fmt: skip
 
     def hash_after(self, steps: int) -> str:
-        """Of weights, running statistics and proxies after some steps."""
+        """The hash of weights, running statistics and proxies after some steps."""
         for _ in range(steps):
             self.step()
         return weights_hash(kept(self.network)) + weights_hash(kept(self.criterion))
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_a_call(call: Callable[[], object], device: torch.device, least: float, calls: int = 10) -> float:
-    """Median, over three turns of at least `least` seconds, of the seconds of a call; a turn before does not count.
-    The device is waited for after so many `calls`. Where `least` is 0, one call is all."""
+    """The seconds of a call: the median of three turns of at least `least` seconds each, after one turn that does not
+    count. After every `calls` calls it waits for the device. If `least` is 0, there is only one call."""
     found = []
     for _ in range(4 if least else 1):
         wait(device)
@@ -129,7 +131,7 @@ def seconds_a_call(call: Callable[[], object], device: torch.device, least: floa
 
 @contextlib.contextmanager
 def undetermined() -> Any:
-    """Let algorithms that do not repeat their bits be chosen."""
+    """Allow algorithms that do not give the same bits each time, while the block runs."""
     torch.set_deterministic_debug_mode("default")
     try:
         yield
@@ -138,7 +140,7 @@ def undetermined() -> Any:
 
 
 def packed_pictures(folder: Path, scale: Scale) -> PackedImages:
-    """A look-alike dataset of CUB's kind in `folder`, made where it is not there: JPEG files of 500 x 375."""
+    """A look-alike of CUB in `folder`, made if it does not exist yet: JPEG files of 500 x 375."""
     if not (folder / "packed").is_dir():
         encoded = [photograph(seed) for seed in range(scale.photographs)]
         classes = min(CLASSES, scale.pictures // 3)
@@ -151,7 +153,8 @@ def packed_pictures(folder: Path, scale: Scale) -> PackedImages:
 
 
 def precisions() -> tuple[str, ...]:
-    """Those that are measured: on a processor without bfloat16's instructions a step in it takes minutes."""
+    """The precisions that are measured. Without a GPU it is only float32, because on a processor without bfloat16
+    instructions a step in bfloat16 takes minutes."""
     return PRECISIONS if torch.cuda.is_available() else PRECISIONS[:1]
 
 

@@ -1,4 +1,4 @@
-"""Sections of `bench.gpu` that say how fast a GPU is, and how much memory it takes."""
+"""The sections of `bench.gpu` that measure how fast a GPU is, and how much memory it takes."""
 
 import contextlib
 import multiprocessing
@@ -38,7 +38,7 @@ from pipeline.training.loading import CroppedImages, training_batches
 CPU = torch.device("cpu")
 
 MODEL = {
-    # Of an H100, counted: docs/gpu.md.
+    # Counted for an H100: docs/gpu.md.
     ("proxygml", "float32", False): (2300, 3100),
     ("proxygml", "tf32", False): (4000, 5500),
     ("proxygml", "bfloat16", False): (3500, 5000),
@@ -52,11 +52,11 @@ MODEL = {
     ("proxy_an", "tf32", True): (2100, 2900),
     ("proxy_an", "bfloat16", True): (4500, 5900),
 }
-"""Images/s of a paper's step by precision, and whether it is a graph."""
+"""(paper, precision, whether the step is a CUDA graph) -> lowest and highest images/s of the paper's step."""
 
 
 def expected(*case: Any) -> tuple[float, float] | None:
-    """What the model says of this card: it knows one."""
+    """The range that the model predicts on this GPU; None if it is not an H100, the only GPU that the model knows."""
     return MODEL.get(case) if torch.cuda.is_available() and "H100" in torch.cuda.get_device_name() else None
 
 
@@ -67,7 +67,7 @@ def speed(scale: Scale, folder: Path) -> Iterator[Line]:
             for graphs in (False, True) if torch.cuda.is_available() else (False,):
                 steps = Steps(paper, scale, graphs=graphs, precision=precision)
                 for determined in (True, False):
-                    # A graph holds what was chosen when it was captured.
+                    # A graph keeps the algorithms that were chosen when it was captured.
                     if graphs and not determined:
                         continue
                     with contextlib.nullcontext() if determined else undetermined():
@@ -81,7 +81,7 @@ def speed(scale: Scale, folder: Path) -> Iterator[Line]:
 def _sharer(
     paper: str, scale: Scale, precision: str, cores: set[int], variables: dict[str, str], start: Any, rates: Any
 ) -> None:
-    """One of several runs that share a GPU."""
+    """The main function of one of several runs that share a GPU."""
     os.environ |= variables
     os.sched_setaffinity(0, cores)
     steps = Steps(paper, scale, graphs=True, precision=precision)
@@ -92,7 +92,7 @@ def _sharer(
 
 
 def together(paper: str, scale: Scale, precision: str, count: int, variables: dict[str, str]) -> float:
-    """Images/s of several runs at once, all together."""
+    """Images/s of several runs at the same time, in total."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.gpu_speed"])
     start, rates = context.Barrier(count), context.Queue()
@@ -111,7 +111,8 @@ def together(paper: str, scale: Scale, precision: str, count: int, variables: di
 
 @contextlib.contextmanager
 def own_mps(folder: Path) -> Iterator[dict[str, str]]:
-    """The variables of processes that share a GPU by a Multi-Process Service of our own, which ends with the block."""
+    """Start our own Multi-Process Service, which ends with the block. Yields the environment variables for processes
+    that share a GPU by this service."""
     pipes = folder / "mps"
     pipes.mkdir()
     variables = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(pipes)}
@@ -124,7 +125,7 @@ def own_mps(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def shared(scale: Scale, folder: Path) -> Iterator[Line]:
-    """1, 2 and 3 runs of BN-Inception at once, with and without MPS."""
+    """1, 2 and 3 runs of BN-Inception at the same time, with and without MPS."""
     cases = [(count, precision) for precision in ("float32", "bfloat16") for count in (1, 2, 3)]
     if not torch.cuda.is_available():
         cases = [(2, "float32")]
@@ -142,7 +143,8 @@ def shared(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def loop(scale: Scale, folder: Path) -> Iterator[Line]:
-    """The whole loop as it trains, images resident or loaded, as a share of the steps on one resident batch."""
+    """The whole training loop, with resident or loaded images, and its speed as a share of the steps on one resident
+    batch."""
     packed = packed_pictures(folder, scale)
     labels = torch.arange(scale.pictures) % min(CLASSES, scale.pictures // 3)
     on_gpu = torch.cuda.is_available()
@@ -170,7 +172,7 @@ def loop(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def memory(scale: Scale, folder: Path) -> Iterator[Line]:
-    """The most memory that PyTorch took for a step, graphs included, and keeps."""
+    """The most memory that PyTorch allocates for a step."""
     if not torch.cuda.is_available():
         yield Line("peak", "a GPU's alone")
         return
@@ -185,7 +187,7 @@ def memory(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def evaluation(scale: Scale, folder: Path) -> Iterator[Line]:
-    """All retrieval metrics, and Recall@K alone, at datasets' sizes."""
+    """All retrieval metrics, and only Recall@K, at the sizes of datasets."""
     device = prepare(paper_recipe("proxygml", scale), "auto")
     for name, images in scale.retrieved.items():
         _, _, classes, least, spread, ks = SIZES[name]
@@ -199,7 +201,7 @@ def evaluation(scale: Scale, folder: Path) -> Iterator[Line]:
 
 
 def losses(scale: Scale, folder: Path) -> Iterator[Line]:
-    """Each loss, forward and backward, against the product that it needs."""
+    """The time of each loss, forward and backward, as a multiple of the product that it needs."""
     device = prepare(paper_recipe("proxygml", scale), "auto")
     for name, kind in LOSSES.items():
         torch.manual_seed(0)

@@ -1,8 +1,9 @@
-"""What DVC and `pipeline.status` cost with all grids chosen: `python -m bench.grid FOLDER`.
+"""Measure how long DVC and `pipeline.status` take with all grids chosen: `python -m bench.grid FOLDER`.
 
-Copies the project into FOLDER, which must not exist, writes a small file in place of every output and a dvc.lock that
-holds them, as if everything had been run; then prints the seconds, by the clock and of the processor, of a `dvc repro`,
-one of everything and a `dvc status`, which find nothing to do, of one small stage, and of `pipeline.status`.
+It copies the project to FOLDER, which must not exist. It then writes a small file for every output and a dvc.lock with
+all of them, as if everything had been run. Finally it prints the seconds, by the clock and of the processor, of five
+commands: `dvc repro`, `dvc repro -P` and `dvc status`, which find nothing to do, one small stage, and
+`pipeline.status`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def copied(folder: Path) -> None:
-    """Copy what git tracks into `folder`, a repository of its own."""
+    """Copy all files that git tracks to `folder`, which becomes a separate repository."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if not name.endswith("dvc.lock"):
@@ -30,7 +31,7 @@ def copied(folder: Path) -> None:
 
 
 def complete(folder: Path) -> int:
-    """Write all outputs and locks in `folder`; returns the number of stages."""
+    """Write all outputs and locks in `folder`. Return the number of stages."""
     from dvc.repo import Repo
     from dvc.stage.serialize import to_single_stage_lockfile
     from dvc.utils.serialize import dump_yaml
@@ -43,7 +44,7 @@ def complete(folder: Path) -> int:
     for path in [*inside, *outputs]:
         if path.exists():
             continue
-        # An output that something else is in, or without an ending, is a folder.
+        # A path without an ending is a folder, unless it is in a folder named code.
         file = path / "file" if not path.suffix and path.parent.name != "code" else path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{path}\n")
@@ -59,7 +60,7 @@ def complete(folder: Path) -> int:
 
 
 def timed(folder: Path, *command: str) -> str:
-    """Run a module's command and say what it took."""
+    """Run a module's command. Return a text with the seconds that it took."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -78,7 +79,7 @@ def main() -> None:
     copied(folder)
     subprocess.run([sys.executable, "-m", "pipeline.choose", "all"], cwd=folder, check=True)
     print(f"{complete(folder)} stages")
-    timed(folder, "dvc", "repro", "-P")  # the first one fills DVC's own memory of files
+    timed(folder, "dvc", "repro", "-P")  # not counted: the first one fills DVC's own cache of file hashes
     for command in (("repro",), ("repro", "-P"), ("status",), ("repro", "-s", "-f", "tabulate")):
         print(timed(folder, "dvc", *command))
     print(timed(folder, "pipeline.status"))

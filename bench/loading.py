@@ -1,11 +1,11 @@
-"""Images a second on one core: torchvision's ImageFolder with Pillow, as the papers load, against the packed store.
+"""Images per second on one core: torchvision's ImageFolder with Pillow, as in the papers, against the packed store.
 
     python -m bench.loading [--images 150] [--repeats 9]
 
-Each way draws RandomResizedCrop(224) and a flip of the same JPEG files (500 x 375, as CUB-200-2011 has them), the ways
-taking turns; what counts are the ratios of their medians. Normalising is the device's work here and is left out of all
-but the first way, which shows the papers' transform whole. Expect 2 times the papers' rate when decoding and 9 times
-when decoded once (docs/datasets.md); it takes half a minute.
+Each way makes a RandomResizedCrop(224) and a flip of the same JPEG files (500 x 375, as in CUB-200-2011). The ways take
+turns, and the result is the ratios of their medians. Here the device normalises images, so only the first way includes
+normalising, because it is the papers' complete transform. Expect 2 times the papers' rate when images are decoded each
+time, and 9 times when they are decoded once (docs/datasets.md). It takes half a minute.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def photograph(seed: int) -> bytes:
-    """A JPEG whose detail falls off with frequency as a photograph's does: about 84 kB at quality 90."""
+    """A JPEG file whose detail decreases with frequency as in a photograph: about 84 kB at quality 90."""
     generator = np.random.default_rng(seed)
     pixels = np.zeros((HEIGHT, WIDTH, 3))
     for octave in range(2, 9):
@@ -47,7 +47,7 @@ def photograph(seed: int) -> bytes:
 
 
 def rate(load: Callable[[], object], count: int) -> float:
-    """Images a second of loading each of `count` images once."""
+    """Images per second if `load` loads each of `count` images once."""
     began = time.perf_counter()
     load()
     return count / (time.perf_counter() - began)

@@ -2,9 +2,10 @@
 
     python -m bench.retrieval [--only SOP] [--peers] [--clustering]
 
-The measure is the product of the embeddings with what is searched, in tiles of 2048 into one reused buffer (float32,
-same threads, same run). Embeddings are synthetic: classes in 32 dimensions put into 512, seeded, about as hard as the
-dataset (printed); `--collapse` gives every image the same one. Ours and the product take turns, each one's best counts.
+Times are compared with the product of the queries with the searched embeddings, in tiles of 2048 into one reused buffer
+(float32, same threads, same run). Embeddings are synthetic: classes in 32 dimensions, projected to 512, seeded, about
+as hard as the dataset (Recall@1 and MAP@R are printed). `--collapse` gives every image the same embedding. Ours and the
+product take turns, and the best time of each counts.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch import Tensor
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.retrieval import recall_at_k, retrieval
 
-# Queries, gallery (0: searched among themselves), classes, images that each has for sure, spread within a class, K.
+# Queries, gallery (0: searched among themselves), classes, least images of a class, spread within a class, K.
 SIZES = {
     "CUB": (5924, 0, 100, 50, 1.1, (1, 2, 4, 8)),
     "Cars": (8131, 0, 98, 70, 0.8, (1, 2, 4, 8)),
@@ -29,7 +30,7 @@ SIZES = {
 
 
 def synthetic(n: int, classes: int, least: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Unit-length embeddings (n, 512) with class structure, some images far harder than others, and labels (n,)."""
+    """Unit-length embeddings (n, 512) with class structure and labels (n,). Some images are far harder than others."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.cat(
         [torch.arange(classes).repeat(least), torch.randint(classes, (n - least * classes,), generator=generator)]
@@ -48,7 +49,8 @@ def product(queries: Tensor, searched: Tensor) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of the wall clock; with one thread, of the processor, which other programs on the machine disturb less."""
+    """The seconds of a call by the wall clock; with one thread the processor time, which other programs on the machine
+    disturb less."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
     run()
@@ -56,7 +58,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def peak(run: Callable[[], object]) -> tuple[float, float]:
-    """(Seconds, GB of resident memory that the call adds at its peak); Linux."""
+    """(Seconds, GB of resident memory that the call adds at its peak). Only on Linux."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     duration = seconds(run)
@@ -108,7 +110,8 @@ def peer_runs(
     among_themselves: bool,
     ks: Sequence[int],
 ) -> Iterator[Callable[[], object]]:
-    """pytorch-metric-learning (Precision@1, MAP@R and R-Precision, by faiss); the search of faiss alone, for max K."""
+    """Calls of pytorch-metric-learning (Precision@1, MAP@R and R-Precision, by faiss), and of only faiss's search, for
+    the largest K."""
     import faiss
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
@@ -116,7 +119,7 @@ def peer_runs(
     include = ("precision_at_1", "mean_average_precision_at_r", "r_precision")
     calculator = AccuracyCalculator(
         include=include, device=torch.device("cpu"), k="max_bin_count"
-    )  # else all are ranked
+    )  # with another k all images would be ranked
 
     def search() -> None:
         index = faiss.IndexFlatIP(searched.shape[1])

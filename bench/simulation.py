@@ -3,12 +3,12 @@
     python -m bench.simulation                       # the table
     python -m bench.simulation --svg docs/scale.svg  # and the picture
 
-Each run takes its floating-point operations (`pipeline.runs.cost`) over a GPU's speed in this project's networks, and
-a start. The speed is modelled: 33 TFLOP/s is what an H100 would do in float32, and gives 88 hours for both papers.
-Workers take runs as the engines' do: the longest first, a held-out run after the one that chooses its epoch. Nodes of 8
-GPUs fail at random, at a given mean time between failures; their runs lose what they did since their last epoch, go
-back to the front, and the node is back after 10 minutes. Nothing else is modelled: no slow file system, no queue of
-SLURM's. Expect half a minute.
+The time of a run is its floating-point operations (`pipeline.runs.cost`) divided by a GPU's speed in this project's
+networks, plus the time of a start. The speed is a model: 33 TFLOP/s is what an H100 would do in float32, and gives 88
+hours for both papers, without the starts. Workers take runs in the same order as those of the engines: the longest
+first, and a held-out run after the run that chooses its epoch. Nodes of 8 GPUs fail at random, with a given mean time
+between failures. Their runs lose the work since their last epoch and return to the front of the queue, and the node is
+back after 10 minutes. Nothing else is modelled: no slow file system, no SLURM queue. It takes half a minute.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pipeline.runs.grid import GridRun, grid_runs
 GRIDS = ("proxygml", "proxy_an")
 TERAFLOPS = MODELLED / 1e12
 START = 30.0
-"""Seconds before a run's first step: starting Python, reading the images."""
+"""Seconds before a run's first step, for starting Python and reading the images."""
 REPAIR = 600.0
 NODE = 8
 GPUS = (1, 8, 64, 512)
@@ -38,7 +38,7 @@ DAY = 86400.0
 
 @dataclass
 class Work:
-    """A run: seconds of work, of an epoch of it, and the place in the list of the run that it waits for."""
+    """A run: its seconds of work, the seconds of an epoch, and the place in the list of the run that it waits for."""
 
     seconds: float
     epoch: float
@@ -48,7 +48,7 @@ class Work:
 
 @dataclass
 class Found:
-    """What a simulation gives, in hours; `idle` and `lost` are shares of all the GPUs' time."""
+    """The result of a simulation: `makespan` in hours; `idle` and `lost` as shares of the time of all GPUs."""
 
     makespan: float
     idle: float
@@ -56,14 +56,14 @@ class Found:
 
 
 def works(teraflops: float) -> list[Work]:
-    """The papers' runs, not done yet, on GPUs of such a speed."""
+    """The papers' runs, none of them done, on GPUs of this speed."""
     return [Work(of / teraflops / 1e12, of / teraflops / 1e12 / epochs, after) for of, epochs, after in _runs()]
 
 
 @functools.cache
 def _runs() -> list[tuple[float, int, int | None]]:
     """The papers' runs in the order in which workers take them: operations, epochs, and the place in this list of the
-    run that is waited for. A cell that two tables share is one."""
+    run that the run waits for. A run that two tables share appears once."""
     runs = longest_first([run for grid in GRIDS for run in grid_runs(grid)])
     unique: dict[str, GridRun] = {}
     for run in runs:
@@ -78,7 +78,7 @@ def _runs() -> list[tuple[float, int, int | None]]:
 
 
 def failures(generator: np.random.Generator, nodes: int, days: float, until: float) -> list[tuple[float, int]]:
-    """When which node fails, up to a time in seconds."""
+    """The times in seconds, up to `until`, at which nodes fail, and the nodes."""
     if not days:
         return []
     found = []
@@ -91,7 +91,7 @@ def failures(generator: np.random.Generator, nodes: int, days: float, until: flo
 
 
 def simulate(teraflops: float, gpus: int, days: float, seed: int = 0) -> Found:
-    """Do all runs on so many GPUs, on nodes that fail once in so many days (0: never)."""
+    """Simulate all runs on `gpus` GPUs, on nodes that fail once in `days` days on average (0: never)."""
     queue = works(teraflops)
     total = sum(work.seconds + START for work in queue)
     nodes = -(-gpus // NODE)
@@ -140,7 +140,7 @@ def simulate(teraflops: float, gpus: int, days: float, seed: int = 0) -> Found:
 
 
 def longest_chain(teraflops: float) -> float:
-    """Hours of the longest run with the one that it waits for: no number of GPUs is faster."""
+    """The hours of the longest run together with the run that it waits for. No number of GPUs is faster."""
     queue = works(teraflops)
     chains = [w.seconds + START + (queue[w.after].seconds + START if w.after is not None else 0) for w in queue]
     return max(chains) / 3600

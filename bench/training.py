@@ -1,22 +1,23 @@
-"""What a training step costs, part by part, as ratios measured in one run.
+"""The cost of a training step, part by part, as ratios measured in one run.
 
     python -m bench.training [losses] [resnet50] [loader] [--threads 2] [--repeats 100]
 
-losses: each loss's forward and backward on a batch of its paper's size, at CUB's and SOP's numbers of classes, 512
-dimensions, float32, proxies as drawn. The floor is the product that each of them needs, in PyTorch's plain words:
-proxies scaled to unit length, their cosines with the batch, and both backward to batch and proxies from a given
-gradient. Loss and floor take turns; medians. Expect at most 3 floors at CUB's size, 1.5 at SOP's (docs/losses.md).
+losses: the forward and backward pass of each loss on a batch of its paper's size, with CUB's and SOP's numbers of
+classes, 512 dimensions, float32, and proxies as drawn. The floor is the product that every loss needs, in plain
+PyTorch: proxies scaled to unit length, their cosines with the batch, and the backward pass to batch and proxies from a
+given gradient. Loss and floor take turns; times are medians. Expect at most 3 floors at CUB's size and 1.5 at SOP's
+(docs/losses.md).
 
-resnet50: images a second of training steps (forward, cross-entropy, backward, AdamW) of torchvision's ResNet-50 with
-512 outputs on 32 images of 224 x 224, on the CPU: float32 as it comes, in channels_last, and that in bfloat16 autocast
-where oneDNN supports it (elsewhere a step takes minutes). They take turns, a tenth of the repeats; medians. Expect two
-minutes on 2 cores.
+resnet50: images per second of training steps (forward, cross-entropy, backward, AdamW) of torchvision's ResNet-50 with
+512 outputs on 32 images of 224 x 224, on the CPU: plain float32, float32 in channels_last, and channels_last in
+bfloat16 autocast if oneDNN supports it (otherwise a step takes minutes). They take turns, with a tenth of the repeats;
+times are medians. Expect two minutes on 2 cores.
 
-loader: what loading leaves of a training step, on JPEG files of 500 x 375 cropped to 224 x 224. No GPU: the share
-of Proxy-AN's ResNet-50 step on 32 images that is spent waiting for them, decoded once or as they are read, with 0 and 2
-loader processes, over a twentieth of the repeats. With one: images a second of the whole loop, all images decoded in
-memory, against the same steps on one batch that stays on the GPU, for both papers' networks, batches and 8 loader
-processes; the goal is 95 %. Expect five minutes on 2 cores.
+loader: how much loading slows training down, on JPEG files of 500 x 375 cropped to 224 x 224. Without a GPU: the share
+of Proxy-AN's ResNet-50 step on 32 images that is spent waiting for images, decoded once or each time, with 0 and 2
+loader processes, with a twentieth of the repeats. With a GPU: images per second of the whole loop, with all images
+decoded in memory, compared with the same steps on one batch that stays on the GPU, for both papers' networks and
+batches with 8 loader processes; the goal is 95 %. Expect five minutes on 2 cores.
 """
 
 import argparse
@@ -46,14 +47,14 @@ from pipeline.training.loading import CroppedImages, training_batches
 from pipeline.training.optimiser import build_optimiser
 from pipeline.training.step import training_step
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 DIMENSION = 512
-# Dataset: classes, Proxy-AN's batch, ProxyGML's N and lambda (its batch is 32 everywhere).
+# Dataset: classes, Proxy-AN's batch, ProxyGML's N and lambda (ProxyGML's batch is always 32).
 SIZES = {"CUB": (100, 81, 12, 0.3), "SOP": (11318, 80, 1, 0.0)}
 
 
 def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, after a first turn that does not count."""
+    """The median seconds of each, after a first turn that does not count."""
     for run in runs.values():
         run()
     return {name: statistics.median(times) for name, times in take_turns(runs, repeats).items()}
@@ -94,7 +95,7 @@ def losses(repeats: int) -> None:
 
 
 def plain_step(layout: torch.memory_format, bfloat16: bool) -> Callable[[], None]:
-    """A whole step of ResNet-50 on 32 random images in that layout, weights and images float32."""
+    """A whole step of ResNet-50 on 32 random images in this memory layout, with float32 weights and images."""
     network = resnet50(num_classes=DIMENSION).to(memory_format=layout)
     images = torch.randn(32, 3, 224, 224).to(memory_format=layout)
     labels = torch.randint(DIMENSION, (32,))
@@ -125,7 +126,7 @@ def networks(repeats: int) -> None:
 
 
 def whole_step(recipe: Recipe, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """The step of a run, of uint8 images and labels, with Proxy-AN's loss of 100 classes."""
+    """The step of a run on uint8 images and labels, with Proxy-AN's loss for 100 classes."""
     network = EmbeddingNetwork(recipe).to(device)
     criterion = proxy_an.Loss(100, recipe.dimension, alpha=32.0, margin=0.1).to(device)
     optimiser = build_optimiser(recipe, network, criterion)
@@ -141,7 +142,7 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def run_steps(step: Callable[..., None], batches: Batches, steps: int) -> tuple[float, float]:
-    """Seconds of some steps, and how many of them went by waiting for batches."""
+    """The seconds of some steps, and how many of these seconds were spent waiting for batches."""
     start, waited = time.perf_counter(), 0.0
     for _ in range(steps):
         asked = time.perf_counter()
@@ -154,7 +155,7 @@ def run_steps(step: Callable[..., None], batches: Batches, steps: int) -> tuple[
 
 
 def loader(repeats: int) -> None:
-    """Print what loading leaves of a training step."""
+    """Print how much loading slows training down."""
     papers = Path(__file__).parent.parent / "papers"
     resnet, inception = (read_params(papers / name / "params.yaml").recipes["cub"] for name in ("proxy_an", "proxygml"))
     device = prepare(resnet.model_copy(update={"cpu_threads": torch.get_num_threads()}), "auto")
@@ -178,7 +179,7 @@ def loader(repeats: int) -> None:
                 for precision in ("float32", "tf32", "bfloat16"):
                     chosen, size = recipe.model_copy(update={"precision": precision}), recipe.batch_size
                     step, loaded = whole_step(chosen, device), batches(chosen, size, True, 8)
-                    # Of whole batches, unlike an epoch's last.
+                    # Only whole batches, because the last batch of an epoch may be smaller.
                     whole = (batch for batch in loaded if len(batch[1]) == size)
                     resident = repeat(tuple(part.to(device) for part in next(whole)))
                     ways: dict[str, Any] = {"loop": whole, "resident": resident}
@@ -221,11 +222,11 @@ def main() -> None:
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; use {', '.join(PARTS)}")
     torch.set_num_threads(arguments.threads)
-    torch.set_deterministic_debug_mode("error")  # as training does
+    torch.set_deterministic_debug_mode("error")  # as in training
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    # Freed memory stays with the process: glibc hands large blocks back and takes them anew, or does not, depending on
-    # what was freed before, and the first touch of new pages costs as much as the product itself.
+    # Keep freed memory in the process. Otherwise glibc returns large blocks to the system and asks for them again, or
+    # does not, depending on what was freed before. The first use of new pages costs as much as the product itself.
     for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
         ctypes.CDLL(None).mallopt(option, value)
     for part in arguments.parts or PARTS:

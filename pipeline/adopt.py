@@ -1,12 +1,12 @@
-"""Take a table's runs over to the code as it is now, where it is shown to compute the same bytes.
+"""Take over a table's runs for the current code, if the current code is shown to compute the same bytes.
 
-For a change of code that cannot change results, such as a faster way to the same numbers. The first run of the table
-that is not done is trained again, whole or, with --epochs, its first epochs. The SHA-256 of its weights after every
-epoch and its history are compared with those of the run that other code made. Only where all are equal do this run and
-the table's others of that very code become runs of the code as it is now. The record of each says so and why, and the
-tables say it.
+This is for a change of code that cannot change results, such as a faster way to the same numbers. The first run of the
+table that is not done is trained again: all of it, or with --epochs only its first epochs. The SHA-256 of its weights
+after every epoch and its history are compared with those of the run that other code made. If all are equal, this run
+and the table's other runs made by that same code become runs of the current code. The record of each run says so and
+why, and the tables show it.
 
-What must be the same besides: settings, data, packages, kind of device. Evaluations are made anew: that trains nothing.
+Settings, data, packages and kind of device must be the same too. Evaluations are made again, which trains nothing.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from pipeline.runs.record import MADE, RECORD, TakenOver, TrainingRecord, check_
 from pipeline.runs.run import read_history
 
 SAME = ("settings", "data", "device", "instructions", "packages")
-"""What must be equal between a run and its successor; only the code may differ."""
+"""The parts that must be equal between a run and its successor; only the code may differ."""
 
 
 def _as_read(content: dict[str, Any]) -> dict[str, object]:
-    """The content as JSON gives it back, so that it compares with what was read from a file."""
+    """The content after a round trip through JSON, so that it can be compared with what was read from a file."""
     read: dict[str, object] = json.loads(json.dumps(content))
     return read
 
 
 def comparable(record: TrainingRecord) -> dict[str, object]:
-    """A record's content as a key has it, less its code."""
+    """The content of a record's key, without the code."""
     names = ("dataset", "loss", "loss_settings", "seed", "protocol", "subset")
     settings = {name: getattr(record, name) for name in names}
     settings["recipe"] = record.recipe.model_dump(mode="json", exclude_defaults=True)
@@ -46,14 +46,15 @@ def comparable(record: TrainingRecord) -> dict[str, object]:
 
 
 def wanted(run: GridRun, key: Key) -> dict[str, object]:
-    """The same of the run as it would be made now."""
+    """The content of the key that the run would have now, without the code."""
     data = {name: value for name, value in key.content["data"].items() if name != "chosen_by"}
     content = {name: key.content[name] for name in ("device", "instructions", "packages")}
     return _as_read(content | {"settings": run.run.settings(), "data": data})
 
 
 def predecessors(runs: list[GridRun], device: str) -> list[tuple[GridRun, TrainingRecord]]:
-    """For each trained run that is not done, a record of the store that differs from it by its code alone."""
+    """Each trained run that is not done, with a record of the store that differs from it only by its code, if there is
+    one."""
     records = [read_record(path, TrainingRecord) for path in sorted(store.STORE.glob(f"*/{RECORD}"))]
     found = []
     for run in runs:
@@ -66,7 +67,8 @@ def predecessors(runs: list[GridRun], device: str) -> list[tuple[GridRun, Traini
 
 
 def compare(run: GridRun, record: TrainingRecord, device: str, workers: int, epochs: int | None) -> str:
-    """Train a run again and raise `BadInputError` unless it equals the one of `record`; says how far it was."""
+    """Train a run again, and raise `BadInputError` unless it equals the run of `record`. Return that run's key and the
+    number of epochs that were compared, as text."""
     old = store.folder(record.key)
     check_files(old, record.files)
     key = training_key(run.run, device)
@@ -78,17 +80,17 @@ def compare(run: GridRun, record: TrainingRecord, device: str, workers: int, epo
         for one, other in pairs:
             if one != other:
                 raise BadInputError(
-                    f"{run.place}: in epoch {one['epoch']} the code as it is now computes {one}, where "
+                    f"{run.place}: in epoch {one['epoch']} the current code computes {one}, but "
                     f"{record.key} has {other}: nothing is taken over"
                 )
         if last == record.epochs and new.files != record.files:
-            raise BadInputError(f"{run.place}: its files are not those of {record.key}: nothing is taken over")
+            raise BadInputError(f"{run.place}: its files differ from those of {record.key}: nothing is taken over")
     store.beside(key.digest, "checkpoint").unlink(missing_ok=True)
     return f"{record.key}, {last} of {record.epochs} epochs"
 
 
 def take_over(run: GridRun, record: TrainingRecord, device: str, because: str, compared: str) -> None:
-    """Put a run that other code made into the store under the key that it has now."""
+    """Put a run that other code made into the store under the run's current key."""
     key = training_key(run.run, device)
     check_files(store.folder(record.key), record.files)
     taken = TakenOver(key=record.key, because=because, compared=compared)
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("grid", help="default, or a folder of papers/, such as proxygml")
     parser.add_argument("table", help="one of its tables")
     parser.add_argument("--because", required=True, help="why the change of code cannot change results")
-    parser.add_argument("--epochs", type=int, help="train so many epochs of the compared run; all if not given")
+    parser.add_argument("--epochs", type=int, help="number of epochs to train for the comparison; all if not given")
     words = parser.parse_args()
     if words.epochs is not None and words.epochs < 1:
         parser.error("--epochs: at least 1")
@@ -119,11 +121,11 @@ def main() -> None:
     found = predecessors(runs, machine.device)
     if not found:
         raise BadInputError(
-            f"grid {words.grid}, table {words.table}: every run is done, or the store has none that differs by its "
-            "code alone"
+            f"grid {words.grid}, table {words.table}: every run is done, or the store has no run that differs only by "
+            "its code"
         )
     first, old = found[0]
-    # The other runs have to be of the code that was compared, not of a third.
+    # The other runs must have been made by the code that was compared, not by a third version.
     same_code = [(run, record) for run, record in found if record.code == old.code]
     compared = compare(first, old, machine.device, machine.workers, words.epochs)
     for run, record in same_code:
@@ -131,7 +133,7 @@ def main() -> None:
         print(f"{run.place}: taken over from {record.key}")
     others = len(found) - len(same_code)
     if others:
-        print(f"{others} runs are of yet other code: call this again for them", file=sys.stderr)
+        print(f"{others} more runs were made by different code: call this again for them", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
-"""Try a loss before days are spent on it: one line a check, ok or fail; exit code 1 where one fails.
+"""Check a loss before days are spent on it. Prints one line for each check, ok or fail; the exit code is 1 if one
+fails.
 
-Gradients against finite differences in float64; finite in bfloat16 and for the hardest batches; the same for any order
-of a batch (in the mean of many draws, for a loss that draws at random); the same bits again, also when resumed from its
-state; time and memory of a step at CUB's and SOP's size, at most ten times Proxy-Anchor's. The loss is an entry of a
-params file, tried with its settings there.
+The checks are:
+
+- gradients: equal to finite differences in float64;
+- bfloat16 and extremes: loss and gradients are finite in bfloat16 and for the hardest batches;
+- order of a batch: any order gives the same (for a loss that draws at random, the mean of many draws is compared);
+- the same again: the same bits are computed again, also after resuming from the loss's state;
+- cost: a step at CUB's and at SOP's size takes at most ten times the time and memory of Proxy-Anchor.
+
+The loss is an entry of a params file and is checked with its settings there.
 """
 
 import argparse
@@ -27,24 +33,29 @@ from pipeline.losses import proxy_anchor
 from pipeline.training.loop import build_loss
 
 CLASSES, DIMENSION = 100, 16
-"""Of all checks but those of cost: CUB's classes, and embeddings short enough for finite differences."""
+"""For all checks except cost: CUB's number of classes, and embeddings short enough for finite differences."""
 SIZES = {"CUB": (100, 27, 3), "SOP": (11318, 40, 2)}
-"""Classes, and of a batch its classes and the samples of each: Proxy-AN's. Embeddings have 512 dimensions."""
+"""The number of classes, the classes in a batch and the samples of each, as in Proxy-AN. Embeddings have 512
+dimensions."""
 COST_LIMIT = 10
-"""A step of the loss may take so many times Proxy-Anchor's time and memory; ResNet-50's takes hundreds of times."""
+"""A step of the loss may take this many times the time and memory of Proxy-Anchor. ResNet-50's step takes hundreds of
+times as much."""
 TURNS, PATIENCE = 8, 10
-"""Steps that are timed, less a first one, and the seconds after which two have to do."""
+"""The number of steps that are timed, including a first one that is not counted, and the seconds after which two steps
+are enough."""
 ENTRIES, STEP, TOLERANCE = 200, 1e-6, 1e-5
-"""Of each tensor so many entries are moved by plus and minus the step; the error is a share of the largest gradient."""
+"""The number of entries of each tensor that are moved by plus and minus STEP, and the largest allowed error as a share
+of the largest gradient."""
 DRAWS, STANDARD_ERRORS = 400, 5
-"""A loss that draws at random is called so often, and may change by so many standard errors."""
+"""A loss that draws at random is called DRAWS times, and its mean may change by this many standard errors."""
 
 Build = Callable[[], nn.Module]
-"""Builds the loss, in float32, its proxies drawn from torch's generator."""
+"""Builds the loss in float32, with proxies drawn from torch's generator."""
 
 
 def batch(classes: int, samples: int, of: int, dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unit-length embeddings, float64 (classes * samples, dimension), loosely gathered by class, and their labels."""
+    """Unit-length embeddings, float64 (classes * samples, dimension), loosely clustered by class, and their labels,
+    int64 (classes * samples,) below `of`."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randperm(of, generator=generator)[:classes].repeat_interleave(samples)
     centres = torch.randn(of, dimension, generator=generator, dtype=torch.float64)[labels]
@@ -53,7 +64,7 @@ def batch(classes: int, samples: int, of: int, dimension: int, device: torch.dev
 
 
 class Tried:
-    """A loss as first built, called on batches again and again from that same state."""
+    """A loss that is called on batches again and again, each time from the state in which it was built."""
 
     def __init__(self, build: Build, dtype: torch.dtype = torch.float64):
         torch.manual_seed(0)
@@ -62,18 +73,19 @@ class Tried:
         self.rest = copy.deepcopy({name: of for name, of in self.criterion.state_dict().items() if name not in learned})
 
     def rewind(self) -> None:
-        """Back to the state before any call, but for the parameters."""
+        """Restore the state before any call, except for the parameters."""
         self.criterion.load_state_dict(self.rest, strict=False)
         torch.manual_seed(0)
 
     def value(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, as of the first call."""
+        """The loss of a batch, as in a first call."""
         self.rewind()
         loss: Tensor = self.criterion(embeddings, labels)
         return loss
 
     def gradients(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch under the name `value`, and its gradients, those of the embeddings under theirs."""
+        """The loss of a batch as `value`, the gradient of the embeddings as `embeddings`, and the gradients of the
+        parameters by their names."""
         leaf = embeddings.detach().to(self.dtype).requires_grad_()
         self.criterion.zero_grad()
         value = self.value(leaf, labels)
@@ -83,7 +95,7 @@ class Tried:
 
 
 def check_gradients(build: Build, device: torch.device) -> tuple[bool, str]:
-    """Against central finite differences, in float64, of entries drawn at random."""
+    """Compare gradients with central finite differences in float64, for entries drawn at random."""
     tried = Tried(build)
     embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
     gradients = tried.gradients(embeddings, labels)
@@ -105,7 +117,7 @@ def check_gradients(build: Build, device: torch.device) -> tuple[bool, str]:
 
 
 def check_bfloat16(build: Build, device: torch.device) -> tuple[bool, str]:
-    """Embeddings and parameters in bfloat16: loss and gradients are finite."""
+    """Check that loss and gradients are finite for embeddings and parameters in bfloat16."""
     embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
     found = Tried(build, torch.bfloat16).gradients(embeddings, labels)
     exact = Tried(build).gradients(embeddings, labels)["value"].item()
@@ -114,7 +126,7 @@ def check_bfloat16(build: Build, device: torch.device) -> tuple[bool, str]:
 
 
 def check_extremes(build: Build, device: torch.device) -> tuple[bool, str]:
-    """In float32, for batches that training may meet: loss and gradients are finite."""
+    """Check that loss and gradients are finite in float32 for difficult batches that training may have."""
     embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
     one = embeddings[:1].expand(len(labels), -1)
     signs = torch.ones(len(labels), 1, device=device).double()
@@ -132,7 +144,8 @@ def check_extremes(build: Build, device: torch.device) -> tuple[bool, str]:
 
 
 def check_order(build: Build, device: torch.device) -> tuple[bool, str]:
-    """In float64, the batch as it is and shuffled: the same loss and gradients; of a loss that draws, the same mean."""
+    """Check in float64 that a batch and the shuffled batch have the same loss and gradients, or the same mean loss if
+    the loss draws at random."""
     tried = Tried(build)
     embeddings, labels = batch(8, 3, CLASSES, DIMENSION, device)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
@@ -152,7 +165,8 @@ def check_order(build: Build, device: torch.device) -> tuple[bool, str]:
 
 
 def check_repeats(build: Build, device: torch.device) -> tuple[bool, str]:
-    """Two steps in float32, again from the same seed, and the second again from the state after the first."""
+    """Check that two steps in float32 give the same bits again from the same seed, and that the second step does so
+    from the saved state after the first."""
 
     def second(resumed: bool) -> dict[str, Tensor]:
         tried = Tried(build, torch.float32)
@@ -160,7 +174,7 @@ def check_repeats(build: Build, device: torch.device) -> tuple[bool, str]:
         if resumed:
             state = copy.deepcopy(tried.criterion.state_dict())
             tried = Tried(build, torch.float32)
-            torch.manual_seed(1)  # other work has drawn meanwhile
+            torch.manual_seed(1)  # as if other work had drawn in the meantime
             tried.criterion.load_state_dict(state)
         leaf = embeddings.clone().requires_grad_()
         value = tried.criterion(leaf, labels)
@@ -176,7 +190,7 @@ def check_repeats(build: Build, device: torch.device) -> tuple[bool, str]:
 
 
 def step(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> float:
-    """One step, forward and backward; seconds of it: of the clock on a GPU, else of the processor."""
+    """Take one step, forward and backward, and return its seconds: by the clock on a GPU, otherwise processor time."""
     clock = time.perf_counter if embeddings.is_cuda else time.process_time
     leaf = embeddings.clone().requires_grad_()
     criterion.zero_grad()
@@ -188,7 +202,7 @@ def step(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> float:
 
 
 def memory(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> int:
-    """The most bytes that one step holds at a time."""
+    """The most bytes that one step holds at the same time."""
     criterion.zero_grad()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if embeddings.is_cuda else [])]
     with profile(activities=activities, profile_memory=True) as profiled:
@@ -198,7 +212,8 @@ def memory(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> int:
 
 
 def check_cost(build_for: Callable[[int, int], nn.Module], size: str, device: torch.device) -> tuple[bool, str]:
-    """Time and memory of a step in float32 against Proxy-Anchor's, the two taking turns; medians."""
+    """Compare the time (median) and the memory of a step in float32 with those of Proxy-Anchor. The two losses take
+    turns."""
     of, classes, samples = SIZES[size]
     embeddings, labels = batch(classes, samples, of, 512, device)
     given = embeddings.float(), labels
@@ -219,7 +234,7 @@ def _finite(found: dict[str, Tensor]) -> bool:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two tensors, as a share of the largest entry."""
+    """The largest difference of two tensors, as a share of the largest entry of `one`."""
     return (one - other).abs().max().item() / (one.abs().max().item() or 1.0)
 
 
@@ -229,12 +244,12 @@ def main() -> None:
         prog="python -m pipeline.check_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("loss", metavar="NAME", help="an entry of losses")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of losses")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file that has the loss")
     arguments = parser.parse_args()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells of its starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints when it starts and stops
     params = read_params(arguments.params, loss=arguments.loss)
     device = torch.device("cuda" if params.machine.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_deterministic_debug_mode("error")  # as training does
+    torch.set_deterministic_debug_mode("error")  # as in training
     torch.set_num_threads(1)
 
     def build_for(classes: int, dimension: int) -> nn.Module:
@@ -253,7 +268,7 @@ def main() -> None:
         "cost at CUB's size": lambda: check_cost(build_for, "CUB", device),
         "cost at SOP's size": lambda: check_cost(build_for, "SOP", device),
     }
-    build()  # settings that the loss refuses are bad input, not a failed check
+    build()  # so that settings that the loss refuses are bad input, not a failed check
     failed = False
     for name, check in checks.items():
         try:

@@ -1,8 +1,10 @@
-"""Choose the grids that are stages of DVC here: writes papers/chosen.yaml, which the dvc.yaml of papers and data read.
+"""Choose the grids that are DVC stages here. This writes papers/chosen.yaml, which papers/dvc.yaml and data/dvc.yaml
+read.
 
-A fresh clone has none, because DVC's own commands (`dvc status`, `dvc pull`, `dvc exp apply`) complain of every stage
-that has never been run. What a grid needs (datasets, pretrained weights, subsets of training images) follows from its
-params.yaml. Without a grid this prints what is chosen; `all` chooses every grid, `none` none.
+In a fresh clone none is chosen, because DVC's own commands (`dvc status`, `dvc pull`, `dvc exp apply`) complain about
+every stage that has never been run. What a grid needs (datasets, pretrained weights, subsets of training images)
+follows from its params.yaml. Without a grid this prints the chosen ones. `all` chooses every grid, and `none` chooses
+none.
 """
 
 import argparse
@@ -17,16 +19,16 @@ from pipeline.networks.published import file_name
 from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, grid_runs, known_grids
 
 HEAD = """\
-# The grids that are stages of DVC here, and what they need. Written by `python -m pipeline.choose GRID...`: commit it.
-# weights: the pretrained weights that a stage's recipes read; lists: where its training lists lie. A stage that needs
-# none of the one, or no others than its splits, repeats its splits.
+# The grids that are DVC stages here, and what they need. Written by `python -m pipeline.choose GRID...`: commit it.
+# weights: the pretrained weights that a stage's recipes read. lists: the folder of its training lists. If a stage needs
+# no weights, or no lists other than its splits, its splits are given instead.
 """
 DRAWN = "glyphs"
-"""The dataset of the embedded default, whose stages are in the dvc.yaml at the top."""
+"""The dataset of the embedded default. Its stages are in the top-level dvc.yaml."""
 
 
 def stage(grid: str, dataset: str, runs: list[GridRun]) -> dict[str, str]:
-    """What papers/dvc.yaml has to know of the stage of a grid's runs on one dataset."""
+    """The entries that papers/dvc.yaml needs for the stage of a grid's runs on one dataset."""
     recipes = [run.run.recipe for run in runs if run.run.recipe.pretrained]
     files = {recipe.weights.file if recipe.weights else file_name(recipe.backbone) for recipe in recipes}
     splits = f"data/splits/{dataset}"
@@ -70,7 +72,7 @@ def main() -> None:
         body = yaml.safe_dump(chosen(grids), sort_keys=False, width=120)
         write_text(CHOSEN, HEAD + body)
     content = read_yaml(CHOSEN)
-    print(f"stages of DVC here: {', '.join(content['runs']) or 'none but the embedded default'}")
+    print(f"DVC stages here: {', '.join(content['runs']) or 'only the embedded default'}")
 
 
 if __name__ == "__main__":

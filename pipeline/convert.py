@@ -1,7 +1,7 @@
-"""Stage: pack a dataset's images, bytes unchanged, into one file with an index: data/raw -> data/packed.
+"""Stage: pack a dataset's images, with unchanged bytes, into one file with an index: data/raw -> data/packed.
 
-Every image is decoded once, as training decodes it. Images that cannot be used are named, all of them; where they are
-many, in data/packed/<dataset>.broken.txt.
+Every image is decoded once, in the same way as in training. All images that cannot be used are named. If there are
+many, the complete list is in data/packed/<dataset>.broken.txt.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pipeline.datasets import OWN, dataset_module, module_name
 
 
 def convert(name: str, upright: bool) -> Packed:
-    """Pack the dataset `name` into data/packed."""
+    """Pack the dataset `name` into data/packed. Raises `BadInputError` if images or classes cannot be used."""
     dataset = dataset_module(name)
     if upright and module_name(name) != OWN:
         raise BadInputError(f"--upright is for folders of your own: {name} is read as its published results read it")
@@ -52,7 +52,7 @@ def main() -> None:
     size = (Path("data/packed") / name / "images.bin").stat().st_size
     print(f"{name}: {packed.images} images, {size:,} bytes")
     if packed.turned:
-        done = "are turned for use" if arguments.upright else "are read as they are stored, as ImageFolder reads them"
+        done = "are turned upright" if arguments.upright else "are read as they are stored, as ImageFolder reads them"
         hint = "; --upright turns them" if module_name(name) == OWN and not arguments.upright else ""
         print(f"{name}: {packed.turned} images say in EXIF that they are turned; they {done}{hint}", file=sys.stderr)
 

@@ -1,9 +1,9 @@
-"""What changed in the runs between two revisions, or DVC experiments: means, and the difference paired by seed.
+"""Show what changed in the runs between two revisions or DVC experiments: means, and the difference paired by seed.
 
-Read from the metrics files that git has (metrics/runs) of each revision; without a second one, from this folder. For
-every row whose numbers differ: mean before and after, in percent, and the difference by seed, its mean and the
-half-width of its 95 % t-interval. `p` is of a paired two-sided t-test, corrected by Holm's method for all differences
-that are shown in one block. Prints nothing where nothing changed.
+The numbers come from the metrics files that git has for each revision (metrics/runs); without a second revision, from
+this folder. For every row whose numbers differ it prints the mean before and after, in percent, and the mean of the
+differences by seed with the half-width of its 95 % t-interval. `p` is the p-value of a paired two-sided t-test,
+corrected by Holm's method for all differences in one block. If nothing changed, nothing is printed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RUNS = "metrics/runs"
 SIGNIFICANT = 0.05
 
 Numbers = dict[tuple[str, str, str], dict[int, float]]
-"""By row (as <grid>/<dataset>/<table>/<row>), selection rule and metric: by seed, a fraction."""
+"""(row as <grid>/<dataset>/<table>/<row>, selection rule, metric) -> seed -> value as a fraction."""
 
 
 def _git(*words: str, stdin: bytes | None = None) -> bytes:
@@ -40,7 +40,7 @@ def _git(*words: str, stdin: bytes | None = None) -> bytes:
 
 
 def commit_of(revision: str) -> str:
-    """The commit of a revision or of an experiment's name; an unknown one is bad input."""
+    """The commit of a revision or of an experiment's name. Raises `BadInputError` for an unknown one."""
     experiments = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/").decode().splitlines()
     named = [line.split()[0] for line in experiments if line.rsplit("/", 1)[-1] == revision]
     if named:
@@ -49,7 +49,7 @@ def commit_of(revision: str) -> str:
         return _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}").decode().strip()
     except BadInputError:
         raise BadInputError(
-            f"{revision}: neither a revision of git's nor an experiment's name (`dvc exp list`)"
+            f"{revision}: neither a revision of git nor the name of an experiment (`dvc exp list`)"
         ) from None
 
 
@@ -58,7 +58,7 @@ def _is_metrics(name: str) -> bool:
 
 
 def files_of_commit(commit: str) -> Iterator[tuple[str, bytes]]:
-    """The metrics files of a commit, by place."""
+    """The metrics files of a commit: path and content."""
     entries = [entry.split("\t", 1) for entry in _git("ls-tree", "-r", "-z", commit, "--", RUNS).decode().split("\0")]
     entries = [entry for entry in entries if _is_metrics(entry[-1])]
     objects = "".join(f"{about.split()[2]}\n" for about, _ in entries)
@@ -71,14 +71,14 @@ def files_of_commit(commit: str) -> Iterator[tuple[str, bytes]]:
 
 
 def files_of_folder() -> Iterator[tuple[str, bytes]]:
-    """The metrics files that lie here, by place."""
+    """The metrics files in this folder: path and content."""
     for path in sorted(Path(RUNS).rglob("*.json")):
         if _is_metrics(path.name):
             yield path.as_posix(), path.read_bytes()
 
 
 def numbers(files: Iterable[tuple[str, bytes]], where: str) -> Numbers:
-    """The numbers of metrics files. Those of another schema are passed over, with a word."""
+    """The numbers in metrics files. Files of another schema are skipped, and their number is printed."""
     found: Numbers = defaultdict(dict)
     unread = 0
     for name, text in files:
@@ -97,12 +97,12 @@ def numbers(files: Iterable[tuple[str, bytes]], where: str) -> Numbers:
                 if isinstance(value := metrics.get(metric), float):
                     found[place.parent.as_posix(), rule, metric][int(seed[0])] = value
     if unread:
-        print(f"{where}: {unread} metrics files of another version are passed over", file=sys.stderr)
+        print(f"{where}: {unread} metrics files of another version are skipped", file=sys.stderr)
     return found
 
 
 def _differences(before: Numbers, after: Numbers, rule: str, metric: str) -> list[list[str]]:
-    """A line for each row that differs."""
+    """The table's lines, one for each row that differs."""
     rows = [key for key in before if key[1:] == (rule, metric) and key in after and before[key] != after[key]]
     seeds = {key: sorted(before[key].keys() & after[key].keys()) for key in rows}
     tested = [key for key in rows if len(seeds[key]) > 1]
@@ -123,8 +123,8 @@ def _differences(before: Numbers, after: Numbers, rule: str, metric: str) -> lis
 
 
 def page(before: Numbers, after: Numbers, old: str, new: str) -> list[str]:
-    """The differences in Markdown: a block for each selection rule and metric under which something differs; then the
-    rows that only one of the two has."""
+    """The differences in Markdown: a block for each selection rule and metric for which something differs, and then the
+    rows that only one of the two revisions has."""
     lines: list[str] = []
     known = {rule for _, rule, _ in [*before, *after]}
     for rule in [*SELECTIONS, *sorted(known - SELECTIONS.keys())]:
@@ -146,7 +146,7 @@ def main() -> None:
         prog="python -m pipeline.diff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("before", nargs="?", default="HEAD", help="a revision or an experiment; HEAD if not given")
-    parser.add_argument("after", nargs="?", help="another; this folder if not given")
+    parser.add_argument("after", nargs="?", help="another revision or experiment; this folder if not given")
     words = parser.parse_args()
     before = numbers(files_of_commit(commit_of(words.before)), words.before)
     files = files_of_commit(commit_of(words.after)) if words.after else files_of_folder()

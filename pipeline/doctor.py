@@ -1,6 +1,7 @@
-"""Whether this machine or container is fit for the pipeline: one page, each line ok, warn or fail with its fix.
+"""Check whether this machine or container is fit for the pipeline. Prints one page; each line says ok, warn or fail,
+with its fix.
 
-Exits with 1 if a line says fail, otherwise with 0. It takes a few seconds and changes nothing. `--json` prints the
+The exit code is 1 if a line says fail, otherwise 0. It takes a few seconds and changes nothing. `--json` prints the
 lines as a list of objects with the keys name, state, found and fix.
 """
 
@@ -44,8 +45,8 @@ DATASETS = {
     "sop": 3_083_860_082,  # Stanford_Online_Products.zip, published
     "inshop": 1_300_000_000,  # not published: 52,712 images of 256 x 256 pixels at a generous 3 bits a pixel
 }
-"""Bytes that a dataset's download brings. JPEG files are hardly smaller in an archive, so that the packed images take
-as many again, and once more while they are sorted."""
+"""Bytes of a dataset's download. JPEG files hardly shrink in an archive, so the packed images take the same space
+again, and once more while they are sorted."""
 
 DRIVERS = {12: 525, 13: 580}
 """The first NVIDIA driver branch that runs programs of a CUDA major version (NVIDIA's table of minor version
@@ -53,7 +54,7 @@ compatibility)."""
 
 
 class Line(NamedTuple):
-    """One line of the page; `fix` is empty where all is well."""
+    """One line of the page. `fix` is empty if everything is fine."""
 
     name: str
     state: Literal["ok", "warn", "fail"]
@@ -62,7 +63,7 @@ class Line(NamedTuple):
 
 
 UNTRIED = ("GPU", "Docker", "Intel", "AVX-512", "Arm")
-"""What nobody has run this project on; docs/not_reproduced.md and README name the same."""
+"""What nobody has run this project on. docs/not_reproduced.md and README name the same."""
 
 
 def _python() -> Iterator[Line]:
@@ -87,15 +88,15 @@ def _python() -> Iterator[Line]:
 
 
 def driver_line(driver: str | None, cuda: str) -> Line:
-    """Whether the NVIDIA driver, such as "580.65.06" or None where there is none, runs programs of a CUDA version."""
+    """Whether the NVIDIA driver, such as "580.65.06", or None if there is none, runs programs of a CUDA version."""
     first = DRIVERS.get(int(cuda.split(".")[0]))
     if driver is None:
-        return Line("Driver", "warn", "none of NVIDIA's", "for a GPU: docker run --gpus all, apptainer run --nv")
+        return Line("Driver", "warn", "none from NVIDIA", "for a GPU: docker run --gpus all, apptainer run --nv")
     if first is None:
-        return Line("Driver", "warn", f"{driver}; CUDA is {cuda}", "look up whether they match in CUDA's release notes")
+        return Line("Driver", "warn", f"{driver}; CUDA is {cuda}", "check in CUDA's release notes whether they match")
     if int(driver.split(".")[0]) < first:
         return Line("Driver", "fail", f"{driver} is too old for CUDA {cuda}", f"driver {first} or newer on the host")
-    return Line("Driver", "ok", f"{driver}; CUDA {cuda} wants {first} or newer")
+    return Line("Driver", "ok", f"{driver}; CUDA {cuda} needs {first} or newer")
 
 
 def _gpu() -> Iterator[Line]:
@@ -119,7 +120,7 @@ def _gpu() -> Iterator[Line]:
         name = f"{torch.cuda.get_device_name(number)}, capability {capability}"
         yield Line("GPU", "ok", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free")
     if gpus and not usable:
-        yield Line("GPU", "fail", f"{gpus[0]}: there, but PyTorch cannot use it", "see Driver; docker run --gpus all")
+        yield Line("GPU", "fail", f"{gpus[0]}: PyTorch cannot use it", "see Driver; docker run --gpus all")
     elif not usable:
         yield Line("GPU", "warn", "none: everything runs on the processor", "see Driver")
     if usable:
@@ -128,13 +129,13 @@ def _gpu() -> Iterator[Line]:
 
 
 def tried_line(cpu: str, gpu: bool, container: bool) -> Line:
-    """Whether this project has been run before on what this machine is; `cpu` is the text of /proc/cpuinfo."""
+    """Whether this project has been run before on this kind of machine. `cpu` is the text of /proc/cpuinfo."""
     here = {"GPU": gpu, "Docker": container, "Intel": "GenuineIntel" in cpu, "AVX-512": "avx512f" in cpu}
     here["Arm"] = platform.machine() == "aarch64"
     new = ", ".join(name for name in UNTRIED if here[name])
     if not new:
         return Line("Tried before", "ok", "on a machine such as this one")
-    fix = "bench.gpu measures; docs/not_reproduced.md" if gpu else "see docs/not_reproduced.md"
+    fix = "measure with bench.gpu; see docs/not_reproduced.md" if gpu else "see docs/not_reproduced.md"
     return Line("Tried before", "warn", f"never on: {new}", fix)
 
 
@@ -150,16 +151,17 @@ def _machine() -> Iterator[Line]:
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     given = [int(text) for limit in limits if limit.is_file() and (text := limit.read_text().strip()).isdigit()]
     memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *given) / GB
-    # CUB-200-2011 decoded once is 6.6 GB (docs/datasets.md).
-    fix = "" if memory >= 12 else "enough for glyphs; the benchmark datasets want 12 GB and more"
+    # CUB-200-2011 takes 6.6 GB when it is decoded once (docs/datasets.md).
+    fix = "" if memory >= 12 else "enough for glyphs; the benchmark datasets need 12 GB or more"
     yield Line("Memory", "warn" if fix else "ok", f"{memory:.1f} GB", fix)
     yield shared_memory_line(Path("/dev/shm"))
 
 
 def shared_memory_line(place: Path) -> Line:
-    """Whether loader processes can hand batches over through shared memory: a bus error kills them where it is full."""
+    """Whether there is enough shared memory for the batches of loader processes. If it is full, a bus error kills these
+    processes."""
     size = shutil.disk_usage(place).total / GB if place.is_dir() else 0
-    # 8 processes x 4 batches ahead x 120 images of 3 x 224 x 224 bytes are 0.6 GB; Docker gives 0.07.
+    # 8 processes with 4 batches each of 120 images of 3 x 224 x 224 bytes take 0.6 GB. Docker gives 0.07 GB.
     fix = "" if size > 1 else "docker run --shm-size=8g, or machine.workers: 0 in params.yaml"
     return Line("Shared memory", "warn" if fix else "ok", f"{size:.2f} GB", fix)
 
@@ -172,7 +174,7 @@ def _git() -> Iterator[Line]:
     elif "dubious ownership" in done.stderr:
         # DVC's git backends do not read this setting from the environment.
         fix = f"git config --global --add safe.directory {ROOT}"
-        yield Line("git", "fail", f"refuses another's clone: {people}", fix)
+        yield Line("git", "fail", f"refuses a clone of another user: {people}", fix)
     else:
         fix = "use or mount a clone (not a worktree: its .git points elsewhere)"
         yield Line("git", "fail", done.stderr.strip().split("\n")[0], fix)
@@ -200,14 +202,14 @@ def _permissions() -> Iterator[Line]:
     ]
     denied = [str(place) for place in folders if place.is_dir() and not os.access(place, os.W_OK)]
     if denied:
-        fix = f"be user {Path().stat().st_uid} (docker run --user), or take a clone of your own"
+        fix = f"run as user {Path().stat().st_uid} (docker run --user), or make a clone of your own"
         yield Line("Writing", "fail", f"user {os.geteuid()} cannot write to {', '.join(denied[:4])}", fix)
     else:
         yield Line("Writing", "ok", "everywhere in the clone")
     names = ("HOME", "TORCH_HOME", "MPLCONFIGDIR", "DVC_SITE_CACHE_DIR")
     caches = {name: os.environ[name] for name in names if name in os.environ}
     refused = [f"{name}={place}" for name, place in caches.items() if not os.access(_existing(Path(place)), os.W_OK)]
-    fix = f"cannot write to {', '.join(refused)}: mount or name folders of yours" if refused else ""
+    fix = f"cannot write to {', '.join(refused)}: mount or name folders that you may write to" if refused else ""
     found = " ".join(f"{name}={place}" for name, place in caches.items())
     yield Line("Caches", "warn" if refused else "ok", found, fix)
 
@@ -230,13 +232,13 @@ def _dvc() -> Iterator[Line]:
         yield Line("DVC", "fail", str(error), fix)
         return
     found = f"{works[0]} from {cache}, of {', '.join(works)}; site cache {site}"
-    twice = "every file is kept twice: put cache (dvc cache dir) and data on one file system"
+    twice = "every file is stored twice: put the cache (dvc cache dir) and data on the same file system"
     yield Line("DVC", "warn", found, twice) if works[0] == "copy" else Line("DVC", "ok", found)
 
 
 def dataset_line(name: str, free: int) -> Line:
-    """Whether a dataset is there and verified: index and manifests, and the length of the packed images, which each run
-    hashes anyway. One that is not there has to fit into `free` bytes of disk."""
+    """Whether a dataset is there and verified: its index, its manifests, and the length of the packed images, whose
+    hash each run checks anyway. A dataset that is not there must fit into `free` bytes of disk."""
     packed, splits = Path("data/packed") / name, Path("data/splits") / name
     command = "dvc repro split" if name == "glyphs" else f"dvc repro data/dvc.yaml:split@{name}"
     if not packed.is_dir() or not splits.is_dir():
@@ -249,23 +251,24 @@ def dataset_line(name: str, free: int) -> Line:
         check(name, module, parts)
         for part, chosen in parts.items():
             if read_manifest(splits / f"{part}.csv") != [Row(entry.image, entry.label, entry.name) for entry in chosen]:
-                raise BadInputError(f"{splits / part}.csv is not what the index gives")
+                raise BadInputError(f"{splits / part}.csv does not agree with the index")
         if (packed / "images.bin").stat().st_size != entries[-1].offset + entries[-1].length:
-            raise BadInputError(f"{packed / 'images.bin'} is not as long as its index says")
+            raise BadInputError(f"{packed / 'images.bin'} does not have the length that its index says")
     except (BadInputError, OSError) as error:
         return Line(name, "fail", str(error), f"remove {packed} and {splits}, then {command}")
     return Line(name, "ok", f"{len(entries):,} images, index and manifests verified")
 
 
 def _by_hand(name: str) -> str:
-    """What a person has to fetch of a dataset before its stages can run, empty where programs do, or it is there."""
+    """What a person has to fetch by hand before a dataset's stages can run; empty if programs can fetch it, or if it is
+    there."""
     raw, by_hand = Path("data/raw") / name, getattr(dataset_module(name), "BY_HAND", "")
     there = raw.is_dir() and any(not path.name.startswith(".") for path in raw.iterdir())
     return "" if there or "PIPELINE_MIRRORS" in os.environ else by_hand
 
 
 def grid_line(name: str, datasets: list[Line], free: int) -> Line:
-    """Whether a grid fits into `free` bytes of disk, with those of its datasets that are not there."""
+    """Whether a grid and its missing datasets fit into `free` bytes of disk."""
     try:
         needed = space(name)
     except BadInputError as error:
@@ -279,7 +282,7 @@ def grid_line(name: str, datasets: list[Line], free: int) -> Line:
 
 
 def weights_line(name: str) -> Line:
-    """Whether a network's published weights are there, by their SHA-256."""
+    """Whether a network's published weights are there, checked by their SHA-256."""
     path = weights.FOLDER / FILES[name].name
     command = f"dvc repro data/dvc.yaml:weights@{name}"
     if not path.is_file():
@@ -298,7 +301,7 @@ def _data() -> Iterator[Line]:
 
 
 def examine() -> list[Line]:
-    """All lines of the page, about the clone that this file lies in; makes it the working directory."""
+    """All lines of the page, about the clone that this file is in. The clone becomes the working directory."""
     os.chdir(ROOT)
     return [line for part in (_python, _gpu, _machine, _git, _permissions, _dvc, _engines, _data) for line in part()]
 
@@ -306,7 +309,7 @@ def examine() -> list[Line]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the page")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     as_json = parser.parse_args().json
     lines = examine()
     if as_json:

@@ -1,6 +1,6 @@
-"""Stage: put a dataset's original files into data/raw/<dataset>, or a network's weights into data/weights, verified.
+"""Stage: put a dataset's verified original files into data/raw/<dataset>, or a network's weights into data/weights.
 
-PIPELINE_MIRRORS names mirrors of your own and PIPELINE_TIMEOUT the patience with a silent server: docs/datasets.md.
+PIPELINE_MIRRORS names your own mirrors, and PIPELINE_TIMEOUT says how long a server may be silent: docs/datasets.md.
 """
 
 import argparse
@@ -19,8 +19,8 @@ def main() -> None:
     known = ", ".join(FILES)
     parser.add_argument(
         "name",
-        help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}, or one of timm's with its "
-        "weights, such as timm/resnet18.a1_in1k",
+        help=f"a file of pipeline/datasets, such as cub, or a network's weights: {known}, or a network of timm with "
+        "its weights, such as timm/resnet18.a1_in1k",
     )
     name = parser.parse_args().name
     if name in FILES or "/" in name:

@@ -1,13 +1,13 @@
-"""Evaluate a run by hand: retrieval and clustering metrics of its kept weights on the test set. The tables' runs are
-`pipeline.run_grid`'s.
+"""Evaluate a run by hand: retrieval and clustering metrics of its kept weights on the test set. For the runs of tables
+use `pipeline.run_grid`.
 
-RUN is a folder that the train stage wrote. In its place --untrained names a recipe: what its network gives before any
-training, pooled, of unit length; that bounds what training adds.
+RUN is a folder that `pipeline.train` wrote. Instead of it, --untrained names a recipe: the pooled features of its
+network before any training, of unit length, are evaluated. This shows how much training adds.
 
---out gets the metrics as JSON: fractions, of the weights at the best test epoch and at the last (of a held-out run: at
-its only one). The evaluation goes into the store under its key, unless it is there. With --keep-embeddings a further
-file holds the test images' embeddings at the last of these epochs as .npz: `embedded`, their numbers in the packed
-index, int32 (images,), and `embeddings`, float16 (images, dimension).
+--out gets the metrics as JSON, as fractions: for the weights of the best test epoch and of the last epoch, or for the
+only weights of a held-out run. The evaluation is put into the store under its key, unless it is already there. With
+--keep-embeddings another file (.npz) holds the test images' embeddings at the last of these epochs: `embedded`, their
+numbers in the packed index, int32 (images,), and `embeddings`, float16 (images, dimension).
 """
 
 import argparse
@@ -34,20 +34,20 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("run", type=Path, nargs="?", help="folder of a run")
     what.add_argument("--untrained", metavar="RECIPE", help="an entry of recipes, evaluated without training")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of that recipe")
-    parser.add_argument("--dataset", help="with --untrained; the one that the recipe is named like if not given")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file of its metrics")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file that has the recipe")
+    parser.add_argument("--dataset", help="dataset for --untrained; the recipe's name if not given")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file for the metrics")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--workers", type=int, default=0, help="loader processes; the results do not depend on them")
-    parser.add_argument("--keep-embeddings", type=Path, metavar="FILE", help="the .npz file of all test embeddings")
+    parser.add_argument("--keep-embeddings", type=Path, metavar="FILE", help="the .npz file for all test embeddings")
     words = parser.parse_args()
 
     if words.untrained and words.keep_embeddings:
-        raise BadInputError("--keep-embeddings goes with a run, leave it out with --untrained")
+        raise BadInputError("--keep-embeddings works only with a run: leave it out with --untrained")
     if words.out.exists() and store.key_of(words.out) is None:
-        raise BadInputError(f"{words.out} is there and is no metrics file: it is not replaced; name another file")
+        raise BadInputError(f"{words.out} exists, is not a metrics file and is not replaced: name another file")
     if words.keep_embeddings and words.keep_embeddings.exists():
-        raise BadInputError(f"--keep-embeddings: {words.keep_embeddings} is there already: name another file")
+        raise BadInputError(f"--keep-embeddings: {words.keep_embeddings} exists already: name another file")
     if words.untrained:
         dataset = words.dataset or words.untrained
         params = read_params(words.params, words.untrained)
@@ -64,13 +64,13 @@ def main() -> None:
 
 
 def evaluate_kept(words: argparse.Namespace) -> None:
-    """Evaluate the weights that a run kept."""
+    """Evaluate the weights that a run kept. Raises `BadInputError` if they cannot be evaluated."""
     record = read_record(words.run / RECORD, TrainingRecord)
     if words.keep_embeddings and record.protocol == "choose_epoch":
         raise BadInputError(f"--keep-embeddings: {words.run} chose an epoch and kept no weights: name another run")
     store.take_in(words.run)
     if not store.is_done(record.key):
-        raise BadInputError(f"{words.run}: its files are not what {RECORD} says: train it again")
+        raise BadInputError(f"{words.run}: its files do not agree with its {RECORD}: train it again")
     settings = (record.dataset, record.recipe, record.loss, record.loss_settings, record.seed, record.protocol)
     run = Run(*settings, source=str(words.run / RECORD))
     key = evaluation_key(run, words.device, record.key)

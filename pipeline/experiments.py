@@ -1,7 +1,9 @@
-"""The DVC experiments of the current commit: the parameters that differ, and Recall@1 of each row of a grid's tables.
+"""Show the DVC experiments of the current commit: the parameters that differ, and Recall@1 of each row of a grid's
+tables.
 
-`dvc exp show` has the same and more, in columns named after files, which no terminal is wide enough for. A row of the
-table is named once; its dataset and table stand before it where the grid has several. Means in percent, last epoch.
+`dvc exp show` shows the same and more, but in columns named after files, for which no terminal is wide enough. Here a
+column has the name of its row, after table and dataset if the grid has several. Numbers are means in percent, at the
+last epoch.
 """
 
 import argparse
@@ -20,7 +22,7 @@ PARAMETERS = ("losses.", "recipes.", "tables.")
 
 
 def _shortest(places: list[str]) -> dict[str, str]:
-    """Each place less what all have in common before their last part: `<table>/<dataset>/<row>` -> `<row>`."""
+    """Each place -> the place without the first parts that all places share: `<table>/<dataset>/<row>` -> `<row>`."""
     parts = {place: place.split("/") for place in places}
     common = 0
     while len({tuple(names[: common + 1]) for names in parts.values()}) == 1 and common < 2:
@@ -29,7 +31,7 @@ def _shortest(places: list[str]) -> dict[str, str]:
 
 
 def experiments(found: list[dict[str, Any]], grid: str) -> list[list[str]]:
-    """A table: a line an experiment, after one for this folder and one for the commit."""
+    """The table: its head, and one line for each entry of `found` (this folder, the commit, and each experiment)."""
     folder = f"metrics/headlines/{grid}/"
     own = "" if grid == DEFAULT else f"{grid_folder(grid)}/params.yaml:"
     columns = list(dict.fromkeys(name for one in found for name in one))
@@ -56,7 +58,7 @@ def main() -> None:
         prog="python -m pipeline.experiments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("grid", nargs="?", default=DEFAULT, help="default, or a folder of papers/, such as proxygml")
-    parser.add_argument("--commits", type=int, default=1, help="of so many commits, this one and those before it")
+    parser.add_argument("--commits", type=int, default=1, help="number of commits: this one and those before it")
     words = parser.parse_args()
     grid_folder(words.grid)
     if words.commits < 1:

@@ -1,8 +1,8 @@
-"""Write a packed dataset out as folders of classes, as many training programs expect: data/export/<dataset>.
+"""Write a packed dataset as folders of classes, which many training programs expect: data/export/<dataset>.
 
-`train/<class>/<image>` and `test/<class>/<image>` (or `query` and `gallery`), bytes unchanged. What a name of a class
-or a file may not hold is written as in web addresses: `Ram C/V` becomes `Ram C%2FV`. The dataset `folder` reads such
-folders in again.
+The files are `train/<class>/<image>` and `test/<class>/<image>` (or `query` and `gallery`), with unchanged bytes.
+Characters that a folder or file name cannot have are written as in web addresses: `Ram C/V` becomes `Ram C%2FV`. The
+dataset `folder` can read such folders.
 """
 
 import argparse
@@ -25,9 +25,10 @@ def quoted(name: str) -> str:
 
 
 def export(packed: PackedImages, manifests: dict[str, list[int]], target: Path) -> int:
-    """Write the images of each manifest to `target`/<manifest>/<class>/ and return how many were written.
+    """Write the images of each manifest to `target`/<manifest>/<class>/ and return their number.
 
-    A file keeps the last part of its name; where two of a class share that, the second has its whole name, quoted.
+    A file keeps the last part of its name. If two files of a class share this part, the second has its whole name,
+    quoted. Raises `BadInputError` for names that the file system does not accept.
     """
     count = 0
     for part, images in manifests.items():
@@ -42,11 +43,11 @@ def export(packed: PackedImages, manifests: dict[str, list[int]], target: Path) 
                 with path.open("xb") as file:
                     file.write(packed.encoded(image))
             except OSError as error:
-                # What another file system takes: long names, or names that differ by case only.
+                # Names that another file system accepts: long names, or names that differ only by case.
                 if error.errno not in (errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL):
                     raise
                 raise BadInputError(
-                    f"{path}: {error.strerror}: export to a file system that takes such names"
+                    f"{path}: {error.strerror}: export to a file system that accepts such names"
                 ) from None
             count += 1
     return count
@@ -55,7 +56,7 @@ def export(packed: PackedImages, manifests: dict[str, list[int]], target: Path) 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__)
-    parser.add_argument("dataset", help="one that was converted and split, such as glyphs")
+    parser.add_argument("dataset", help="a dataset that was converted and split, such as glyphs")
     parser.add_argument(
         "--to", type=Path, help="the folder to write, which must not exist; data/export/DATASET if not given"
     )

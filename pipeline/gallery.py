@@ -1,8 +1,8 @@
-"""The gallery of one run alone, as a page: its worst, best and random queries with their nearest images, its confused
-classes, and images with equal bytes under two labels.
+"""Write the gallery of a single run as a page: its worst, best and random queries with their nearest images, its
+confused classes, and images with equal bytes but different labels.
 
-RUN is a run's metrics file, such as metrics/runs/default/glyphs/glyphs/proxy_an/0.json or what `pipeline.evaluate`
-wrote, or a folder under data/queries.
+RUN is a run's metrics file, such as metrics/runs/default/glyphs/glyphs/proxy_an/0.json or a file that
+`pipeline.evaluate` wrote, or a folder under data/queries.
 """
 
 import argparse
@@ -15,11 +15,12 @@ from pipeline.runs.record import METRICS, RECORD, MetricsRecord, read_record
 
 
 def queries_of(run: Path) -> tuple[Path, MetricsRecord]:
-    """Where the evaluation that RUN names keeps what its queries found, and its record."""
+    """The queries.npz of the evaluation that RUN names, and the evaluation's record. Raises `BadInputError` if there is
+    none."""
     if run.is_dir() and (run / RECORD).is_file():
         raise BadInputError(
-            f"{run} is a training's folder: evaluate it (`python -m pipeline.evaluate {run} --out metrics.json`) and "
-            "name the metrics file"
+            f"{run} is the folder of a training: evaluate it (`python -m pipeline.evaluate {run} --out metrics.json`) "
+            "and name the metrics file"
         )
     record = read_record(run / METRICS if run.is_dir() else run, MetricsRecord)
     beside = run if run.is_dir() else store.folder(record.key)

@@ -1,8 +1,8 @@
-"""Remove from the store what no grid names any more: runs, evaluations, and what lies beside them.
+"""Remove from the store the runs and evaluations that no grid names any more, and the files beside them.
 
-With --dry-run it only says what it would remove. What is kept: every run of every grid as it is now, what the names
-under data/runs and data/queries show, and what a process works on. Nothing else in this project removes a run. DVC's
-cache may hold a copy of what was removed.
+With --dry-run it only says what it would remove. It keeps every run of every grid as the grid is now, the runs that
+names under data/runs and data/queries show, and runs that a process is working on. Nothing else in this project removes
+a run. DVC's cache may still hold a copy of a removed run.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pipeline.runs.states import keys_of
 
 
 def named() -> set[str]:
-    """The keys that a grid names, or that a name shows."""
+    """The keys of all runs of all grids, and of all runs that names under data/runs and data/queries show."""
     keys: set[str] = set()
     for grid in known_grids():
         device = read_params(grid_folder(grid) / "params.yaml").machine.device
@@ -26,7 +26,7 @@ def named() -> set[str]:
             try:
                 keys |= set(keys_of(run, device).own)
             except NotReadyError:
-                continue  # its data are not there, so nothing of it was made here
+                continue  # its data are not there, so the run was not made here
     for folder in (Path("data/runs"), Path("data/queries")):
         for path in folder.glob("**/*.json"):
             keys |= {key} if (key := store.key_of(path)) else set()
@@ -34,7 +34,7 @@ def named() -> set[str]:
 
 
 def size(path: Path) -> int:
-    """Bytes that removing a file or a folder would set free: those of files that have no other name."""
+    """The bytes that become free if a file or a folder is removed. Only files without another hard link count."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files if file.stat().st_nlink == 1)
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.prune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
     dry = parser.parse_args().dry_run
     if not store.STORE.is_dir():
         raise BadInputError(f"{store.STORE} is missing: run this in the project's folder, after a run")
@@ -54,7 +54,7 @@ def main() -> None:
         if not re.fullmatch("[0-9a-f]{64}", key) or key in kept or store.holder(key):
             continue
         if path.suffix == ".lock":
-            continue  # empty, and never removed: another process may be about to lock it
+            continue  # the file is empty and never removed, because another process may be about to lock it
         freed, count = freed + size(path), count + 1
         print(f"{'would remove' if dry else 'removed'} {path}")
         if not dry:

@@ -1,8 +1,8 @@
-"""Stage: the report of a grid, a page to look at: metrics/reports/<grid>/index.html, one file that asks for nothing.
+"""Stage: write the report of a grid: metrics/reports/<grid>/index.html, a page in one file that loads nothing else.
 
 It shows the grid's tables, each cell with its runs; intervals, learning curves, galleries, a map of the test images,
-costs, and what was not reproduced. metrics/reports/index.html, which links the reports that there are, is written too;
-without GRID it alone. The .md tables hold the same numbers.
+costs, and what was not reproduced. metrics/reports/index.html, which links to all existing reports, is also written;
+without GRID only this page is written. The .md tables hold the same numbers.
 """
 
 import argparse

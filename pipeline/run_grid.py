@@ -1,17 +1,18 @@
-"""Stage: the runs of a grid on one dataset: train each that is not done yet, and evaluate it. With --all: the runs of
-all chosen grids.
+"""Stage: make the runs of a grid on one dataset: train each run that is not done yet, and evaluate it. With --all, make
+the runs of all chosen grids.
 
-A run is done when the store holds its key (pipeline/runs/key.py): the same settings, code that computes, data,
-versions and kind of device. It is left as it is, so another try after a kill or a failure is cheap, and a change of one
-row trains that row alone. Several of these commands may run at a time, on one machine or on several with one file
-system: each run is done once. A run that fails is named, the others go on, and the exit code at the end is 1.
+A run is done when the store holds its key (pipeline/runs/key.py): the same settings, code that computes, data, versions
+and kind of device. A run that is done is not made again. A retry after a kill or a failure is therefore cheap, and a
+change of one row trains only that row. Several of these commands may run at a time, on one machine or on several
+machines that share a file system: each run is made once. If a run fails, it is named, the others go on, and the exit
+code at the end is 1.
 
-`machine` of the params file, or the environment, says what does the runs: which GPUs of this machine, SLURM, or
-Ray (docs/scale.md). Longest runs are started first. Told to stop (SIGTERM, Ctrl-C), it lets all runs save and ends with
-exit code 143; at a second one it ends them at once.
+`machine` of the params file, or the environment, says what makes the runs: which GPUs of this machine, SLURM, or Ray
+(docs/scale.md). The longest runs are started first. At a first SIGTERM or Ctrl-C all runs save, and the command ends
+with exit code 143; a second one ends them at once.
 
-At the end data/runs, data/queries and metrics/runs show the grid's runs by name. --table, --row and --seed do a part of
-the grid; --dry-run says what there is to do.
+At the end data/runs, data/queries and metrics/runs show the grid's runs by name. --table, --row and --seed make only a
+part of the grid; --dry-run prints what there is to do.
 """
 
 import argparse
@@ -36,8 +37,9 @@ from pipeline.runs.states import keys_of
 
 
 def check(grid: str, runs: list[GridRun]) -> None:
-    """Check what is to be run whole, its networks and losses too, before the first run is started."""
-    from pipeline.networks.outline import backbone_problems  # here: a grid that is done needs no torch
+    """Check all runs of a grid, including their networks and losses, before the first one is started. Raises
+    `BadInputError` with all problems."""
+    from pipeline.networks.outline import backbone_problems  # here, because a grid that is done does not need torch
 
     problems: dict[str, None] = {}
     for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
@@ -51,8 +53,8 @@ def check(grid: str, runs: list[GridRun]) -> None:
 
 
 def show(run: GridRun, device: str) -> None:
-    """Let the run's names show what the store has of it: links to its weights, copies of its metrics and of what says
-    when and where it was made; or why it failed."""
+    """Make the run's names show what the store has of it: links to its weights, copies of its metrics and of made.json;
+    or the reason why it failed."""
     keys = keys_of(run, device)
     key = keys.own[-1]
     if note := keys.failure():
@@ -69,7 +71,7 @@ def show(run: GridRun, device: str) -> None:
             store.unshow(run.weights)
     if store.is_done(key):
         store.show_file(key, METRICS, run.metrics)
-        store.show(key, run.queries)  # with the metrics alone where a run was not searched with
+        store.show(key, run.queries)  # only the metrics, if the run has no results of queries
         made |= _made(key, "evaluation")
         if made:
             write_json(run.made, made)
@@ -84,8 +86,8 @@ def _made(key: str, work: str) -> dict[str, object]:
 
 
 def take_in(runs: list[GridRun], machines: dict[str, Machine]) -> None:
-    """Put into the store what stands under the runs' names, such as what `dvc pull` has brought, or lies in DVC's cache
-    by dvc.lock, and is one of these runs."""
+    """Put runs into the store that are under the runs' names, such as runs from `dvc pull`, and those of these runs
+    that are in DVC's cache by dvc.lock."""
     for run in runs:
         for place in (run.weights, run.queries):
             if store.take_in(place):
@@ -97,15 +99,15 @@ def take_in(runs: list[GridRun], machines: dict[str, Machine]) -> None:
 
 
 def asked_for(words: argparse.Namespace) -> list[GridRun]:
-    """The runs that the command line names."""
+    """The runs that the command line names. Raises `BadInputError` if there is none."""
     if words.all:
         return [run for grid in chosen_grids() for run in grid_runs(grid)]
     runs = grid_runs(words.grid, words.dataset, words.table)
-    # The runs of an ensemble come with it.
+    # The runs of an ensemble are made with it.
     rows = {words.row, words.row.removeprefix(ENSEMBLE)} if words.row else {run.row for run in runs}
     asked = [run for run in runs if run.row in rows]
     if words.seed is not None:
-        # One seed alone makes no ensemble.
+        # A single seed makes no ensemble.
         asked = [run for run in asked if run.run.seed == words.seed and not run.run.members]
     if not asked:
         names = ", ".join(dict.fromkeys(run.row for run in runs))
@@ -115,7 +117,7 @@ def asked_for(words: argparse.Namespace) -> list[GridRun]:
 
 
 def ready(runs: list[GridRun], machines: dict[str, Machine]) -> list[GridRun]:
-    """Of the runs of all grids those whose data are there; says which are not."""
+    """Those runs whose data exist. For the others the reason is printed."""
     found, missing = [], dict[str, int]()
     for run in runs:
         try:
@@ -130,7 +132,7 @@ def ready(runs: list[GridRun], machines: dict[str, Machine]) -> list[GridRun]:
 
 
 def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Machine]) -> Outcome:
-    """Check the runs and let the engine do them."""
+    """Check the runs and let the engine make them."""
     for grid in dict.fromkeys(run.grid for run in runs):
         check(grid, [run for run in runs if run.grid == grid])
     machine, worker = machines[words.grid or DEFAULT], None
@@ -163,26 +165,26 @@ def read_words() -> argparse.Namespace:
         prog="python -m pipeline.run_grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("grid", nargs="?", help="default, or a folder of papers/, such as proxygml")
-    parser.add_argument("dataset", nargs="?", help="one of the grid's")
-    parser.add_argument("--all", action="store_true", help="all chosen grids, by the machine that params.yaml says")
-    parser.add_argument("--table", help="do the runs of this table alone")
-    parser.add_argument("--row", help="do this row alone, such as 512 or proxy_an-12.0-0.1")
-    parser.add_argument("--seed", type=int, help="do this seed alone")
+    parser.add_argument("dataset", nargs="?", help="one of the grid's datasets")
+    parser.add_argument("--all", action="store_true", help="all chosen grids, with the machine settings of params.yaml")
+    parser.add_argument("--table", help="make only the runs of this table")
+    parser.add_argument("--row", help="make only this row, such as 512 or proxy_an-12.0-0.1")
+    parser.add_argument("--seed", type=int, help="make only this seed")
     parser.add_argument("--dry-run", action="store_true", help="print every run and whether it is done")
     parser.add_argument(
-        "--print-script", action="store_true", help="print the script that the engine slurm would submit, for sbatch"
+        "--print-script", action="store_true", help="print the script that the engine slurm would submit with sbatch"
     )
     parser.add_argument(
         "--worker-since",
         type=float,
         metavar="SECONDS",
-        help="be one of several workers that were started at that time, in seconds since 1970: end when no run is left "
-        "to take, and leave alone what has failed since",
+        help="be one of several workers that were started at this time, in seconds since 1970: end when there is no "
+        "more run to take, and do not try runs that have failed since then",
     )
     words = parser.parse_args()
     part = (words.grid, words.dataset, words.table, words.row, words.seed)
     if words.all and part != (None,) * len(part):
-        parser.error("--all does all runs of all chosen grids: leave out the grid, the dataset and what does a part")
+        parser.error("--all makes all runs of all chosen grids: leave out grid, dataset, --table, --row and --seed")
     if not words.all and words.dataset is None:
         parser.error("name a grid and one of its datasets, or --all")
     return words
@@ -211,7 +213,7 @@ def main() -> None:
         outcome = work(words, to_do, machines)
         failed = outcome.failed
         if outcome.stopped:
-            print("asked to stop: what was running has saved; start this again to go on", file=sys.stderr)
+            print("asked to stop: running runs have saved; start this command again to resume them", file=sys.stderr)
             sys.exit(TERMINATED)
         if words.worker_since is None:
             for address in {address for grid in grids if (address := machines[grid].checkpoints)}:
@@ -219,13 +221,13 @@ def main() -> None:
     if words.worker_since is None:
         for place in ("data/queries", "data/runs", "metrics/runs"):
             for grid, dataset in {(run.grid, run.run.dataset) for run in asked}:
-                # DVC wants its stage's outputs, be there anything in them or not.
+                # DVC needs the outputs of its stage to exist, even if they are empty.
                 Path(place, grid, dataset).mkdir(parents=True, exist_ok=True)
         for run in asked:
             show(run, machines[run.grid].device)
     if failed:
         names = ", ".join(str(run.place) for run in failed)
-        print(f"error: {len(failed)} of {len(asked)} runs failed, as said above: {names}", file=sys.stderr)
+        print(f"error: {len(failed)} of {len(asked)} runs failed, see above: {names}", file=sys.stderr)
         sys.exit(1)
 
 

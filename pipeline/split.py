@@ -1,9 +1,9 @@
-"""Stage: write which images each part of a protocol sees, as CSV manifests: data/packed -> data/splits.
+"""Stage: write CSV manifests of the images that each part of a protocol uses: data/packed -> data/splits.
 
-Manifests hold image number, label and name, in the order of the index. Their counts are asserted against the dataset's
-file and their fingerprints against data/checksums, where the first good split pins them: the classification split of
-the same images, or an older edition, is refused. So is a split that nothing can be trained or retrieved on. Images that
-are there twice, where that flatters or spoils a result, are counted in a warning.
+Manifests hold image number, label and name, in the order of the index. Their counts are compared with the dataset's
+file, and their fingerprints with data/checksums, where the first good split pins them. The classification split of the
+same images, an older edition, and a split on which nothing can be trained or retrieved are refused. A warning counts
+images that appear twice, if this makes a result better or worse.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""All grids at a glance: how many runs each table has, how many are done, running, failed or left, and how long the
-rest would take.
+"""Show all grids: how many runs each table has, how many are done, running, failed or left, and how long the rest would
+take.
 
-A run is done when the store holds its key, by the same question that the stages ask. The time is estimated from the
-runs of the same dataset and network that are done here: training images an epoch over their median images/s, and the
-median of what an epoch took besides, for each of the recipe's epochs; evaluation comes on top. It says unknown where
-none is done, or the list of a run's training images is not made yet. A run that two tables share counts once, in the
-first.
+A run is done when the store holds its key; the stages use the same check. The time is estimated from the runs of the
+same dataset and network that are done here. For each epoch of the recipe it is the number of training images divided by
+the median images/s, plus the median of the other time of an epoch. The evaluation at the end is not included. The time
+is unknown if no such run is done, or if the list of a run's training images is not made yet. A run that two tables
+share counts once, in the first table.
 """
 
 import argparse
@@ -22,12 +22,13 @@ STATES = ("done", "running", "failed")
 
 
 def kind(run: GridRun) -> str:
-    """What runs have in common that take about the same time an image."""
+    """The dataset and the network of a run, as text. Runs with the same text take about the same time per image."""
     return f"{run.run.dataset} {run.run.recipe.backbone}"
 
 
 def speeds(runs: list[GridRun]) -> dict[str, tuple[float, float]]:
-    """Of runs that were made here, by `kind`: images/s of training, and seconds an epoch beside it; medians."""
+    """`kind` of the runs that were made here -> images/s of training, and the other seconds of an epoch; both are
+    medians."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         images = images_in(run.run.manifest)
@@ -42,7 +43,7 @@ def speeds(runs: list[GridRun]) -> dict[str, tuple[float, float]]:
 
 
 def seconds_left(run: GridRun, measured: dict[str, tuple[float, float]]) -> float | None:
-    """How long a run that is not done would take to train; None where that is not known."""
+    """The seconds that a run that is not done would take to train; None if they are not known."""
     images, speed = images_in(run.run.manifest), measured.get(kind(run))
     if not run.run.trained:
         return 0.0
@@ -50,7 +51,7 @@ def seconds_left(run: GridRun, measured: dict[str, tuple[float, float]]) -> floa
 
 
 def hours(runs: list[GridRun], measured: dict[str, tuple[float, float]]) -> str:
-    """The time for some runs, in words."""
+    """The time for some runs, as text."""
     known = [seconds for run in runs if (seconds := seconds_left(run, measured)) is not None]
     unknown = len(runs) - len(known)
     if not runs or unknown == len(runs):
@@ -59,7 +60,7 @@ def hours(runs: list[GridRun], measured: dict[str, tuple[float, float]]) -> str:
 
 
 def state_of(run: GridRun, device: str) -> tuple[str, str | None]:
-    """A run's state and key; "not run" without a key where its data are not there yet."""
+    """A run's state and key; "not run" and None if its data do not exist yet."""
     try:
         keys = keys_of(run, device)
     except NotReadyError:
@@ -97,7 +98,7 @@ def main() -> None:
                     left.append(run)
             every += left
             total = counts["done"] + len(left)
-            note = f"; {shared} more are runs of tables above" if shared else ""
+            note = f"; {shared} more runs are in tables above" if shared else ""
             numbers = f"{total:5} {counts['done']:5} {counts['running']:7} {counts['failed']:6} {len(left):5}"
             print(f"{grid:18} {table:12} {numbers}  {hours(left, measured)}{note}".rstrip())
     print(f"all: {len(every)} runs left{', ' + hours(every, measured) if every else ''}")

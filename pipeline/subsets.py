@@ -1,14 +1,14 @@
 """Stage: partial and imbalanced subsets of the training manifest: data/splits -> data/subsets.
 
-Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanced data, as their code has them):
+These are Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanced data), as in their code:
 
-- `partial_<rate>.csv`: of each class the first int(n * rate) of its n images by the names of their files in the
-  published archive, as torchvision's ImageFolder sorts them; the same for every seed;
-- `imbalanced_<gamma>_<seed>.csv`: each class's images are shuffled by the seed; with N1 the size of the smallest class,
-  class k of C (k = 0 ... C-1, by the sorted names of the classes' folders, not by their numbers) keeps the first
-  max(1, int(N1 * gamma ** (-k / (C - 1)))).
+- `partial_<rate>.csv` has the first int(n * rate) of each class's n images, sorted by the names of their files in the
+  published archive, as in torchvision's ImageFolder. It is the same for every seed.
+- `imbalanced_<gamma>_<seed>.csv`: each class's images are shuffled by the seed. Class k of C keeps the first
+  max(1, int(N1 * gamma ** (-k / (C - 1)))) images, where N1 is the size of the smallest class, and k = 0 ... C-1 counts
+  classes by the sorted names of their folders, not by their numbers.
 
-The rows of a subset are in the order of the index. A class's shuffle depends on the seed and its label alone.
+The rows of a subset are in the order of the index. A class's shuffle depends only on the seed and the class's label.
 """
 
 import argparse
@@ -29,7 +29,7 @@ GAMMAS = [10, 20, 50, 100, 150]
 
 
 def by_label(rows: list[Row]) -> dict[int, list[Row]]:
-    """The rows of each class, classes by label."""
+    """Label -> the rows of the class, in the order of labels."""
     classes = defaultdict(list)
     for row in rows:
         classes[row.label].append(row)
@@ -37,16 +37,16 @@ def by_label(rows: list[Row]) -> dict[int, list[Row]]:
 
 
 def folder_of(class_name: str) -> str:
-    """A class's folder in the authors' layout: their converter writes blanks as _ and leaves slashes out. On Cars196
-    that changes the ranks of three training classes."""
+    """The name of a class's folder in the authors' layout. Their converter writes blanks as _ and leaves slashes out.
+    On Cars196 this changes the ranks of three training classes."""
     return class_name.replace(" ", "_").replace("/", "")
 
 
 def partial(rows: list[Row], rate: float, originals: dict[str, str] | None = None) -> list[Row]:
-    """The first int(n * rate) images of each class, 0 < rate <= 1, by name, or by the original names of `originals`.
-    Raises `BadInputError` where a class gets none.
+    """The first int(n * rate) images of each class, 0 < rate <= 1, sorted by name, or by the original name if
+    `originals` has it. Raises `BadInputError` if a class keeps no image.
 
-    The product is one of binary fractions, as the authors' is: of 90 images a rate of 0.7 keeps 62.
+    The product is computed in binary floating point, as by the authors: of 90 images a rate of 0.7 keeps 62.
     """
     if not 0 < rate <= 1:
         raise BadInputError(f"the rate of a partial subset is above 0 and at most 1, not {rate}")
@@ -63,8 +63,8 @@ def partial(rows: list[Row], rate: float, originals: dict[str, str] | None = Non
 
 
 def imbalanced(rows: list[Row], gamma: float, seed: int, class_names: dict[int, str]) -> list[Row]:
-    """A long tail: the first class by name keeps as many images as the smallest class has, the last one 1/gamma of
-    that. `class_names` are by label."""
+    """A long-tailed subset: the first class by name keeps as many images as the smallest class has, and the last class
+    keeps 1/gamma of them. `class_names` is label -> name. Raises `BadInputError` for an impossible gamma or seed."""
     if not 1 <= gamma <= 10**6 or not 0 <= seed < 2**64:
         raise BadInputError(f"gamma is at least 1 and at most 10**6, a seed is from 0 to 2**64 - 1: {gamma}, {seed}")
     classes = by_label(rows)
@@ -73,7 +73,7 @@ def imbalanced(rows: list[Row], gamma: float, seed: int, class_names: dict[int, 
     for rank, label in enumerate(sorted(classes, key=lambda label: folder_of(class_names[label]))):
         members = classes[label]
         kept = max(1, int(smallest * gamma ** (-rank / max(1, len(classes) - 1))))
-        # Raw words of Philox stay the same in every release of numpy; Generator.permutation need not.
+        # The raw numbers of Philox are the same in every release of numpy. Generator.permutation may change.
         words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(members))
         chosen += [members[place] for place in np.argsort(words, kind="stable")[:kept]]
     return sorted(chosen)
@@ -84,15 +84,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.subsets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", help="one that was split, such as cub")
+    parser.add_argument("dataset", help="a dataset that was split, such as cub")
     parser.add_argument(
-        "--rates", type=float, nargs="*", default=RATES, help="of partial subsets; 0.1 ... 1.0 if not given"
+        "--rates", type=float, nargs="*", default=RATES, help="rates of partial subsets; 0.1 ... 1.0 if not given"
     )
     parser.add_argument(
-        "--gammas", type=int, nargs="*", default=GAMMAS, help="of imbalanced ones; 10 ... 150 if not given"
+        "--gammas", type=int, nargs="*", default=GAMMAS, help="gammas of imbalanced subsets; 10 ... 150 if not given"
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="*", default=[2024], help="of imbalanced ones; the authors' 2024 if not given"
+        "--seeds",
+        type=int,
+        nargs="*",
+        default=[2024],
+        help="seeds of imbalanced subsets; 2024 (the authors') if not given",
     )
     arguments = parser.parse_args()
     train = Path("data/splits") / arguments.dataset / "train.csv"

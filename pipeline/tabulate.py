@@ -1,11 +1,12 @@
-"""Stage: the tables of a grid, from its runs' metrics files to metrics/tables/<grid>, and printed.
+"""Stage: make the tables of a grid from its runs' metrics files, write them to metrics/tables/<grid>, and print them.
 
-Each table is written as .md, .tex, .csv and .json, and as .svg where the paper has a chart; metrics/headlines/<grid>
-gets one small file a row, which `dvc metrics show` and `dvc metrics diff` list, and metrics/curves/<grid>.csv the loss
-and Recall@1 of every run by epoch, which `dvc plots` draws. A number is the mean over seeds in
-percent with the half-width of its 95 % t-interval. Where the grid has a published.yaml each line compares a printed
-number with ours. Runs of the grid that have no metrics file are named, those that failed with their error; files of
-runs that are not in the grid are ignored.
+Each table is written as .md, .tex, .csv and .json, and also as .svg if the paper has a chart. metrics/headlines/<grid>
+gets one small file for each row, which `dvc metrics show` and `dvc metrics diff` list. metrics/curves/<grid>.csv gets
+the loss and Recall@1 of every run by epoch, which `dvc plots` draws.
+
+A number is the mean over seeds in percent, with the half-width of its 95 % t-interval. If the grid has a
+published.yaml, each line compares a printed number with ours. Runs of the grid without a metrics file are named, with
+their error if they failed. Files of runs that are not in the grid are ignored.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from pipeline.tables.rows import Row, collect_table
 
 
 def page(title: str, table: Table, rows: list[Row], metrics: list[str], published: PublishedTable | None) -> list[str]:
-    """The table in Markdown, less what others printed and the links to its runs."""
+    """The lines of the table's page in Markdown, without other networks' printed numbers and without links to runs."""
     lines = [f"# {title}", ""]
     if any(row.foreign for row in rows):
         lines += [f"**{REHEARSAL}**", "", *sorted({f"- {row.foreign}" for row in rows if row.foreign}), ""]
@@ -62,7 +63,7 @@ def page(title: str, table: Table, rows: list[Row], metrics: list[str], publishe
 
 
 def tabulate(grid: str, name: str, params: Params, published: Published | None) -> list[Row]:
-    """Write one table and print it; gives its rows."""
+    """Write one table, print it, and return its rows."""
     table = params.tables[name]
     own = published.tables.get(name) if published else None
     rows = collect_table(grid_runs(grid, table=name), published)
@@ -73,7 +74,7 @@ def tabulate(grid: str, name: str, params: Params, published: Published | None) 
         lines += others(published, table.datasets, rows)
     print("\n".join(lines))
     if own and own.chart:
-        # Where it is used: starting without matplotlib is faster, and most tables have no chart.
+        # Imported here, because starting without matplotlib is faster and most tables have no chart.
         from pipeline.tables.charts import sweep
 
         sweep(out.with_suffix(".svg"), table, rows, own)
@@ -87,7 +88,8 @@ def tabulate(grid: str, name: str, params: Params, published: Published | None) 
 
 
 def write_headlines(folder: Path, tables: dict[str, list[Row]]) -> None:
-    """One file a row that has been run: <table>/<dataset>/<row>.json. Those of rows that are no more go."""
+    """Write one file for each row that has been run: <table>/<dataset>/<row>.json. Files of rows that no longer exist
+    are removed."""
     written = {}
     for name, rows in tables.items():
         for row in rows:

@@ -1,12 +1,13 @@
-"""Train one run by hand: one network with one loss and one seed. The tables' runs are `pipeline.run_grid`'s.
+"""Train one run by hand: one network with one loss and one seed. For the runs of tables use `pipeline.run_grid`.
 
-The run goes into the store under its key, unless it is there, and --out shows it: a folder with the weights at the best
-test epoch and the last (`best_test_epoch.pt`, `last_epoch.pt`), `history.csv` (a line an epoch) and `run.json` (what
-was run).
+The run is put into the store under its key, unless it is already there. --out shows it: a folder with the weights of
+the best test epoch and of the last epoch (`best_test_epoch.pt`, `last_epoch.pt`), `history.csv` (a line for each epoch)
+and `run.json` (what was run).
 
-The held-out protocol is two runs. With --choose-epoch it trains on one half of the training classes and looks at the
-other half in place of the test set; only history and run.json are kept. With --until and that run's settings, a run on
-all training classes ends after the epoch that was best there and keeps `held_out.pt`; it never looks at the test set.
+The held-out protocol consists of two runs. With --choose-epoch the run trains on one half of the training classes and
+is evaluated on the other half instead of the test set; only its history and run.json are kept. With --held-out and the
+same settings, a run on all training classes ends after the epoch that was best in the first run, and keeps
+`held_out.pt`. It is never evaluated on the test set.
 """
 
 import argparse
@@ -28,18 +29,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of recipes and losses")
-    parser.add_argument("--dataset", required=True, help="its data lies under data/")
-    parser.add_argument("--recipe", help="an entry of recipes; the one named like the dataset if not given")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file with recipes and losses")
+    parser.add_argument("--dataset", required=True, help="a dataset whose data are under data/")
+    parser.add_argument("--recipe", help="an entry of recipes; the one with the dataset's name if not given")
     parser.add_argument("--loss", required=True, help="an entry of losses")
     parser.add_argument("--seed", type=int, required=True, help="decides everything random in the run")
     parser.add_argument("--out", type=Path, required=True, help="folder that shows the weights and the history")
     parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="recipe.KEY=VALUE", help="or loss.KEY=VALUE, for once"
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="recipe.KEY=VALUE",
+        help="or loss.KEY=VALUE: change settings for this run only",
     )
     subset = parser.add_mutually_exclusive_group()
     subset.add_argument("--partial", type=float, metavar="RATE", help="train on this share of each class's images")
-    subset.add_argument("--imbalanced", type=int, metavar="GAMMA", help="train on classes of long-tailed sizes")
+    subset.add_argument("--imbalanced", type=int, metavar="GAMMA", help="train on classes with long-tailed sizes")
     protocol = parser.add_mutually_exclusive_group()
     protocol.add_argument("--choose-epoch", action="store_true", help="choose the epoch on held-out training classes")
     protocol.add_argument(

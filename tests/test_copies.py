@@ -69,4 +69,4 @@ def test_an_address_that_is_none_is_one_error_and_a_copy_that_fails_is_said(addr
         write(b"first")
     assert "the checkpoint is not copied: machine.checkpoints: file://" in capsys.readouterr().err
     clear("nosuch://place")
-    assert "copies of checkpoints stay: " in capsys.readouterr().err
+    assert "copies of checkpoints cannot be removed: " in capsys.readouterr().err

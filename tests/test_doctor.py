@@ -114,7 +114,7 @@ def test_a_cache_on_another_file_system_is_copied_from(copy):
     assert line["state"] == "ok" and line["found"].startswith("symlink ")
     copy.run("dvc", "config", "--local", "cache.type", "hardlink,copy")
     line = examine(copy)["DVC"]
-    assert line["state"] == "warn" and "kept twice" in line["fix"]
+    assert line["state"] == "warn" and "stored twice" in line["fix"]
 
 
 def test_folders_that_cannot_be_written_fail(copy, monkeypatch):

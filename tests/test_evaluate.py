@@ -181,7 +181,7 @@ def test_all_embeddings_are_kept_where_they_are_asked_for(project, trained, tmp_
     prepare(recipe, "cpu")
     assert kept["embedded"].tolist() == test.numbers
     assert (kept["embeddings"] == embed(network, images, recipe, CPU).numpy().astype(np.float16)).all()
-    with pytest.raises(BadInputError, match=r"--keep-embeddings: .*embeddings\.npz is there already"):
+    with pytest.raises(BadInputError, match=r"--keep-embeddings: .*embeddings\.npz exists already"):
         evaluate.main()
 
 

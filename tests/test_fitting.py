@@ -117,9 +117,9 @@ def test_training_crops_from_the_shrunk_images(packed, workers, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"decoded_size": 27}, "decoded_size: less than input_size or test_resize"),
-        ({"decoded_size": 64, "smallest_crop": None}, "decoded_size: images that are taken as they are"),
-        ({"test_fit": "pad", "smallest_crop": None}, "test_fit: images that are taken as they are"),
+        ({"decoded_size": 27}, "decoded_size: it is less than input_size or test_resize"),
+        ({"decoded_size": 64, "smallest_crop": None}, "decoded_size: without smallest_crop, images keep their size"),
+        ({"test_fit": "pad", "smallest_crop": None}, "test_fit: without smallest_crop, images keep their size"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, said):

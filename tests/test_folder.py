@@ -121,7 +121,7 @@ def test_export_stays_in_its_folder(tmp_path, monkeypatch, name):
 def test_a_name_too_long_to_export_is_named(tmp_path):
     pack([SourceImage("1.jpg", 0, "%" * 100, "", picture(1))], tmp_path / "packed")
     with pytest.raises(
-        BadInputError, match=r"%25/1\.jpg: File name too long: export to a file system that takes such names"
+        BadInputError, match=r"%25/1\.jpg: File name too long: export to a file system that accepts such names"
     ):
         export.export(PackedImages(tmp_path / "packed"), {"train": [0]}, tmp_path / "out")
 

@@ -48,7 +48,7 @@ def test_places(monkeypatch, settings, visible, cores, expected):
 
 def test_more_gpus_than_there_are_is_bad_input(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(BadInputError, match=r"machine\.gpus: 2 are wanted, 1 are here"):
+    with pytest.raises(BadInputError, match=r"machine\.gpus: 2 GPUs are asked for, but there are 1"):
         places(Machine(device="cpu", workers=0, gpus=2))
 
 
@@ -107,7 +107,7 @@ def test_a_second_stop_ends_at_once(grid):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
     errors = process.communicate(timeout=60)[1]  # though its run still waits, and cannot save
-    assert process.returncode == 143 and errors.count("asked to stop: what is running saves") == 1
+    assert process.returncode == 143 and errors.count("asked to stop: running runs save") == 1
     assert "saved at" not in errors and grid.states()["two/moody/0"] == "not run"
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{run}").exists() for run in runs):

@@ -207,7 +207,7 @@ def test_a_ranking_beside_printed_numbers_is_marked_too(project):
     [
         ("recall@1: 66.6", "recall@1: 666.0", "less than or equal to 100"),
         ("unknown: not printed in the slides", "unknown: null", "say why"),
-        ("kind: chart", "kind: primary", "goes with the kind chart"),
+        ("kind: chart", "kind: primary", "for the kind chart"),
         ("      sop/64:", "      cub200/64:", "retrieved lacks cub200"),
         ("tolerance: 0.8", "tolerence: 0.8", "did you mean tolerance"),
         ('{"1": 53.0', '{"one": 53.0', "an epoch is a whole number"),

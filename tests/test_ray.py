@@ -153,10 +153,10 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     (node,) = command.until(lambda: waiting(nodes))
     assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
     command.process.send_signal(signal.SIGINT)
-    command.until(lambda: "asked to stop: what is running saves" in command.said())
+    command.until(lambda: "asked to stop: running runs save" in command.said())
     time.sleep(0.2)
     let_go(nodes)
-    assert "start this again to go on" in command.ends(143)
+    assert "start this command again to resume them" in command.ends(143)
 
     hold(nodes, 0)
     command = start(grid, "--row=moody")
@@ -221,7 +221,7 @@ NODES = [
 def test_without_rays_package_it_is_one_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
-        BadInputError, match=r"machine\.engine: ray wants the package ray \(.*\): make ray, or pip install"
+        BadInputError, match=r"machine\.engine: ray needs the package ray \(.*\): make ray, or pip install"
     ):
         work(Machine(device="cpu", workers=0, engine="ray"), {}, [], [])
 
@@ -243,9 +243,9 @@ def test_a_device_that_may_differ_is_one_error():
 @pytest.mark.ray
 def test_an_address_without_a_cluster_is_one_error():
     machine = Machine(device="cpu", workers=0, engine="ray", ray_address="127.0.0.1:1")
-    with pytest.raises(BadInputError, match=r"no cluster of Ray's at 127\.0\.0\.1:1 \("):
+    with pytest.raises(BadInputError, match=r"there is no Ray cluster at 127\.0\.0\.1:1 \("):
         work(machine, {}, [], [])
-    assert "no cluster of Ray's at" in engines(machine)[-1].problem
+    assert "there is no Ray cluster at" in engines(machine)[-1].problem
 
 
 @pytest.mark.parametrize(

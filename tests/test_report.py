@@ -209,7 +209,9 @@ def test_the_gallery_of_a_run_is_made_from_its_metrics_file(project, tmp_path):
     text = Links(out).text
     assert text.count("first hit ") >= 60 and "The worst queries" in text and "Most confused classes" in text
     trained = "data/runs/default/glyphs/glyphs/proxy_an/0"
-    assert "is a training's folder: evaluate it" in project.run("python", "-m", "pipeline.gallery", trained, fails=2)
+    assert "is the folder of a training: evaluate it" in project.run(
+        "python", "-m", "pipeline.gallery", trained, fails=2
+    )
     assert "name a file that ends in .html" in project.run(
         "python", "-m", "pipeline.gallery", run, "--out", "x", fails=2
     )

@@ -98,7 +98,7 @@ def test_a_failed_run_is_named_and_leaves_the_others_alone(grid):
     (grid.folder / "broken").touch()
     output = grid.run(fails=1)
     assert started(output) == ["two/moody/0", "two/proxy_an/0"]
-    assert "error: 1 of 2 runs failed, as said above: mine/glyphs/two/moody/0" in output
+    assert "error: 1 of 2 runs failed, see above: mine/glyphs/two/moody/0" in output
     assert (metrics / "proxy_an/0.json").is_file() and not (metrics / "moody/0.json").exists()
     assert grid.states() == {"two/moody/0": "failed", "two/proxy_an/0": "done"}
     printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
@@ -335,4 +335,4 @@ def test_runs_of_other_code_are_taken_over_where_they_compute_the_same(grid):
     assert record["taken_over"]["compared"].endswith(", 1 of 2 epochs")
     printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
     assert "Taken over from other code: glyphs/proxy_an/0: margin is only written in another way" in printed
-    assert "every run is done, or the store has none" in grid.project.run(*adopt, fails=2)
+    assert "every run is done, or the store has no run" in grid.project.run(*adopt, fails=2)

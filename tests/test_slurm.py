@@ -60,7 +60,7 @@ class Held:
     def stopping(self) -> int:
         """How many workers have been asked to stop."""
         logs = self.folder.glob("data/store/slurm/*/*.log")
-        return sum(path.read_text().count("asked to stop: what is running saves") for path in logs)
+        return sum(path.read_text().count("asked to stop: running runs save") for path in logs)
 
     def let_go(self, stops: int | None = None):
         """Let it go on when so many workers have been asked to stop, and its own has passed that on."""
@@ -94,7 +94,7 @@ def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequentia
     held.process.send_signal(signal.SIGINT)
     held.let_go(1)
     errors = held.process.communicate()[1]
-    assert held.process.returncode == 143 and "start this again to go on" in errors, errors
+    assert held.process.returncode == 143 and "start this command again to resume them" in errors, errors
     assert tasks() == [] and grid.states() == {"two/moody/0": "not run", "two/proxy_an/0": "done"}
 
     (grid.folder / "wait").touch()
@@ -133,8 +133,8 @@ def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequentia
         ("PIPELINE_DEVICE", "auto", "machine.device: auto may mean another device"),
         ("PIPELINE_WORKERS_AT_MOST", "null", "machine.workers_at_most: say how many tasks"),
         ("PIPELINE_SBATCH", "--partition=none", "sbatch: error: invalid partition specified: none"),
-        ("PIPELINE_SBATCH", "--chdir=/nowhere", "none got on: see the logs in data/store/slurm/runs-"),
-        ("PATH", "/nowhere", "machine.engine: slurm wants sbatch, which is not here"),
+        ("PIPELINE_SBATCH", "--chdir=/nowhere", "none made progress: see the logs in data/store/slurm/runs-"),
+        ("PATH", "/nowhere", "machine.engine: slurm needs sbatch, which is not here"),
     ],
 )
 def test_what_slurm_cannot_do_is_one_error(grid, monkeypatch, key, value, message):

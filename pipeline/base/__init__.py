@@ -1,1 +1,1 @@
-"""What every room stands on: files, errors, parameters, randomness by key, provenance."""
+"""What all other packages use: files, errors, parameters, randomness by key, provenance."""

@@ -1,4 +1,4 @@
-"""What is wrong in a params file beyond a single value: between its entries, and with the files that they name."""
+"""Checks of a params file beyond single values: between its entries, and of the files that the entries name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUBSETS = ("rate", "gamma")
 
 
 def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
-    """One line a problem: the key's path, what is wrong, and for an unknown key the nearest right one."""
+    """One line for each problem: the key's path, what is wrong, and for an unknown key the nearest known key."""
     lines = []
     for problem in error.errors(include_url=False):
         path = [part for part in map(str, problem["loc"]) if part != "[key]"]
@@ -43,7 +43,7 @@ def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
-    """That a key is unknown, and the nearest one that is not."""
+    """A message that `key` is unknown, with the nearest known key or a list of all known keys."""
     nearest = difflib.get_close_matches(key, known, 1)
     fix = f"did you mean {nearest[0]}?" if nearest else f"choose among {', '.join(known) or 'none'}"
     return f"unknown key, {fix}"
@@ -60,7 +60,8 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 
 def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
-    """What is wrong in `params`, each with its key; of the entry `loss` what its module says, too."""
+    """The problems in `params`, each with its key. For the entry `loss` the loss's module is imported and its settings
+    are checked as well."""
     found = [f"losses.{problem}" for problem in _unfit_losses(params)]
     found += [f"recipes.{name}.{problem}" for name, of in params.recipes.items() for problem in _contradictions(of)]
     try:
@@ -79,8 +80,9 @@ def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
 
 @functools.cache
 def loss_keywords(file: str) -> dict[str, bool] | None:
-    """The keyword arguments of a loss by its file's text, name -> whether it must be given; None where the text does
-    not tell. Importing the file would take seconds, and make it an input of whatever reads the params file."""
+    """The keyword arguments of a loss, read from its file's text: name -> whether it must be given. None if the text
+    does not show them. Importing the file would take seconds, and would make it an input of every reader of the params
+    file."""
     try:
         tree = ast.parse(module_file("losses", file).read_text(encoding="utf-8"))
     except (BadInputError, SyntaxError, ValueError, OSError):
@@ -94,7 +96,7 @@ def loss_keywords(file: str) -> dict[str, bool] | None:
 
 
 def _unfit_losses(params: Params) -> Iterator[str]:
-    """Entries of losses whose file is not there, or does not know their keys."""
+    """Entries of `losses` whose file does not exist, or whose keys the file does not know or lacks."""
     axes = set().union(*(table.rows for table in params.tables.values()))
     for name in params.losses:
         file, settings = params.loss(name)
@@ -111,7 +113,7 @@ def _unfit_losses(params: Params) -> Iterator[str]:
 
 
 def _table_problems(params: Params, table: Table) -> Iterator[str]:
-    """What is wrong with a table: what it names that is not there, and values that no run can have."""
+    """The problems of a table: names that do not exist, and values that no run can have."""
     axes = table.rows
     texts = {
         key: [value for value in axes[key] if not isinstance(value, str)] for key in ("loss", "recipe") if key in axes
@@ -137,7 +139,7 @@ def _table_problems(params: Params, table: Table) -> Iterator[str]:
 
 
 def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[str]:
-    """Axes that no recipe and no loss has, that both have, or whose values are none of theirs."""
+    """Axes that neither recipes nor losses have, axes that both have, and values that an axis cannot have."""
     special = ("loss", "recipe", *SUBSETS)
     known = {*special, *(field for recipe in params.recipes.values() for field in type(recipe).model_fields)}
     of_entry = {entry: loss_keywords(str(params.loss(entry)[0])) for entry in sorted(losses)}
@@ -146,7 +148,7 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
         without = [entry for entry, found in keywords.items() if key not in found]
         nearest = difflib.get_close_matches(key, [*known, *(name for found in keywords.values() for name in found)], 1)
         if key in known and len(without) < len(keywords):
-            yield f".rows.{key}: a loss has a key of this name, which would not be set: name entries of losses instead"
+            yield f".rows.{key}: a loss also has this key and the rows would not set it, name entries of losses instead"
         elif key not in known and without and (key in nearest or not nearest):
             yield f".rows.{key}: {', '.join(without)} and recipes have no such key"
         elif key not in known and without:
@@ -162,23 +164,24 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
 
 
 def _fits_subset(key: str, value: str | int | float) -> bool:
-    # As the subsets' files are named: 1 would ask for partial_1.csv, where there is partial_1.0.csv.
+    # The value is part of the subset's file name: 1 would ask for partial_1.csv, but the file is partial_1.0.csv.
     return isinstance(value, float) and 0 < value <= 1 if key == "rate" else type(value) is int and 1 <= value <= 10**6
 
 
 def _changed_on_the_way(value: str | int | float) -> str:
-    """Why a run's command line, where a text stands without quotes, would say another value; empty where it says it."""
+    """Why a text would be read as another value from a run's command line, where it has no quotes. Empty if it would be
+    read as it is."""
     if not isinstance(value, str):
         return ""
     try:
         read = parse_yaml(value, "")
     except BadInputError:
         read = None
-    return "" if read == value else f"{value!r} would be read as {read!r}, take another"
+    return "" if read == value else f"{value!r} would be read as {read!r}, choose another value"
 
 
 def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int | float]]) -> Iterator[str]:
-    """What is wrong with a recipe once a table's rows have changed it; each begins with a dot or a colon."""
+    """The problems of a recipe after a table's rows have changed it. Each problem begins with a dot or a colon."""
     model = type(recipe)
     changed = {key: values for key, values in axes.items() if key in model.model_fields}
     for combination in itertools.product(*changed.values()):
@@ -193,7 +196,7 @@ def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int 
 
 
 def _contradictions(recipe: Recipe) -> list[str]:
-    """What is impossible together in one recipe."""
+    """The settings of one recipe that contradict each other."""
     found = []
     if 1 not in recipe.recall_at:
         found.append("recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
@@ -208,21 +211,21 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if recipe.samples_per_class and recipe.batch_size % recipe.samples_per_class:
         found.append(f"samples_per_class: {recipe.samples_per_class} does not divide the batch_size")
     if recipe.smallest_crop is not None and recipe.shift:
-        found.append("shift: images that are cropped at random are not shifted besides, use 0")
+        found.append("shift: images that are cropped at random cannot also be shifted, use 0")
     if recipe.shift >= recipe.input_size:
         found.append(f"shift: {recipe.shift} pixels move an image of {recipe.input_size} out of itself, use fewer")
     if recipe.decoded_size is not None and recipe.smallest_crop is None:
-        found.append("decoded_size: images that are taken as they are, without smallest_crop, are not shrunk, use null")
+        found.append("decoded_size: without smallest_crop, images keep their size and are not shrunk, use null")
     elif recipe.decoded_size is not None and recipe.decoded_size < max(recipe.input_size, recipe.test_resize):
-        found.append("decoded_size: less than input_size or test_resize, to which images would be enlarged again")
+        found.append("decoded_size: it is less than input_size or test_resize, so images would be enlarged again")
     if recipe.test_fit != "crop" and recipe.smallest_crop is None:
-        found.append("test_fit: images that are taken as they are, without smallest_crop, are not fitted, use crop")
+        found.append("test_fit: without smallest_crop, images keep their size and are not fitted, use crop")
     if recipe.test_resize < recipe.input_size:
         found.append("test_resize: it is less than input_size, which is cropped out of the middle")
     if recipe.weights and not recipe.pretrained:
-        found.append("pretrained: false, where weights are given: use true, or remove them")
+        found.append("pretrained: it is false, but weights are given: use true, or remove weights")
     if recipe.backbone.partition("/")[1] == "" and recipe.pooling == "class_token":
-        found.append("pooling: a class token is had of timm's networks alone, use another")
+        found.append("pooling: only timm's networks have a class token, use another pooling")
     try:
         module_file("networks.backbones", recipe.backbone.partition("/")[0])
     except BadInputError as error:
@@ -242,7 +245,8 @@ def _settings_model(loss: type) -> type[BaseModel]:
 
 
 def loss_problems(file: str, settings: dict[str, Any], place: str) -> list[str]:
-    """What is wrong with settings of a file of pipeline/losses, which is imported; `place` says where they stand."""
+    """The problems of settings for a loss file of pipeline/losses. The file is imported. `place` says where the
+    settings are."""
     model = _settings_model(submodule("losses", file).Loss)
     try:
         model.model_validate(settings)
@@ -252,7 +256,7 @@ def loss_problems(file: str, settings: dict[str, Any], place: str) -> list[str]:
 
 
 def _loss_problems(params: Params, name: str) -> list[str]:
-    """What is wrong with one loss's settings, and with what tables' rows change in them; its module is imported."""
+    """The problems of one loss's settings, and of the values that tables' rows set in them. The loss is imported."""
     if name not in params.losses:
         return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
     file, settings = params.loss(name)

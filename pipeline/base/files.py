@@ -1,4 +1,4 @@
-"""Errors a user can fix, modules by name, files that are whole or absent, and their hashes."""
+"""Errors that a user can fix, modules by name, files that are either whole or absent, and hashes of files."""
 
 import codecs
 import errno
@@ -19,21 +19,23 @@ from types import ModuleType
 from typing import Any
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when a disk, a quota or a size limit is full."""
+"""Error numbers of the system if a disk, a quota or a size limit is full."""
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""What it says of what may not be read or written."""
+"""Error numbers of the system if a file may not be read or written."""
 
 ROOM_FOR_DVC = 64 * 2**20
-"""Bytes that have to be free before and after a stage of DVC's: where there is no room to note what a stage has made,
-DVC cuts dvc.lock off, and then nothing goes on (seen with 3.67.1). Notes and small outputs take a tenth of this."""
+"""Bytes that must be free before and after a DVC stage. If the disk has no room for DVC's record of a stage, DVC
+truncates dvc.lock, and then no stage runs any more (seen with 3.67.1). Records and small outputs need a tenth of it."""
 
 
 class BadInputError(Exception):
-    """Something the user gave is wrong; the message names the file, the key and the fix. Stages exit with code 2."""
+    """Something that the user gave is wrong. The message names the file, the key and the fix. Stages exit with code
+    2."""
 
 
 def module_file(package: str, name: str) -> Path:
-    """The file of the module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
+    """The file of the module pipeline.`package`.`name`, such as one of the losses. Raises `BadInputError` for an
+    unknown name."""
     folder = Path(__file__).parent.parent.joinpath(*package.split("."))
     if name.isidentifier() and not name.startswith("_") and (folder / f"{name}.py").is_file():
         return folder / f"{name}.py"
@@ -44,23 +46,24 @@ def module_file(package: str, name: str) -> Path:
 
 
 def submodule(package: str, name: str) -> ModuleType:
-    """The module pipeline.`package`.`name`, such as one of the losses; an unknown name is bad input."""
+    """The module pipeline.`package`.`name`, such as one of the losses. Raises `BadInputError` for an unknown name."""
     module_file(package, name)
     return importlib.import_module(f"pipeline.{package}.{name}")
 
 
 def check_room() -> None:
-    """Raise `OSError` where DVC runs this stage and could not note what it has made."""
+    """Raise `OSError` if DVC runs this stage and the disk has no room for DVC's record of it."""
     if "DVC_STAGE" in os.environ and shutil.disk_usage(".").free < ROOM_FOR_DVC:
         raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", str(Path.cwd()))
 
 
 IN_ASCII = {"±": "+-", "–": "-", "…": "..."}
-"""What is printed in place of our own signs where they cannot be shown."""
+"""What is printed instead of our own signs if the terminal cannot show them."""
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What a terminal or pipe can show in place of signs that its encoding lacks: for `codecs.register_error`."""
+    """A handler for `codecs.register_error`: ASCII text instead of signs that the encoding of a terminal or pipe lacks,
+    and the position to go on from."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]
@@ -71,16 +74,22 @@ codecs.register_error("pipeline.ascii", _in_ascii)
 
 
 def print_in_any_encoding() -> None:
-    """Make `print` show on stdout and stderr, in any encoding, what it can. Files are UTF-8 whatever the terminal."""
+    """Make `print` work on stdout and stderr in any encoding. Signs that the encoding lacks are replaced. Files are
+    UTF-8 whatever the terminal's encoding is."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="pipeline.ascii")
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's `main`, on a terminal of any encoding: bad input becomes one line on stderr and exit code 2, a full
-    disk or what may not be written one line and exit code 1, Ctrl-C exit code 130, a closed pipe (`| head`) exit code
-    141; any other failure keeps its traceback and exits with code 1."""
+    """Run a stage's `main` on a terminal of any encoding, and turn errors into exit codes.
+
+    - Bad input: one line on stderr and exit code 2.
+    - A full disk, or a file that may not be written: one line on stderr and exit code 1.
+    - Ctrl-C: exit code 130.
+    - A closed pipe (`| head`): exit code 141.
+    - Any other failure: its traceback and exit code 1.
+    """
     print_in_any_encoding()
     try:
         check_room()
@@ -94,7 +103,7 @@ def exit_with(main: Callable[[], None]) -> None:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # What is still in the buffer would fail again when the interpreter ends.
+        # Text that is still in the buffer would fail again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
@@ -106,12 +115,13 @@ def exit_with(main: Callable[[], None]) -> None:
             raise
         sys.exit(1)
     finally:
-        # The interpreter's last garbage collections walk all that torch imported: most of a second for every stage.
+        # Without this, the interpreter's last garbage collections go through all that torch imported: most of a second
+        # for every stage.
         gc.freeze()
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all it holds; one that is not there is fine."""
+    """Remove a file, a link, or a folder with its content. Do nothing if `path` does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -119,7 +129,7 @@ def remove(path: Path) -> None:
 
 
 def _runs(process: str) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process with this number runs on this machine."""
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):
@@ -130,23 +140,25 @@ def _runs(process: str) -> bool:
 
 
 def replaceable(path: Path, mark: str | None) -> None:
-    """Raise `BadInputError` unless nothing is lost when a folder takes the place of `path`: it is absent, an empty
-    folder, or a folder that holds a file of the name `mark`, which says that it was made by the stage that asks."""
+    """Raise `BadInputError` unless a folder can replace `path` without a loss of data. That is so if `path` is absent,
+    is an empty folder, or is a folder with a file named `mark`, which shows that the stage itself made the folder."""
     if path.is_symlink():
-        raise BadInputError(f"{path} is a symbolic link: it is not replaced; remove it, or name another folder")
+        raise BadInputError(f"{path} is a symbolic link and is not replaced: remove it, or name another folder")
     if path.is_dir() and (not any(path.iterdir()) or (mark and (path / mark).is_file())):
         return
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
-        raise BadInputError(f"{path} is a {kind} that this stage did not make: it is not replaced; name another place")
+        raise BadInputError(f"{path} is a {kind} that this stage did not make and does not replace: name another place")
 
 
 @contextmanager
 def whole(path: Path, mark: str | None = None) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write a file or a folder to; rename it to `path` when the block ends well
-    and remove it when it does not, so that `path` never holds a part of anything. A folder replaces only what
-    `replaceable` allows, by its `mark`. What a killed process left behind (a temporary sibling whose process is gone)
-    is removed first."""
+    """Yield a temporary sibling of `path`, to which the block writes a file or a folder.
+
+    If the block ends without an error, the sibling is renamed to `path`; otherwise it is removed. `path` therefore
+    never holds a partial file or folder. A folder replaces only what `replaceable` allows, by its `mark`. Leftovers of
+    killed processes (temporary siblings whose process no longer runs) are removed first.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
@@ -158,7 +170,7 @@ def whole(path: Path, mark: str | None = None) -> Iterator[Path]:
         if temporary.is_dir():
             replaceable(path, mark)
             if path.exists():
-                # Aside first: a folder cannot be renamed over a folder with something in it.
+                # Move the old folder aside first, because no folder can be renamed to one that is not empty.
                 aside = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
                 path.replace(aside)
                 temporary.replace(path)
@@ -176,18 +188,18 @@ def whole(path: Path, mark: str | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as a whole file, line ends as given."""
+    """Write `text` in UTF-8 as a whole file. Line ends are kept as they are."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinity are refused, for they are not JSON."""
+    """Write `value` as indented JSON. Raises `ValueError` for NaN and infinity, because they are not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage before this one wrote; a missing or broken one is bad input."""
+    """Read a JSON file that an earlier stage wrote. Raises `BadInputError` if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

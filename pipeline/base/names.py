@@ -1,4 +1,5 @@
-"""Names that become folders, words of a command line and keys of DVC: what they may hold, and that they differ."""
+"""Names that become folders, words of a command line and keys of DVC: which characters they may have, and that they
+differ."""
 
 import itertools
 import math
@@ -12,20 +13,21 @@ from pydantic import AfterValidator
 Value = TypeVar("Value")
 
 LONGEST = 64
-"""Characters of a name of an entry."""
+"""The most characters of an entry's name."""
 
 LONGEST_ROW = 180
-"""Characters of a row's name. Names of files have 255 at most, and temporary ones are longer than what they become."""
+"""The most characters of a row's name. A file name has at most 255, and a temporary file's name is longer than its
+final name."""
 
 MOST_ROWS = 10_000
-"""Of a table: they are listed before anything is run."""
+"""The most rows of a table. All rows are listed before anything is run."""
 
 RESERVED = {
-    "raw_pixels": "the name of the row of the images themselves",
-    "untrained": "how the row of the network without training is named",
-    "ensemble_of_": "how the rows of several seeds together are named",
+    "raw_pixels": "the name of the row for the images themselves",
+    "untrained": "the beginning of the name of a row for an untrained network",
+    "ensemble_of_": "the beginning of the name of a row for several seeds together",
 }
-"""How rows are named that tables add."""
+"""The names, or beginnings of names, of rows that tables add."""
 
 
 _shortening = reprlib.Repr()
@@ -33,29 +35,29 @@ _shortening.maxstring = 80
 
 
 def shortened(value: Any) -> str:
-    """A value as Python writes it, what is long or deep in it left out."""
+    """A value as Python writes it, with long and deeply nested parts left out."""
     return _shortening.repr(value)
 
 
 def name_problem(name: str) -> str:
-    """Why `name` cannot be that of a grid, table, dataset, recipe, loss or network; empty where it can.
+    """Why `name` cannot be the name of a grid, table, dataset, recipe, loss or network; empty if it can.
 
-    A dot would part it in DVC's `params`, a leading hyphen would make it an option.
+    A dot would split it in DVC's `params`, and a leading hyphen would make it an option.
     """
     if len(name) > LONGEST:
-        return f"a name has {LONGEST} characters at most, this one {len(name):,}"
+        return f"a name has at most {LONGEST} characters, this one has {len(name):,}"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
-        return "a name has the letters a-z and A-Z, digits, _ and - alone, and does not begin with -"
+        return "a name has only the letters a-z and A-Z, digits, _ and -, and does not begin with -"
     return ""
 
 
 def folder_name(values: Sequence[Any]) -> str:
-    """The name of the folder of a row's runs: its values, one an axis of the table."""
+    """The name of the folder of a row's runs: the row's values, one for each axis of the table."""
     return "-".join(map(str, values))
 
 
 def _row_problem(values: Sequence[Any]) -> str:
-    """Why a row's folder cannot be called after `values`; empty where it can."""
+    """Why a row's folder cannot be named by `values`; empty if it can."""
     name = folder_name(values)
     if "" in values:
         return "a value is empty, give it a name"
@@ -64,22 +66,22 @@ def _row_problem(values: Sequence[Any]) -> str:
         if alike:
             return f"{reserved} is {what}, take another"
     if len(name) > LONGEST_ROW:
-        return f"the values name a folder of {len(name):,} characters, {LONGEST_ROW} are the most"
+        return f"the values give a folder name of {len(name):,} characters, the limit is {LONGEST_ROW}"
     if name[0] in "-.":
         return (
             "its first value begins with - or .: name an entry of losses or recipes for it, or put another axis first"
         )
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
-        return "values name folders: they have the letters a-z and A-Z, digits, _ . + and - alone"
+        return "values become folder names: use only the letters a-z and A-Z, digits, _ . + and -"
     return ""
 
 
 def distinct_rows(axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """`axes`, the values of a table's rows. Raises `ValueError` where rows are too many to list, where a row's values
-    cannot name its folder, and where two rows would share one."""
+    """`axes`, the values of a table's rows, unchanged. Raises `ValueError` if there are too many rows to list, if a
+    row's values cannot name its folder, or if two rows would share a folder."""
     rows = math.prod(len(values) for values in axes.values())
     if rows > MOST_ROWS:
-        raise ValueError(f"{rows:,} rows are too many, {MOST_ROWS:,} are the most")
+        raise ValueError(f"{rows:,} rows are too many, the limit is {MOST_ROWS:,}")
     seen: dict[str, tuple[Any, ...]] = {}
     for values in itertools.product(*axes.values()):
         row = ", ".join(f"{key} {shortened(value)}" for key, value in zip(axes, values, strict=True))
@@ -87,20 +89,20 @@ def distinct_rows(axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
             raise ValueError(f"{row}: {problem}")
         other = seen.setdefault(folder_name(values).casefold(), values)
         if other is not values:
-            raise ValueError(f"{other} and {values} both name the folder {folder_name(values)}, name one otherwise")
+            raise ValueError(f"{other} and {values} both name the folder {folder_name(values)}, rename one of them")
     return axes
 
 
 def each_once(values: list[Value]) -> list[Value]:
-    """`values`. Raises `ValueError` where two are equal, such as 1 and 1.0, or are one name, such as 1 and "1", or as
-    A and a are to some file systems."""
+    """`values`, unchanged. Raises `ValueError` if two values are equal (1 and 1.0), are written the same (1 and "1"),
+    or are the same name to some file systems (A and a)."""
     seen: dict[Any, Value] = {}
     for value in values:
         for form in (value, str(value).casefold()):
             if form in seen:
                 one, other = shortened(seen[form]), shortened(value)
                 raise ValueError(
-                    f"{one} comes twice, keep one" if one == other else f"{one} and {other} are one, keep one"
+                    f"{one} comes twice, keep one" if one == other else f"{one} and {other} mean the same, keep one"
                 )
         seen |= {value: value, str(value).casefold(): value}
     return values

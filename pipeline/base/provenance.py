@@ -1,4 +1,4 @@
-"""Where and when something was made: revision, machine, time. What decided its bytes is in its record."""
+"""Where and when something was made: revision, machine, time. What decided its bytes is in the run's record instead."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _revision() -> dict[str, Any]:
-    """The commit and the changed files, less those that DVC itself rewrites during a repro."""
+    """The commit and the changed files, without those that DVC itself rewrites during a repro."""
     status = _git("status", "--porcelain", "--no-renames")
     if status is None:
         return {"revision": None, "reason": "not a git repository, or git is missing"}
@@ -55,7 +55,7 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
-        pass  # nvidia-smi is not in every container; the rest is still worth recording.
+        pass  # Not every container has nvidia-smi. The rest is still worth recording.
     return {
         "name": torch.cuda.get_device_name(device),
         "driver": driver,
@@ -65,14 +65,14 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
 
 
 def gpu_joules(device: torch.device) -> float | None:
-    """The energy that a GPU has used since its driver was loaded, by its own counter; None for a processor, and where
-    there is no counter (before Volta, or a part of a GPU)."""
+    """The energy in joules that a GPU has used since its driver was loaded, by the GPU's own counter. None for a CPU,
+    and if there is no counter (GPUs before Volta, or a part of a GPU)."""
     if device.type != "cuda":
         return None
     try:
         import pynvml
     except ImportError:
-        return None  # A GPU machine with packages of its own may lack it; the rest is still worth recording.
+        return None  # A GPU machine with its own set of packages may lack it. The rest is still worth recording.
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
@@ -83,7 +83,8 @@ def gpu_joules(device: torch.device) -> float | None:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a making has cost: seconds, and joules of its GPU, with what other runs on that GPU used meanwhile."""
+    """What it cost to make something: seconds, and joules of the GPU, including what other runs on that GPU used at the
+    same time. The joules are None if they are not known."""
 
     seconds: float = 0.0
     gpu_joules: float | None = 0.0
@@ -96,7 +97,7 @@ class Spent:
 
 
 class Meter:
-    """Measures what is spent from now on."""
+    """Measures the time and the energy that are spent from its creation on."""
 
     def __init__(self, device: torch.device):
         self.device, self.started, self.joules = device, time.monotonic(), gpu_joules(device)
@@ -109,8 +110,8 @@ class Meter:
 
 
 def provenance(device: torch.device, spent: Spent, **more: Any) -> dict[str, Any]:
-    """What made.json says of a making: revision, machine, and what the whole of it has `spent`. It differs from one
-    making to the next, so nothing is compared with it."""
+    """The content of made.json: revision, machine, and the time and energy `spent` in all. It differs each time that
+    something is made, so nothing is compared with it. `more` are additional entries."""
     return {
         "git": _revision(),
         "image": os.environ.get("PIPELINE_IMAGE"),

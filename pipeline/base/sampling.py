@@ -1,5 +1,5 @@
-"""Randomness by key, not by stream: what epoch e does at position i depends on (seed, e, i) and nothing else, so
-neither the number of workers nor a resumed run can change it."""
+"""Randomness by key, not by stream: what epoch e does at position i depends only on (seed, e, i). Therefore neither the
+number of workers nor a resumed run can change it."""
 
 import hashlib
 
@@ -23,5 +23,5 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def seed_torch(seed: int, purpose: str) -> None:
-    """Seed torch's own generators, for the draws that only torch makes: initial weights and proxies."""
+    """Seed torch's own generators for the draws that torch makes itself: initial weights and proxies."""
     torch.manual_seed(key(seed, purpose) >> 65)

@@ -1,9 +1,9 @@
-"""YAML files, refused where readers of YAML differ.
+"""YAML files. A text that readers of YAML would read differently is refused.
 
-DVC reads params files as YAML 1.2; PyYAML, and with it most people's own programs, as YAML 1.1: there `yes` and `on`
-are true, `010` is eight and `1:30` is ninety. A file that passes here means the same to both, but for numbers such as
-`1e-05` and `-.5`, which DVC writes like that and which YAML 1.1 takes for text: here they are numbers. Keys that come
-twice in one mapping, of which YAML 1.1 keeps the last without a word, are refused as DVC refuses them.
+DVC reads params files as YAML 1.2. PyYAML, and most programs that people write with it, read YAML 1.1, in which `yes`
+and `on` are true, `010` is eight and `1:30` is ninety. A file that passes here means the same to both, with one
+exception: numbers such as `1e-05` and `-.5`, which DVC writes in this form, are text in YAML 1.1 and numbers here. A
+key that appears twice in one mapping is refused, as DVC refuses it; PyYAML would keep the last one without a warning.
 """
 
 import re
@@ -17,10 +17,10 @@ import yaml
 from pipeline.base.files import BadInputError
 
 DEPTH = 50
-"""Lists and mappings within each other, at most: the parser is recursive, and 100,000 of them end the process."""
+"""The deepest nesting of lists and mappings. The parser is recursive, and 100,000 levels crash the process."""
 
 DIGITS = 1000
-"""Of a whole number, at most: Python turns no more than 4,300 into one, and no setting has so many."""
+"""The most digits of a whole number. Python converts at most 4,300, and no setting has that many."""
 
 PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -32,11 +32,11 @@ PLAIN = {
     ),
     "merge": (r"<<", ["<"]),
 }
-"""What is read from text without quotes: its spellings, and the characters that they begin with."""
+"""How text without quotes is read: kind -> its spellings, and the characters that they begin with."""
 
 
 class _Loader(yaml.CSafeLoader):
-    """Knows the spellings of `PLAIN` and no others."""
+    """Knows only the spellings of `PLAIN`."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -50,7 +50,7 @@ _yaml_1_1 = yaml.resolver.Resolver()
 
 @dataclass
 class _Open:
-    """A list or mapping whose end has not come: its anchor, and of a mapping the line of each key so far."""
+    """A list or mapping whose end has not been read yet: its anchor, and for a mapping the line of each key so far."""
 
     anchor: str | None
     keys: dict[str, int] | None
@@ -58,23 +58,24 @@ class _Open:
 
 
 def _scalar_problem(event: yaml.ScalarEvent) -> str:
-    """What is wrong with a text, number or word; empty where nothing is."""
+    """The problem of a single text, number or word; empty if there is none."""
     value = event.value
     if event.tag is not None:
         return f"{value!r} has the tag {event.tag}: leave it out"
     if not event.implicit[0]:
         return ""
     if len(value) > DIGITS and _NUMBER_OF_1_2.fullmatch(value):
-        return f"a number of {len(value):,} digits is none that a setting can have"
+        return f"a number of {len(value):,} digits is longer than a setting can be"
     kind = _yaml_1_1.resolve(yaml.ScalarNode, value, (True, False)).rpartition(":")[2]
     if _AGREED.fullmatch(value) or (kind == "str" and not _NUMBER_OF_1_2.fullmatch(value)):
         return ""
     fix = "write true or false" if kind == "bool" else "write plain decimal digits"
-    return f"{value}: readers of YAML differ over what it is, {fix}, or quote it if it is a text"
+    return f"{value}: readers of YAML differ in how they read it, {fix}, or quote it if it is a text"
 
 
 def _problems(text: str) -> Iterator[str]:
-    """What is wrong with a YAML text beside its grammar, each with its line."""
+    """The problems of a YAML text other than its grammar, each with its line. Raises `yaml.YAMLError` for bad
+    grammar."""
     open_now: list[_Open] = []
     for event in yaml.parse(text, yaml.CSafeLoader):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -99,19 +100,19 @@ def _problems(text: str) -> Iterator[str]:
             yield f"line {line}: a key has to be a text"
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in [other.anchor for other in open_now]:
-                yield f"line {line}: *{event.anchor} lies within what it names"
+                yield f"line {line}: *{event.anchor} is inside of what it refers to"
         elif isinstance(event, yaml.CollectionStartEvent):
             if event.tag is not None:
                 yield f"line {line}: the tag {event.tag} is not known here, leave it out"
             open_now.append(_Open(event.anchor, {} if isinstance(event, yaml.MappingStartEvent) else None))
             if len(open_now) > DEPTH:
-                yield f"line {line}: more than {DEPTH} lists and mappings within each other"
+                yield f"line {line}: lists and mappings are nested more than {DEPTH} deep"
                 return
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The content of a YAML text. Raises `BadInputError`, which begins with `source`, for text that is not YAML and for
-    what readers of YAML differ over."""
+    """The content of a YAML text. Raises `BadInputError`, whose message begins with `source`, for text that is not YAML
+    and for values that readers of YAML would read differently."""
     try:
         problems = list(_problems(text))
         if not problems:
@@ -126,7 +127,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file in UTF-8; one that is missing, cannot be read or is not YAML is bad input."""
+    """The content of a YAML file in UTF-8. Raises `BadInputError` if it is missing, cannot be read or is not YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -134,5 +135,7 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it so") from None
+        raise BadInputError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from None
     return parse_yaml(text, str(path))

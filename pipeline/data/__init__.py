@@ -1,1 +1,1 @@
-"""From archives to manifests: fetching, checking and packing images. It knows no dataset by name."""
+"""From archives to manifests: fetching, checking and packing images. Nothing here knows a dataset by name."""

@@ -1,8 +1,8 @@
-"""Read files straight out of tar and zip archives, one at a time, nothing unpacked to disk.
+"""Read files directly from tar and zip archives, one at a time, without unpacking to disk.
 
-Nothing here writes, so a hostile archive cannot reach outside a folder; one that tries is refused all the same, because
-it is not what was published. What may be unpacked is limited, so that no archive keeps the stage busy for ever or takes
-its memory. Every byte is read against the archive's own checksums (gzip's or zip's CRC).
+Nothing here writes, so a hostile archive cannot write outside a folder. An archive that tries is refused nevertheless,
+because it is not the published one. The unpacked size is limited, so that no archive keeps the stage busy for ever or
+fills the memory. Every byte is checked against the archive's own checksums (the CRC of gzip or zip).
 """
 
 import functools
@@ -18,24 +18,24 @@ from pipeline.base.files import BadInputError
 from pipeline.data.decoding import BYTE_LIMIT
 
 READ_LIMIT = BYTE_LIMIT
-"""Bytes that one image or list may have; the largest in these data sets is 15 MB."""
+"""The most bytes of one image or list. The largest in these datasets has 15 MB."""
 
 MEMBER_LIMIT = 1 << 30
-"""Bytes that any member may have; CUB-200-2011 holds a table of 110 MB that is not read."""
+"""The most bytes of any member. CUB-200-2011 holds a table of 110 MB that is not read."""
 
 FIX = "remove it and download it again"
 
 HEADER_LIMIT = 1 << 20
-"""Bytes that may lie between two members of a tar file and after the last one; a long name takes some thousand."""
+"""The most bytes between two members of a tar file, and after the last one. A long name takes a few thousand."""
 
 GROWTH_LIMIT = 20
-"""How many times its own size an archive may hold, above one more `MEMBER_LIMIT`; images hardly shrink at all."""
+"""An archive may unpack to this many times its own size plus `MEMBER_LIMIT`. Images hardly shrink at all."""
 
 Record = TypeVar("Record")
 
 
 class _Member(NamedTuple):
-    """One entry of an archive: `kind` is "file", "folder", or what else it is; `read` gives its content."""
+    """One entry of an archive: `kind` is "file", "folder", "link" or "device"; `read` gives its content."""
 
     name: str
     kind: str
@@ -44,8 +44,8 @@ class _Member(NamedTuple):
 
 
 class _Limited:
-    """A stream that gives up when more of it is read than the members account for: headers without an end, large ones,
-    and zeros after the archive's end, which gzip shrinks a thousandfold."""
+    """A stream that raises `BadInputError` if more of it is read than its members need. This stops endless or large
+    headers, and zeros after the archive's end, which gzip shrinks a thousandfold."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self.file, self.path, self.left = file, path, HEADER_LIMIT
@@ -77,18 +77,18 @@ def _tar(path: Path) -> Iterator[_Member]:
                 limited.left = info.size + HEADER_LIMIT
                 kind = "file" if info.isreg() else kinds.get(info.type, "device")
                 yield _Member(info.name, kind, info.size, functools.partial(content, info))
-                # Or the list of members grows with the archive.
+                # Without this, the list of members grows with the archive.
                 archive.members = []  # type: ignore[attr-defined]
         while limited.read(1 << 16):
-            pass  # gzip compares its CRC at the very end
+            pass  # gzip compares its CRC at the very end.
 
 
 def _zip(path: Path) -> Iterator[_Member]:
-    """The members of a zip file, in its order."""
+    """The members of a zip file, in the file's order."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16
-            # Not `is_dir`, which fails where there is no name.
+            # Not `is_dir`, which fails if a member has no name.
             kind = (
                 "folder"
                 if info.filename.endswith("/")
@@ -102,9 +102,9 @@ def _zip(path: Path) -> Iterator[_Member]:
 def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file in the archive whose name is wanted, in the archive's order.
 
-    Names are without a leading "./". What macOS adds (`._*`, `__MACOSX`) is passed over. Raises `BadInputError` for an
-    archive that is missing, damaged, cut short or encrypted, and for members that climb out of it, are links or
-    devices, or are absurdly large.
+    Names have no leading "./". Files that macOS adds (`._*`, `__MACOSX`) are skipped. Raises `BadInputError` for an
+    archive that is missing, damaged, cut short or encrypted, and for members that lead out of it, are links or devices,
+    or are absurdly large.
     """
     if not path.is_file():
         raise BadInputError(f"{path} is missing: run the download stage")
@@ -128,18 +128,18 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
                 yield name, member.read()
     except BadInputError:
         raise
-    # What the readers of the standard library raise for damaged archives is of many kinds.
+    # The readers of the standard library raise many kinds of errors for damaged archives.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        # zipfile's words for an unknown method of compression and for a missing password
+        # zipfile raises these for an unknown method of compression and for a missing password.
         unknown = isinstance(error, (NotImplementedError, RuntimeError)) and not isinstance(error, RecursionError)
         problem = "cannot be read" if unknown else "is damaged or cut short"
         raise BadInputError(f"{path} {problem} ({reason}): {FIX}") from None
 
 
 def read_texts(path: Path, names: list[str], hint: str = "") -> list[bytes]:
-    """The content of the named files of an archive; `BadInputError` names those that are missing, with the hint, or
-    there twice."""
+    """The content of the named files of an archive, in the order of `names`. Raises `BadInputError`, with `hint`, that
+    names files that are missing or appear twice."""
     found: dict[str, bytes] = {}
     for name, content in read(path, names.__contains__):
         if name in found:
@@ -154,7 +154,8 @@ def read_texts(path: Path, names: list[str], hint: str = "") -> list[bytes]:
 def read_annotated(path: Path, annotated: dict[str, Record], source: str) -> Iterator[tuple[str, Record, bytes]]:
     """Yield name, record and content of every file of the archive that `annotated` names.
 
-    Raises `BadInputError` at the end where the archive lacks some of them; `source` is who names them.
+    Raises `BadInputError` at the end if the archive lacks some of them. `source` says in the message where the names
+    come from.
     """
     missing = set(annotated)
     for name, content in read(path, annotated.__contains__):
@@ -166,9 +167,9 @@ def read_annotated(path: Path, annotated: dict[str, Record], source: str) -> Ite
 
 
 def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list[str]]:
-    """The fields of each line of an annotation file, apart by blanks; the first `skip` lines are left out.
+    """The fields of each line of an annotation file, separated by blanks; the first `skip` lines are left out.
 
-    Raises `BadInputError` for a line that has not `columns` fields, and for text that is not UTF-8.
+    Raises `BadInputError` for a line that does not have `columns` fields, and for text that is not UTF-8.
     """
     try:
         lines = text.decode("utf-8").splitlines()
@@ -183,7 +184,8 @@ def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list
 
 
 def by_id(text: bytes, source: str) -> dict[str, str]:
-    """The second field of each line of an annotation file by the first, its id; `BadInputError` for an id again."""
+    """A mapping from the first field of each line of an annotation file, its id, to the second field. Raises
+    `BadInputError` if an id appears twice."""
     found: dict[str, str] = {}
     for key, value in rows(text, source, 2):
         if key in found:
@@ -193,7 +195,7 @@ def by_id(text: bytes, source: str) -> dict[str, str]:
 
 
 def number(text: str, source: str) -> int:
-    """A whole number from an annotation file, or `BadInputError`."""
+    """A whole number from an annotation file. Raises `BadInputError` if `text` is none."""
     try:
         return int(text)
     except ValueError:

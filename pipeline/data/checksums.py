@@ -1,8 +1,8 @@
-"""SHA-256 of what nobody has published one for.
+"""SHA-256 of files for which nobody has published one.
 
-`data/checksums`, which is committed, pins files and manifests: the first good download or split writes it. The folders
-that stages write hold a file SHA256SUMS each, with the hashes of what is in them and of what it was made from, so that
-a later stage notices what has changed since: `cd data/splits/cub && sha256sum --check SHA256SUMS`.
+`data/checksums`, which is committed, pins files and manifests. The first good download or split writes it. Each folder
+that a stage writes has a file SHA256SUMS. It holds the hashes of the folder's files and of the files that they were
+made from, so that a later stage notices changes: `cd data/splits/cub && sha256sum --check SHA256SUMS`.
 """
 
 import os
@@ -24,7 +24,8 @@ HEAD = """\
 
 
 def pins() -> dict[str, str]:
-    """What `data/checksums` holds: SHA-256 by path under `data`; `splits/cub/train` is a manifest's fingerprint."""
+    """The content of `data/checksums`: path under `data` -> SHA-256. A path such as `splits/cub/train`, without a
+    suffix, has a manifest's fingerprint. Raises `BadInputError` for a line of another form."""
     if not CHECKSUMS.exists():
         return {}
     lines = [line for line in CHECKSUMS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
@@ -35,7 +36,7 @@ def pins() -> dict[str, str]:
 
 
 def pin(found: dict[str, str]) -> None:
-    """Add the SHA-256 of each path in `found` to `data/checksums` and say so."""
+    """Add the SHA-256 of each path in `found` to `data/checksums`, and print a line for each."""
     if not found:
         return
     CHECKSUMS.parent.mkdir(exist_ok=True)
@@ -47,13 +48,14 @@ def pin(found: dict[str, str]) -> None:
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Write the SHA-256 of `files`, which lie in `folder` or elsewhere under data, into the folder's SHA256SUMS."""
+    """Write the SHA-256 of `files`, which are in `folder` or elsewhere under data, to the folder's SHA256SUMS."""
     lines = (f"{sha256(path)}  {os.path.relpath(path, folder)}\n" for path in files)
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="")
 
 
 def read_sums(folder: Path, again: str) -> dict[str, str]:
-    """What `folder`/SHA256SUMS holds: SHA-256 by path from that folder. `again` says what to run where it is broken."""
+    """The content of `folder`/SHA256SUMS: path relative to the folder -> SHA-256. Raises `BadInputError` if the file is
+    missing or broken; `again` says in the message what to run."""
     path = folder / SUMS
     if not path.is_file():
         raise BadInputError(f"{path} is missing: {again}")
@@ -67,8 +69,9 @@ def read_sums(folder: Path, again: str) -> dict[str, str]:
 
 
 def check_sum(folder: Path, name: str, sums: dict[str, str], again: str) -> None:
-    """Raise `BadInputError` unless the file of this path from `folder` is what `sums` say."""
-    # By its words, since a folder under data may be a link to another place.
+    """Raise `BadInputError` unless the file at `name`, a path relative to `folder`, has the SHA-256 that is in
+    `sums`."""
+    # Normalised as text, because a folder under data may be a link to another place.
     path = Path(os.path.normpath(folder / name))
     if name not in sums:
         raise BadInputError(f"{folder / SUMS} has no line for {name}: {again}")

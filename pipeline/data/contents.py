@@ -1,4 +1,4 @@
-"""What a downloaded file must hold, asked where nobody has published a checksum that says so."""
+"""Checks of the content of a downloaded file for which nobody has published a checksum."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def archive_with(*needed: str) -> Callable[[Path], None]:
-    """A check that a file is an archive that holds the members `needed`, and can be read to its end, each image against
-    the archive's own checksum. What ends in a slash is a folder, which must hold an image. The check raises
-    `BadInputError`."""
+    """A check that a file is an archive that holds the members `needed`, and that it can be read to its end, each image
+    against the archive's own checksum. A name that ends in a slash is a folder, which must hold an image. The check
+    raises `BadInputError`."""
 
     def check(path: Path) -> None:
         missing = dict.fromkeys(needed)

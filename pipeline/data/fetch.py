@@ -1,14 +1,15 @@
-"""Fetch published files: several mirrors, broken transfers resumed, every file checked before it gets its name.
+"""Fetch published files from several mirrors. Broken transfers are resumed, and every file is checked before it gets
+its final name.
 
-`requests` does HTTP, TLS checks, redirects, proxies (HTTPS_PROXY, NO_PROXY …) and time-outs. Libraries made for data
-sets (pooch, torch.hub) neither resume nor go on to another mirror, so that part is here.
+`requests` does HTTP, TLS checks, redirects, proxies (HTTPS_PROXY, NO_PROXY …) and time-outs. Libraries for datasets
+(pooch, torch.hub) neither resume a transfer nor try another mirror, so that part is here.
 
 Two environment variables:
 
-- `PIPELINE_MIRRORS`: base addresses, separated by spaces, tried in order in place of the published ones. A mirror
-  serves the `data` folder of a machine that has the files: `$PIPELINE_MIRRORS/raw/cub/CUB_200_2011.tgz`. So one machine
-  can serve a cluster without a way out: `python -m http.server --directory data`.
-- `PIPELINE_TIMEOUT`: seconds that a server may be silent before the transfer is broken off and resumed, 60 if not set.
+- `PIPELINE_MIRRORS`: base addresses, separated by spaces, tried in order instead of the published ones. A mirror serves
+  the `data` folder of a machine that has the files: `$PIPELINE_MIRRORS/raw/cub/CUB_200_2011.tgz`. One machine can
+  therefore serve a cluster without internet access: `python -m http.server --directory data`.
+- `PIPELINE_TIMEOUT`: seconds that a server may be silent before the transfer is stopped and resumed; 60 if not set.
 """
 
 import fcntl
@@ -35,8 +36,9 @@ CHUNK = 1 << 20
 def fetch(file: File, folder: Path) -> Path:
     """Put `file`, verified, into `folder` (somewhere under `data`) and return its path.
 
-    A file that is there already, by an earlier run or by hand, is taken if it verifies and left alone if it does not.
-    Raises `BadInputError` with what each mirror said and how to put the file in place by hand.
+    A file that is already there, from an earlier run or put there by hand, is used if it verifies. If it does not, it
+    is left alone and `BadInputError` is raised. If the download fails, `BadInputError` says what each mirror answered
+    and how to put the file in place by hand.
     """
     target = folder / file.name
     key = target.relative_to(DATA).as_posix()
@@ -56,7 +58,8 @@ def fetch(file: File, folder: Path) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a file, or a link to one, is at `path`. Anything else there is refused: a pipe would never end."""
+    """Whether a file, or a link to one, is at `path`. Raises `BadInputError` for anything else at `path`, because
+    reading a pipe would never end."""
     try:
         kind = stat.S_IFMT(path.lstat().st_mode)
     except FileNotFoundError:
@@ -72,8 +75,8 @@ def _is_there(path: Path) -> bool:
 
 @contextmanager
 def _opened(partial: Path, target: Path) -> Iterator[BinaryIO]:
-    """The file that holds a part of the download of `target`, locked. Others' files are left alone: through a link, or
-    a second name of a file, one elsewhere would be overwritten."""
+    """The file `partial`, locked, which holds a part of the download of `target`. Raises `BadInputError` if `partial`
+    is a link or a second name of a file, because a file elsewhere would be overwritten."""
     if _is_there(partial) and (partial.is_symlink() or partial.stat().st_nlink > 1):
         raise BadInputError(f"{partial} is a link, and a download would overwrite what it leads to: remove it")
     for folder in (partial.parent, target.parent):
@@ -90,20 +93,21 @@ def _opened(partial: Path, target: Path) -> Iterator[BinaryIO]:
 
 
 def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
-    """Fetch `file` to `target` from the first mirror that gives it whole and right; return its digests."""
+    """Fetch `file` to `target` from the first mirror that gives it complete and correct; return its digests. Raises
+    `BadInputError` if none does."""
     patience()
     bases = os.environ.get("PIPELINE_MIRRORS", "").split()
     urls = [f"{base.rstrip('/')}/{target.relative_to(DATA).as_posix()}" for base in bases] or file.urls
     sources: list[str | Package] = [*urls, *([file.package] if file.package and not bases else [])]
-    # Beside the folder, not in it: DVC takes the folder as it is.
+    # Beside the folder, not in it, because DVC tracks everything that is in the folder.
     partial = target.parent.with_name(f".{target.parent.name}.{file.name}.download")
-    # Without a checksum nobody would notice a file begun on one mirror, or one day, and ended on another.
+    # Without a checksum nobody would notice a file that came partly from one mirror, or day, and partly from another.
     vouched = bool(file.published or pinned)
     failures = []
     with _opened(partial, target) as output:
         for source in sources:
             try:
-                # A part that an earlier run or another mirror left may be wrong: then once more from the start.
+                # A part that an earlier run or another mirror left may be wrong. Then try once more from the start.
                 begun = vouched and isinstance(source, str) and output.seek(0, os.SEEK_END) > 0
                 for resumed in (begun, False):
                     if isinstance(source, str):
@@ -134,7 +138,7 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, piece by piece, with a progress bar."""
+    """The bytes of a file in pieces of at most `CHUNK`, with a progress bar."""
     with (
         path.open("rb") as file,
         tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"check {path.name}", disable=None) as bar,
@@ -145,7 +149,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    """SHA-256 and MD5 of a file in one reading, as hexadecimal digits."""
+    """SHA-256 and MD5 of a file as hexadecimal digits, from a single reading."""
     hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     for chunk in _chunks(path):
         for digest in hashes.values():
@@ -154,8 +158,8 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def _problem(path: Path, file: File, pinned: str | None, found: dict[str, str]) -> str:
-    """What is wrong with the file at `path`; empty where it is what was published and pinned. Where there is neither
-    checksum nor pin, it has to hold what its `check` wants."""
+    """What is wrong with the file at `path`; empty if it is the published and pinned file. If there is neither a
+    checksum nor a pin, the file must pass its `check`."""
     size = path.stat().st_size
     with path.open("rb") as opened:
         head = opened.read(512).lstrip().lower()
@@ -175,7 +179,8 @@ def _problem(path: Path, file: File, pinned: str | None, found: dict[str, str]) 
 
 
 def _misfit(path: Path, name: str, check: Callable[[Path], object]) -> str:
-    """What `check` has against the file at `path`, to which it is shown by its own `name`; empty where nothing."""
+    """What `check` finds wrong with the file at `path`; empty if nothing. `check` sees the file under its own
+    `name`."""
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=path.parent) as folder:
         shown = Path(folder, name)
         shown.symlink_to(path.absolute())
@@ -187,7 +192,7 @@ def _misfit(path: Path, name: str, check: Callable[[Path], object]) -> str:
 
 
 def fetch_all(files: Iterable[File], folder: Path) -> None:
-    """`fetch` each of `files`; where several fail, one `BadInputError` tells all."""
+    """`fetch` each of `files`. If some fail, one `BadInputError` at the end lists all failures."""
     failures = []
     for file in files:
         try:

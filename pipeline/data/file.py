@@ -1,4 +1,4 @@
-"""What is known of a published file. Apart from `fetch`, whose `requests` a training does without."""
+"""What is known about a published file. Separate from `fetch`, because training does not need `requests`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class Package(NamedTuple):
-    """A wheel of the package index that holds a file: as pip names it, its SHA-256, and the file's path in it."""
+    """A wheel of the package index that holds a file: pip's name for the wheel, the wheel's SHA-256, and the file's
+    path in the wheel."""
 
     requirement: str
     sha256: str
@@ -17,10 +18,15 @@ class Package(NamedTuple):
 
 
 class File(NamedTuple):
-    """A published file. `page` says where a person finds it; `sha256` may be its first digits only, as torch.hub puts
-    them into file names; `size` is in bytes; what is None was never published. `check` raises `BadInputError` where a
-    path does not hold what the file must: it is asked before a file that nobody published a checksum of is pinned.
-    `package` is where it comes from if it has no address of its own."""
+    """A published file. A value that is None was never published.
+
+    - `page`: where a person finds the file.
+    - `size`: in bytes.
+    - `sha256`: may be only its first digits, as torch.hub puts them into file names.
+    - `check`: raises `BadInputError` if the file at a path does not have the right content. It is called before a file
+      without a published checksum is pinned.
+    - `package`: the wheel that holds the file, if the file has no address of its own.
+    """
 
     name: str
     urls: tuple[str, ...]
@@ -33,5 +39,5 @@ class File(NamedTuple):
 
     @property
     def published(self) -> bool:
-        """Whether a checksum of it was."""
+        """Whether a checksum of the file was published."""
         return bool(self.sha256 or self.md5)

@@ -1,11 +1,11 @@
-"""The index of a packed dataset: `index.csv`, one row an image, in the order of the bytes in `images.bin`.
+"""The index of a packed dataset: `index.csv`, one row for each image, in the order of the bytes in `images.bin`.
 
-A row holds the image's number, its byte range, its size in pixels, its class, the part of the published split it
-belongs to (empty where the split goes by class), its original name, and the SHA-256 of its bytes. So the SHA-256 of
-index.csv stands for all bytes of images.bin, too: each image is checked against its row when it is first read. The
-index itself is checked against the SHA256SUMS beside it, and against itself, whenever it is read.
+A row holds the image's number, its byte range, its size in pixels, its class, the part of the published split that it
+belongs to (empty if the split is by class), its original name, and the SHA-256 of its bytes. The SHA-256 of index.csv
+therefore covers all bytes of images.bin as well: each image is checked against its row when it is first read. The index
+itself is checked against the SHA256SUMS beside it, and for contradictions, whenever it is read.
 
-Where images are turned upright by their EXIF data, a last column says how each is turned.
+If images are turned upright by their EXIF data, a last column says how each image is turned.
 """
 
 import csv
@@ -25,8 +25,8 @@ AGAIN = "run the convert stage again"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the index. `offset` and `length` are in bytes, `width` and `height` in pixels, of the turned image;
-    `orientation` is EXIF's number of how the image is turned for use, 1 for not at all."""
+    """A row of the index. `offset` and `length` are in bytes, `width` and `height` in pixels of the turned image.
+    `orientation` is the EXIF number of how the image is turned for use; 1 means not turned."""
 
     image: int
     offset: int
@@ -45,7 +45,7 @@ COLUMNS = [field.name for field in fields(Entry)]
 
 
 def write_index(folder: Path, entries: Sequence[Entry], upright: bool) -> None:
-    """Write `entries` as `folder`/index.csv; with the column `orientation` where `upright`."""
+    """Write `entries` as `folder`/index.csv, with the column `orientation` if `upright` is true."""
     count = len(COLUMNS) - (not upright)
     with (folder / FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -54,8 +54,8 @@ def write_index(folder: Path, entries: Sequence[Entry], upright: bool) -> None:
 
 
 def read_index(folder: Path) -> list[Entry]:
-    """The rows of `folder`/index.csv, in order. Raises `BadInputError` where the file is missing, or where a line is
-    damaged or contradicts those before it."""
+    """The rows of `folder`/index.csv, in order. Raises `BadInputError` if the file is missing or has changed, or if a
+    line is damaged or contradicts the lines before it."""
     path = folder / FILE
     if not path.is_file():
         raise BadInputError(f"{path} is missing: run the convert stage (`dvc repro`)")
@@ -67,7 +67,8 @@ def read_index(folder: Path) -> list[Entry]:
 
 @functools.lru_cache(maxsize=2)
 def _read_once(path: Path, changed: int, size: int, inode: int) -> list[Entry]:
-    """The rows of an index, read and checked once while the file stays: a run needs them for each of its manifests."""
+    """The rows of an index. The file is read and checked only once while it does not change, because a run needs the
+    rows for each of its manifests."""
     entries: list[Entry] = []
     for line, row in read_rows(path, (COLUMNS, COLUMNS[:-1]), AGAIN):
         try:
@@ -83,8 +84,8 @@ def _read_once(path: Path, changed: int, size: int, inode: int) -> list[Entry]:
 
 
 def read_rows(path: Path, headers: Sequence[list[str]], again: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row below the header of a CSV file. Raises `BadInputError`, with what to do
-    `again`, where it begins with none of `headers` or cannot be read."""
+    """Line number and fields of each row below the header of a CSV file. Raises `BadInputError` if the file begins with
+    none of `headers` or cannot be read; `again` says in the message what to do."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8")
@@ -102,7 +103,8 @@ def read_rows(path: Path, headers: Sequence[list[str]], again: str) -> Iterator[
 
 
 def _misfit(entries: list[Entry]) -> tuple[int, str]:
-    """The place of the first entry that contradicts itself or another one, and how; empty where there is none."""
+    """The place of the first entry that contradicts itself or another entry, and the contradiction, which is empty if
+    there is none."""
     end = 0
     names: set[str] = set()
     class_of: dict[int, str] = {}

@@ -1,7 +1,7 @@
 """Manifests: CSV lists of images by number, label and name, in the order of the packed index.
 
-`read_manifest` is the one way to a manifest's rows: it holds them against the index, the SHA256SUMS beside them and the
-fingerprints pinned in data/checksums, so that a run trains and tests on what the stages wrote, or not at all.
+`read_manifest` is the only way to read a manifest. It compares the rows with the index, the SHA256SUMS beside them and
+the fingerprints pinned in data/checksums. A run therefore uses exactly what the stages wrote, or stops.
 """
 
 import csv
@@ -28,19 +28,21 @@ class Row(NamedTuple):
 
 
 def fingerprint(rows: Iterable[Row] | Iterable[Entry]) -> str:
-    """SHA-256 of the lines "label,name" of `rows`: the same images with the same labels in the same order."""
+    """SHA-256 of the lines "label,name" of `rows`. It is equal for the same images with the same labels in the same
+    order."""
     return hashlib.sha256("".join(f"{row.label},{row.name}\n" for row in rows).encode()).hexdigest()
 
 
 def without_relevant(queries: Sequence[Row] | Sequence[Entry], gallery: Sequence[Row] | Sequence[Entry] | None) -> int:
-    """How many queries have no image of their class among those that they are searched for in: the gallery, or all
-    other queries where there is none."""
+    """The number of queries that have no other image of their class where they are searched for: in the gallery, or
+    among all other queries if there is no gallery."""
     count = Counter(row.label for row in (queries if gallery is None else gallery))
     return sum(count[row.label] < (2 if gallery is None else 1) for row in queries)
 
 
 def write_manifests(folder: Path, manifests: Mapping[str, Sequence[Row]], sources: Sequence[Path]) -> None:
-    """Write each of `manifests` as `folder`/<name>.csv, and the list of hashes, which has those of `sources`, too."""
+    """Write each of `manifests` as `folder`/<name>.csv, and a SHA256SUMS with their hashes and those of `sources`.
+    `folder` must not exist yet."""
     folder.mkdir()
     for name, rows in manifests.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -53,8 +55,8 @@ def write_manifests(folder: Path, manifests: Mapping[str, Sequence[Row]], source
 def read_manifest(path: Path) -> list[Row]:
     """The rows of a manifest, data/splits/<dataset>/<part>.csv or one under data/subsets.
 
-    Raises `BadInputError`, which names the line and the stage to run, where it is missing or damaged, does not agree
-    with the dataset's index, or is not what its stage wrote last.
+    Raises `BadInputError`, which names the line and the stage to run, if the manifest is missing or damaged, does not
+    agree with the dataset's index, or has changed since its stage wrote it.
     """
     kind, dataset = path.parent.parent.name, path.parent.name
     stage = "subsets" if kind == "subsets" else "split"
@@ -92,7 +94,7 @@ def _fields(path: Path, again: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_rows(path: Path, rows: list[Row], entries: list[Entry], again: str) -> None:
-    """Raise `BadInputError` where a row is not one of the index, or not behind the one before it."""
+    """Raise `BadInputError` if a row is not in the index, or if the rows are not in the order of the index."""
     before = -1
     for line, row in enumerate(rows, 2):
         problem = ""

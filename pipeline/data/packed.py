@@ -1,8 +1,8 @@
 """The packed store: a dataset's image files, unchanged, one after another in one file, with an index beside it.
 
-`images.bin` holds the bytes, `index.csv` (pipeline/data/index.py) says whose they are, `SHA256SUMS` has the hashes of
-both. The same images give the same files on every machine. Each image's bytes are checked against the index when a
-process first reads them.
+`images.bin` holds the bytes, `index.csv` (pipeline/data/index.py) says which image they belong to, and `SHA256SUMS` has
+the hashes of both. The same images give the same files on every machine. Each image's bytes are checked against the
+index when a process first reads them.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import Entry, read_index, write_index
 
 ORIGINALS = "originals.csv"
-"""Lines `name,original` of a dataset whose images have other names here than in the published archives."""
+"""The file with lines `name,original`, for a dataset whose images have other names here than in the archives."""
 
 SHOWN = 20
-"""Images that an error names; where more are broken, the convert stage writes them all to a file."""
+"""The most images that an error names. If more are broken, the convert stage writes them all to a file."""
 
 
 class BrokenImagesError(BadInputError):
-    """Images that cannot be used; `problems` has a line for each of them, the message the first `SHOWN`."""
+    """Images that cannot be used. `problems` has a line for each of them; the message has the first `SHOWN`."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
@@ -40,11 +40,11 @@ class BrokenImagesError(BadInputError):
 
 
 class SourceImage(NamedTuple):
-    """One image as a dataset's file yields it: `label` counts from 0 in the dataset's class order.
+    """One image as the module of a dataset yields it. `label` counts from 0 in the dataset's class order.
 
-    Images are packed in the order of `order`; equal ones stay as they come. `problem` says why the bytes could not even
-    be read; the image is then named together with those that cannot be decoded. `original` is the file's name in the
-    published archive, where `name` is another one.
+    Images are sorted by `order`; images with equal `order` keep the order in which they are yielded. `problem` says why
+    the bytes could not be read; the image is then listed together with those that cannot be decoded. `original` is the
+    file's name in the published archive, if it differs from `name`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SourceImage(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """How many images were packed, and how many of them say in EXIF that they are to be turned."""
+    """The number of packed images, and the number of those that should be turned by their EXIF orientation."""
 
     images: int
     turned: int
@@ -67,10 +67,11 @@ class Packed(NamedTuple):
 def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> Packed:
     """Write `images.bin` and `index.csv` into `folder`, which must not exist yet.
 
-    Every image is decoded once, by the function that training decodes with. Those that cannot be are named together in
-    one `BrokenImagesError`, and so are names that come twice or that a list cannot hold. Memory holds one image and the
-    index, whatever the number of images. With `upright`, images are turned by their EXIF orientation when they are
-    used; their bytes stay as they are.
+    Every image is decoded once, by the function that training decodes with. One `BrokenImagesError` lists all images
+    that cannot be decoded, whose name appears twice, or whose name a list cannot hold. Raises `BadInputError` if there
+    is no image, or if labels and classes contradict each other. Memory holds one image and the index, whatever the
+    number of images. With `upright`, images are turned by their EXIF orientation when they are used; their bytes do not
+    change.
     """
     folder.mkdir(parents=True)
     broken: list[str] = []
@@ -106,19 +107,19 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
     write_index(folder, ordered, upright)
     write_sums(folder, [arrived, folder / INDEX])
     if originals:
-        # Apart from the index, which is the same for every layout of the archives.
+        # Not in the index, because the index is the same for every layout of the archives.
         lines = "".join(f"{entry.name},{originals[entry.name]}\n" for entry in ordered)
         (folder / ORIGINALS).write_text(lines, encoding="utf-8", newline="")
     return Packed(len(rows), turned)
 
 
 def shown(name: str) -> str:
-    """A name as a message shows it: in quotes and with escapes where it holds anything that cannot be printed."""
+    """A name as messages show it: with quotes and escapes if it has characters that cannot be printed."""
     return name if name.isprintable() else repr(name)
 
 
 def _check_names(source: SourceImage, names: set[str]) -> None:
-    """Raise `ValueError` where an image could not be read, comes again, or has a name that no list can hold."""
+    """Raise `ValueError` if an image could not be read, appears twice, or has a name that a list cannot hold."""
     if source.problem:
         raise ValueError(source.problem)
     if source.name in names:
@@ -127,13 +128,13 @@ def _check_names(source: SourceImage, names: set[str]) -> None:
     for name in (source.name, source.class_name):
         if not name:
             raise ValueError(f"its {'class' if source.name else 'file'} has no name")
-        # Cc are control characters, line ends among them; Cs is what Python makes of bytes that are not UTF-8.
+        # Cc are control characters, including line ends. Python turns bytes that are not UTF-8 into Cs.
         if {unicodedata.category(character) for character in name} & {"Cc", "Cs"}:
             raise ValueError("its name holds control characters or is not UTF-8: rename it")
 
 
 def _check_classes(entries: list[Entry]) -> None:
-    """Raise `BadInputError` where a class has two labels, or a label two classes."""
+    """Raise `BadInputError` if a class has two labels, or a label two classes."""
     by_label: dict[int, Entry] = {}
     by_class: dict[str, Entry] = {}
     for entry in entries:
@@ -148,7 +149,7 @@ def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
     """Put the images of `store` into the order of `ordered`; return the entries with their new numbers and offsets."""
     sorted_store = store.with_suffix(".sorted")
     entries, offset = [], 0
-    # Read, not mapped: mapped pages would count as this process's memory.
+    # Read, not memory-mapped, because mapped pages would count as memory of this process.
     with store.open("rb") as source, sorted_store.open("wb") as target:
         for image, entry in enumerate(ordered):
             source.seek(entry.offset)
@@ -160,7 +161,7 @@ def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
 
 
 def read_originals(folder: Path) -> dict[str, str]:
-    """The names in the published archives by the names here; empty where they are the same."""
+    """The names here -> the names in the published archives; empty if they are the same."""
     path = folder / ORIGINALS
     if not path.is_file():
         return {}
@@ -168,8 +169,9 @@ def read_originals(folder: Path) -> dict[str, str]:
 
 
 class PackedImages:
-    """Random access to a packed dataset. The file is memory-mapped, so a reader is cheap and may be used in any number
-    of processes at once, forked or sent to them."""
+    """Random access to a packed dataset. The file is memory-mapped, so a reader is cheap. Any number of processes may
+    use it at the same time, by a fork or by a copy sent to them. Raises `BadInputError` if the files are missing or
+    damaged."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -187,11 +189,12 @@ class PackedImages:
         return len(self.entries)
 
     def __reduce__(self) -> tuple[type["PackedImages"], tuple[Path]]:
-        # A map cannot be sent to another process; the folder's name can.
+        # A memory map cannot be sent to another process, but the folder's name can.
         return PackedImages, (self.folder,)
 
     def encoded(self, image: int) -> bytes:
-        """The original file of image number `image`. Raises `BadInputError` where it is not what was packed."""
+        """The bytes of the original file of image number `image`. Raises `BadInputError` if they have changed since
+        they were packed."""
         entry = self.entries[image]
         encoded = self._bytes[entry.offset : entry.offset + entry.length]
         if not self._checked[image]:
@@ -203,7 +206,7 @@ class PackedImages:
     def decoded(self, image: int, channels: int) -> np.ndarray:
         """Image number `image` as uint8 (height, width, channels); one channel is grey, three are RGB.
 
-        Raises `BadInputError`, which names the image, where it is damaged or cannot be decoded.
+        Raises `BadInputError`, which names the image, if it is damaged or cannot be decoded.
         """
         entry = self.entries[image]
         try:
@@ -223,11 +226,12 @@ class PackedImages:
 class DecodedImages:
     """The chosen images of a packed dataset, decoded once and kept in memory as uint8: 6.6 GB for CUB-200-2011.
 
-    `decoded(image, channels)` is as in `PackedImages` and gives views. Processes forked from this one share the memory.
+    `decoded(image, channels)` works as in `PackedImages`, but gives views. Processes forked from this one share the
+    memory.
     """
 
     def __init__(self, packed: PackedImages, images: Iterable[int], channels: int):
-        """`images` are numbers of images. Raises `BadInputError` where they would not fit into the memory at hand."""
+        """`images` are numbers of images. Raises `BadInputError` if they do not fit into the free memory."""
         entries = [packed.entries[image] for image in images]
         self.channels = channels
         needed = sum(entry.width * entry.height for entry in entries) * channels
@@ -247,14 +251,15 @@ class DecodedImages:
             offset += pixels.size
 
     def decoded(self, image: int, channels: int) -> np.ndarray:
-        """Image number `image` as uint8 (height, width, channels)."""
+        """Image number `image` as uint8 (height, width, channels). Raises `ValueError` for another number of
+        channels."""
         if channels != self.channels:
             raise ValueError(f"decoded with {self.channels} channels, {channels} asked for")
         return self._images[image]
 
 
 def available_memory() -> int:
-    """Bytes that may still be used: the system's free memory, or what is left of the container's limit if less."""
+    """Bytes of memory that are still free: of the system, or of the container's limit if that is less."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     group = Path("/sys/fs/cgroup")

@@ -1,8 +1,8 @@
-"""One file from one address over HTTP: resumed where it breaks off, and ended where a server leads nowhere.
+"""One file from one address over HTTP. A broken transfer is resumed; an address that does not work is given up.
 
-`requests` does HTTP, TLS checks, proxies and time-outs. A time-out is a silence, though, and a server that sends a byte
-now and then is never silent: a clock ends an attempt that has brought next to nothing in a minute, be it in the
-headers, in answers before the answer, or in the body.
+`requests` does HTTP, TLS checks, proxies and time-outs. Its time-out measures silence, however, and a server that sends
+a byte now and then is never silent. A clock therefore ends an attempt that brings almost nothing in a minute, whether
+in the headers, in redirects or in the body.
 """
 
 import math
@@ -24,43 +24,44 @@ from tqdm import tqdm
 from pipeline.base.files import BadInputError
 
 TRIES = 4
-"""Attempts in a row that bring nothing new, or too little, before an address is given up."""
+"""An address is given up after this many attempts in a row that bring nothing new, or too little."""
 
 PAUSE = 1.0
-"""Seconds before a transfer goes on; doubled after each attempt that brought nothing."""
+"""Seconds before a transfer is resumed; doubled after each attempt that brought nothing."""
 
 MINUTE = 60.0
-"""Seconds in which an attempt has to bring `FLOOR` bytes a second on average; longer where PIPELINE_TIMEOUT is."""
+"""Seconds over which an attempt must bring `FLOOR` bytes per second on average; PIPELINE_TIMEOUT if that is longer."""
 
 FLOOR = 1000
+"""Bytes per second."""
 
 CHUNK = 1 << 14
-"""Bytes that are waited for before they are written: few, so that a slow transfer is seen to go on."""
+"""Bytes that are collected before they are written. They are few, so that a slow transfer shows progress."""
 
 REDIRECTS = 10
 
 LARGEST = 20 * 10**9
-"""Bytes of a file whose size nobody has published; the largest known one has 3 GB."""
+"""The most bytes of a file whose size nobody has published. The largest known file has 3 GB."""
 
 LONGEST_TIMEOUT = 3600
 
 
 class MirrorError(Exception):
-    """This address cannot give the file: go on to the next one."""
+    """This address cannot give the file. The caller tries the next one."""
 
 
 class _SlowError(Exception):
-    """This attempt has brought next to nothing for a minute."""
+    """This attempt has brought almost nothing for a minute."""
 
 
 def public(text: str) -> str:
-    """`text` without the names and passwords that addresses in it carry, without what is not printable, and short."""
+    """`text` without the names and passwords in its addresses, without characters that cannot be printed, and short."""
     text = re.sub(r"[^/\s'\"@]+@", "", text[:2000])
     return "".join(letter if letter.isprintable() else " " for letter in text[:300])
 
 
 def patience() -> float:
-    """Seconds that a server may be silent, by PIPELINE_TIMEOUT."""
+    """Seconds that a server may be silent, from PIPELINE_TIMEOUT. Raises `BadInputError` for a value that is none."""
     given = os.environ.get("PIPELINE_TIMEOUT", "60")
     try:
         seconds = float(given)
@@ -75,7 +76,8 @@ def patience() -> float:
 
 @contextmanager
 def _floor(output: BinaryIO, seconds: float) -> Iterator[None]:
-    """Raise `_SlowError` within the block where `output` has grown by less than `FLOOR` bytes a second in `seconds`."""
+    """Raise `_SlowError` in the block as soon as `output` grows by less than `FLOOR` bytes per second over
+    `seconds`."""
     before = os.fstat(output.fileno()).st_size
 
     def look(number: int, frame: FrameType | None) -> None:
@@ -97,11 +99,11 @@ def _floor(output: BinaryIO, seconds: float) -> Iterator[None]:
 
 @dataclass
 class Transfer:
-    """What `url` serves, into `output`, which is opened for appending. `size` is the whole file's, None where it is not
-    known.
+    """Write what `url` serves to `output`, which is opened for appending. `size` is that of the whole file in bytes,
+    None if it is not known.
 
-    Where nothing vouches for the file, no checksum and no pin, it has to come in one transfer, or in parts that the
-    server gives the same strong ETag; what `output` holds before is then left out.
+    `vouched` says whether the file has a checksum or a pin. If it has neither, it must come in one transfer, or in
+    parts to which the server gives the same strong ETag. The earlier content of `output` is then discarded.
     """
 
     url: str
@@ -110,13 +112,13 @@ class Transfer:
     size: int | None
     vouched: bool
     etag: str = ""
-    """The strong ETag of what `output` holds."""
+    """The strong ETag of the content of `output`."""
     modified: str = ""
-    """Its time on the server."""
+    """The time of that content on the server (Last-Modified)."""
 
     def run(self) -> None:
-        """Append to `output` until it is whole, going on where a transfer broke off. Raises `MirrorError` where the
-        address does not give the file."""
+        """Append to `output` until it is complete, and resume broken transfers. Raises `MirrorError` if the address
+        does not give the file."""
         timeout, output = patience(), self.output
         furthest, attempt = output.seek(0, os.SEEK_END) if self.vouched else 0, 0
         if not self.vouched or (self.size is not None and furthest > self.size):
@@ -132,9 +134,9 @@ class Transfer:
                 reason, slow = str(error), True
             except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
                 if isinstance(error, ValueError):
-                    # requests' and urllib3's word for addresses and headers that are none
+                    # requests and urllib3 raise ValueErrors for invalid addresses and headers.
                     raise MirrorError(public(str(error))) from None
-                # Its first argument is the message; others repeat it as objects.
+                # The first argument of the error is the message; the others repeat it as objects.
                 reason = public(str(error.args[0] if error.args else "")) or type(error).__name__
             except ValueError as error:
                 raise MirrorError(f"answers with what cannot be read ({public(str(error))})") from None
@@ -149,7 +151,7 @@ class Transfer:
             time.sleep(PAUSE * 2**attempt)
 
     def _attempt(self, timeout: float) -> str:
-        """One request. Returns why it has to be made again, "" where `output` is whole."""
+        """Make one request. Return why another request is needed, or "" if `output` is complete."""
         offset = self.output.seek(0, os.SEEK_END)
         headers = {"Accept-Encoding": "identity"}
         if offset:
@@ -178,7 +180,7 @@ class Transfer:
             return "" if wanted in (None, length) else f"the connection ended at {length:,} of {wanted:,} bytes"
 
     def _has_changed(self, response: requests.Response) -> bool:
-        """Whether a part is of another file than what came before, by what the server says of both."""
+        """Whether, according to the server's headers, this part belongs to another file than the earlier parts."""
         etag, modified = _etag(response), response.headers.get("Last-Modified", "")
         if self.etag and etag != self.etag and (etag or not self.vouched):
             return True
@@ -186,18 +188,19 @@ class Transfer:
 
 
 def _etag(response: requests.Response) -> str:
-    """The strong ETag of an answer; a weak one does not promise the same bytes, so If-Range may not carry it."""
+    """The strong ETag of an answer, otherwise "". A weak ETag does not promise the same bytes, so If-Range must not use
+    it."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else ""
 
 
 def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Response:
-    """The answer to a request, after redirects."""
+    """The answer to a request, after redirects. Raises `MirrorError` for more than `REDIRECTS` redirects."""
     with requests.Session() as session:
         for _ in range(REDIRECTS):
             request = session.prepare_request(requests.Request("GET", url, headers))
             settings = session.merge_environment_settings(request.url or "", {}, True, None, None)
-            # Not session.send, which reads the whole body of a redirect, be it followed or not.
+            # Not session.send, which reads the whole body of a redirect, whether it is followed or not.
             response = session.get_adapter(request.url or "").send(request, timeout=timeout, **settings)
             target = session.get_redirect_target(response)
             if target is None:
@@ -208,8 +211,9 @@ def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Respo
 
 
 def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | None, int | None]:
-    """Bytes of the whole file as the server says, and where in it the body ends; None where it does not say. Raises
-    `MirrorError` for an answer that is no file, and `requests.HTTPError` for one that may be another next time."""
+    """The size in bytes of the whole file, and the position in the file at which the body ends, both by the server's
+    headers; None if the headers do not say. Raises `MirrorError` for an answer that is no file, and
+    `requests.HTTPError` for an answer that may be different next time."""
     status, reason = response.status_code, public(response.reason or "")[:80]
     if status in (408, 425, 429) or status >= 500:
         raise requests.HTTPError(f"{status} {reason}")
@@ -219,7 +223,7 @@ def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | 
     if status != 416 and (kind in ("text/html", "application/xhtml+xml") or kind.endswith("json")):
         raise MirrorError("answers with a web page, not with the file")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    # Some servers call a .tgz file gzip-encoded that they send as it is.
+    # Some servers declare a .tgz file to be gzip-encoded although they send it unchanged.
     if encoding not in ("", "identity") and not (encoding in ("gzip", "x-gzip") and name.endswith((".tgz", ".gz"))):
         raise MirrorError(f"sends the file in the encoding {public(encoding)!r}, though asked for it as it is")
     if status == 200:
@@ -242,10 +246,10 @@ def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | 
 
 
 def _write(response: requests.Response, output: BinaryIO, offset: int, end: int | None, name: str) -> None:
-    """Append the body of `response` to `output`, which it may fill up to `end`, as it comes, with a progress bar; an
-    error in writing is not caught."""
+    """Append the body of `response` to `output` piece by piece, with a progress bar. Raises `MirrorError` if the file
+    grows beyond `end` (`LARGEST` if `end` is None). Errors of writing are not caught."""
     with tqdm(total=end, initial=offset, unit="B", unit_scale=True, desc=name, disable=None) as bar:
-        # Not iter_content: it would unpack a .tgz that is served with Content-Encoding: gzip.
+        # Not iter_content, which would unpack a .tgz that is served with Content-Encoding: gzip.
         for chunk in response.raw.stream(CHUNK, decode_content=False):
             offset += len(chunk)
             if offset > (LARGEST if end is None else end):

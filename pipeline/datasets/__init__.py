@@ -1,15 +1,15 @@
-"""One file a dataset. Each module gives
+"""One file for each dataset. Each module has
 
-- `download(raw: Path)`: put the verified original files into the folder `raw`;
-- `images(raw: Path) -> Iterator[SourceImage]`: read them, always in the same order;
-- `split(entries: list[Entry]) -> dict[str, list[int]]`: which images each manifest holds;
-- `EXPECTED`: what each manifest must count: name -> `Expected`;
-- `BY_HAND`, where programs cannot fetch the files: what a person has to do.
+- `download(raw: Path)`: puts the verified original files into the folder `raw`;
+- `images(raw: Path) -> Iterator[SourceImage]`: reads the images, always in the same order;
+- `split(entries: list[Entry]) -> dict[str, list[int]]`: says which images each manifest holds;
+- `EXPECTED`: the numbers of images and classes of each manifest: name -> `Expected`;
+- `BY_HAND`, if programs cannot fetch the files: says what a person has to do.
 
-Manifests are `train` and `test`, or `train`, `query` and `gallery` where the published split says who is searched for
-among whom; `held_out_train` and `held_out_test` are the two halves of the training classes.
+Manifests are `train` and `test`; or `train`, `query` and `gallery` if the published split has separate queries and a
+gallery. `held_out_train` and `held_out_test` are the two halves of the training classes.
 
-A dataset of another name is a folder of one's own images, data/raw/<name>, which `folder` reads.
+A dataset of any other name is a folder of the user's own images, data/raw/<name>, which `folder` reads.
 """
 
 import importlib
@@ -22,11 +22,12 @@ from pipeline.base.names import name_problem
 from pipeline.data.index import Entry
 
 OWN = "folder"
-"""The file that reads datasets of one's own."""
+"""The file that reads the user's own datasets."""
 
 
 def module_name(dataset: str) -> str:
-    """The file of this package that reads a dataset: its own, or that of folders of images."""
+    """The file of this package that reads a dataset: the dataset's own file, or `folder`. Raises `BadInputError` for a
+    name that no dataset can have."""
     if problem := name_problem(dataset):
         raise BadInputError(f"{dataset!r} cannot be the name of a dataset: {problem}")
     file = Path(__file__).with_name(f"{dataset}.py")
@@ -39,7 +40,7 @@ def dataset_module(dataset: str) -> ModuleType:
 
 
 class Expected(NamedTuple):
-    """What a manifest must hold: number of images and of classes; None was never published.
+    """The number of images and of classes that a manifest must have; None was never published.
 
     The fingerprints of manifests are in `data/checksums`, where the first good split pins them.
     """
@@ -49,7 +50,7 @@ class Expected(NamedTuple):
 
 
 def by_class(entries: list[Entry], training_classes: int) -> dict[str, list[int]]:
-    """Zero-shot manifests: the first `training_classes` labels train, the others are for retrieval."""
+    """Zero-shot manifests: the first `training_classes` labels are for training, the others for retrieval."""
     return with_held_out(
         {
             "train": [entry.image for entry in entries if entry.label < training_classes],
@@ -60,7 +61,7 @@ def by_class(entries: list[Entry], training_classes: int) -> dict[str, list[int]
 
 
 def by_part(entries: list[Entry], parts: tuple[str, ...]) -> dict[str, list[int]]:
-    """Manifests as the published lists say: each holds the entries of the part that bears its name."""
+    """Manifests by the published lists: each manifest holds the entries of the part with its name."""
     return with_held_out({part: [entry.image for entry in entries if entry.part == part] for part in parts}, entries)
 
 

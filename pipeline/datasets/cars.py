@@ -1,9 +1,9 @@
 """Cars196: 16,185 photographs of 196 models of cars (Krause et al. 2013, Stanford).
 
-Classes 1-98 train, 99-196 are retrieved, whatever folder an image lies in: the published cars_train and cars_test are
-the classification split. The images come in three layouts with names of their own: car_ims (one archive), the official
-split (two archives and a devkit), and Kaggle's zip of the official folders. All three are packed to the same bytes: an
-image is named and ordered within its class by the SHA-256 of its file.
+Classes 1-98 are for training and 99-196 for retrieval, whatever folder an image is in: the published cars_train and
+cars_test are the classification split. There are three layouts of the archives, each with its own image names: car_ims
+(one archive), the official split (two archives and a devkit), and Kaggle's zip of the official folders. All three are
+packed to the same bytes, because an image is named and ordered within its class by the SHA-256 of its file.
 """
 
 import hashlib
@@ -106,7 +106,8 @@ EXPECTED = {
 
 
 def download(raw: Path) -> None:
-    """Fetch the files of one layout into `raw`: the one whose images are there, or else the first that can be had."""
+    """Fetch the files of one layout into `raw`: the layout whose images are there already, otherwise the first layout
+    that can be fetched. Raises `BadInputError` if none can."""
     begun = [layout for layout in LAYOUTS if (raw / layout[0]).exists()]
     failures = []
     for layout in begun[:1] or LAYOUTS:
@@ -120,17 +121,18 @@ def download(raw: Path) -> None:
 
 
 def _matlab(content: bytes, source: str) -> dict[str, Any]:
-    """The variables of a .mat file; `BadInputError` where it is none."""
+    """The variables of a .mat file. Raises `BadInputError` if it is none."""
     try:
         variables: dict[str, Any] = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)
-    # The reader of damaged files runs into many kinds of errors.
+    # Damaged files lead to many kinds of errors in the reader.
     except Exception as error:
         raise BadInputError(f"{source} is not a MATLAB file ({error}): {archives.FIX}") from None
     return variables
 
 
 def _labels(variables: dict[str, Any], source: str, field: str, folder: str) -> dict[str, int]:
-    """Class, from 1, of each image that the variable `annotations` names, by `folder` and the value of its `field`."""
+    """The class, counted from 1, of each image that the variable `annotations` names: `folder` + value of `field` ->
+    class. Raises `BadInputError` if these annotations are missing or name an image twice."""
     try:
         rows = np.atleast_1d(variables["annotations"])
         names = [folder + str(name) for name in rows[field]]
@@ -144,14 +146,15 @@ def _labels(variables: dict[str, Any], source: str, field: str, folder: str) -> 
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file of `raw`."""
+    """The bytes of a file of `raw`. Raises `BadInputError` if it is missing."""
     if not path.is_file():
         raise BadInputError(f"{path} is missing: run the download stage")
     return path.read_bytes()
 
 
 def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]]]:
-    """The names of the classes, and each archive of images with who annotates it and its images' classes."""
+    """The names of the classes, and for each archive of images: its path, the source of its annotations, and the
+    classes of its images."""
     if (raw / "car_ims.tgz").exists():
         annotations = str(raw / "cars_annos.mat")
         variables = _matlab(_content(raw / "cars_annos.mat"), annotations)
@@ -179,7 +182,7 @@ def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
-    """The annotated images, packed by class and the SHA-256 of their bytes."""
+    """The annotated images, packed in the order of their class and the SHA-256 of their bytes."""
     class_names, annotated = _layout(raw)
     seen: Counter[str] = Counter()
     for archive, source, labels in annotated:
@@ -187,12 +190,12 @@ def images(raw: Path) -> Iterator[SourceImage]:
             digest = hashlib.sha256(encoded).hexdigest()
             name = f"{label:03}/{digest[:16]}"
             seen[name] += 1
-            # The same file may be in a class twice.
+            # A class may hold the same file twice.
             name += f"_{seen[name]}.jpg" if seen[name] > 1 else ".jpg"
             order = (label, digest)
             yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, order, original=original)
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:
-    """Zero-shot: the first half of the classes trains (Song et al. 2016)."""
+    """Zero-shot: the first half of the classes is for training (Song et al. 2016)."""
     return datasets.by_class(entries, TRAINING_CLASSES)

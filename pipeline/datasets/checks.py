@@ -1,4 +1,4 @@
-"""Whether a dataset's split is the published one and can be used, and what is odd about it."""
+"""Checks that a dataset's split is the published one and can be used, and warnings about unusual images."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,14 +13,14 @@ from pipeline.data.manifests import fingerprint, without_relevant
 Manifests = Mapping[str, list[Entry]]
 
 TRAINED = ("train", "held_out_train", "held_out_test")
-"""The manifests of the training classes; all others are of those that are retrieved."""
+"""The manifests of the training classes; all others hold the classes that are retrieved."""
 
 
 def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str]:
-    """Raise `BadInputError` unless every manifest is zero-shot, can be evaluated, and is what the dataset's `EXPECTED`
-    and data/checksums say.
+    """Raise `BadInputError` unless the manifests are zero-shot, can be evaluated, and agree with the dataset's
+    `EXPECTED` and with data/checksums.
 
-    Returns the fingerprints that are not in data/checksums yet, by the name to pin them under.
+    Returns the fingerprints that are not in data/checksums yet: name to pin -> fingerprint.
     """
     labels = {part: {entry.label for entry in entries} for part, entries in manifests.items()}
     shared = labels["train"] & set().union(*(labels[part] for part in labels.keys() - set(TRAINED)))
@@ -54,21 +54,21 @@ def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str
 
 
 def _words(values: dict[str, int], fields: Iterable[str]) -> str:
-    """The named ones of an `Expected`'s values, in words."""
+    """Those values of an `Expected` that `fields` names, as text."""
     words = {"images": "{:,} images", "classes": "{:,} classes"}
     return ", ".join(words[field].format(values[field]) for field in words if field in fields)
 
 
 def searched(manifests: Manifests) -> tuple[str, list[Entry], list[Entry] | None]:
-    """Who is searched for among whom: the name of the manifest of queries, its entries, and those of the gallery; None
-    where each is searched for among all others."""
+    """The queries and the gallery: the name of the manifest of queries, its entries, and the entries of the gallery.
+    The gallery is None if each query is searched for among all other queries."""
     if "query" in manifests:
         return "query", manifests["query"], manifests["gallery"]
     return "test", manifests["test"], None
 
 
 def _check_use(name: str, manifests: Manifests) -> None:
-    """Raise `BadInputError` where training has nothing to tell apart, or no query can be answered."""
+    """Raise `BadInputError` if there are fewer than two training classes, or if no query can be answered."""
     classes = len({entry.label for entry in manifests["train"]})
     if classes < 2:
         raise BadInputError(f"{name}: train has {classes} class: training needs two classes or more")
@@ -82,7 +82,7 @@ def _check_use(name: str, manifests: Manifests) -> None:
 
 
 def oddities(manifests: Manifests) -> Iterator[str]:
-    """What is odd about manifests and shows in results: queries that cannot be answered, images that come twice."""
+    """Unusual facts about manifests that affect results: queries that cannot be answered, images that appear twice."""
     part, queries, gallery = searched(manifests)
     if unanswered := without_relevant(queries, gallery):
         yield f"{part}: {unanswered} of {len(queries)} images have no other of their class to find, and never do"

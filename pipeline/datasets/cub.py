@@ -1,7 +1,8 @@
 """CUB-200-2011: 11,788 photographs of 200 kinds of birds (Wah et al. 2011, Caltech).
 
-Classes 1-100 train, 101-200 are retrieved. Eight images are grey. CUB-200 of 2010 is another, smaller set with the same
-class names: it is refused. Some test images are among ImageNet's training images, which weights pretrained there saw.
+Classes 1-100 are for training and 101-200 for retrieval. Eight images are grey. CUB-200 of 2010 is another, smaller
+dataset with the same class names, and is refused. Some test images are also training images of ImageNet, so weights
+pretrained on ImageNet have seen them.
 """
 
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def download(raw: Path) -> None:
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
-    """The images that images.txt lists, packed in its order."""
+    """The images that images.txt lists, packed in the order of their ids in it."""
     archive, folder = raw / FILES[0].name, "CUB_200_2011"
     hint = f" (CUB-200 of 2010 has the same classes, but {IMAGES_OF_2010:,} images)"
     names, labels = archives.read_texts(archive, [f"{folder}/images.txt", f"{folder}/image_class_labels.txt"], hint)
@@ -68,7 +69,8 @@ def images(raw: Path) -> Iterator[SourceImage]:
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:
-    """Zero-shot: the first half of the classes trains (Song et al. 2016)."""
+    """Zero-shot: the first half of the classes is for training (Song et al. 2016). Raises `BadInputError` for CUB-200
+    of 2010."""
     if len(entries) == IMAGES_OF_2010:
         raise BadInputError("cub: these are the 6,033 images of CUB-200 (2010): get CUB_200_2011.tgz (2011) instead")
     return datasets.by_class(entries, TRAINING_CLASSES)

@@ -1,11 +1,11 @@
-"""A folder of your own images: `data/raw/<name>/train/<class>/…` and `data/raw/<name>/test/<class>/…`. Its name is that
-of the dataset: any one that no file of pipeline/datasets has, or `folder`.
+"""A folder of your own images: `data/raw/<name>/train/<class>/…` and `data/raw/<name>/test/<class>/…`. The folder's
+name is the dataset's name. It is `folder`, or any name that no file of pipeline/datasets has.
 
-In place of `test` there may be `query` and `gallery`. A class is the path of its folder under `train` or `test`, so
-classes may lie in groups (`train/Greek/alpha/1.png` is of the class `Greek/alpha`); `%2F` in a folder's name is a
-slash, as `pipeline.export` writes it, unless that would make one class of two folders. `data/raw/<name>` and all in it
-may be symbolic links; names that begin with a dot are passed over. No count is published, so none is asserted; a class
-in both parts is refused.
+`query` and `gallery` may take the place of `test`. A class is the path of its folder under `train` or `test`, so
+classes may be in groups: `train/Greek/alpha/1.png` belongs to the class `Greek/alpha`. `%2F` in a folder's name means a
+slash, as `pipeline.export` writes it, unless this would make one class out of two folders. `data/raw/<name>` and
+everything in it may be symbolic links. Names that begin with a dot are ignored. There are no published counts, so none
+are checked. A class in both parts is refused.
 """
 
 import stat
@@ -26,11 +26,12 @@ from pipeline.datasets import Expected
 EXPECTED: dict[str, Expected] = {}
 
 LISTED = 20
-"""Lines of a list in a message."""
+"""The most lines of a list in a message."""
 
 
 def _parts(raw: Path) -> tuple[str, ...]:
-    """The names of the parts that `raw` has: train and test, or train, query and gallery."""
+    """The names of the parts that `raw` has: train and test, or train, query and gallery. Raises `BadInputError` if it
+    has other parts."""
     present = {part for part in ("train", "test", "query", "gallery") if (raw / part).is_dir()}
     for parts in (("train", "test"), ("train", "query", "gallery")):
         if present == set(parts):
@@ -45,14 +46,14 @@ def _parts(raw: Path) -> tuple[str, ...]:
 
 
 def download(raw: Path) -> None:
-    """See that the folders are there; nothing is fetched."""
+    """Check that the folders are there; nothing is fetched."""
     _parts(raw)
 
 
 def _classes(top: Path, problems: list[str]) -> Iterator[tuple[str, list[Path]]]:
-    """The path under `top` and the files of each class: every folder that holds files. What is wrong with the folders
-    is added to `problems`."""
-    # Each folder with the real places of those that it was reached by.
+    """The path under `top` and the files of each class: every folder that holds files is a class. Problems of the
+    folders are added to `problems`."""
+    # Each folder, with the real paths of the folders that lead to it.
     ahead: list[tuple[Path, tuple[Path, ...]]] = [(top, (top.parent.resolve(),))]
     while ahead:
         folder, above = ahead.pop()
@@ -79,20 +80,21 @@ def _classes(top: Path, problems: list[str]) -> Iterator[tuple[str, list[Path]]]
 
 
 def _astray(file: Path) -> str:
-    """What is wrong with a file that is in no class."""
+    """The problem of a file that is in no class."""
     if file.exists():
         return "lies beside folders of classes: put it into one of them"
     return "is a link to nothing: remove or correct it"
 
 
 def _class_names(paths: set[str]) -> dict[str, str]:
-    """The name of each class by the path of its folder: unquoted, where that keeps all of them apart."""
+    """The path of each class's folder -> the name of the class. Names are unquoted (`%2F` becomes a slash) if they then
+    still differ."""
     names = {path: unquote(path) for path in sorted(paths)}
     return names if len(set(names.values())) == len(names) else {path: path for path in names}
 
 
 def _alike(names: Iterable[str]) -> Iterator[str]:
-    """The names of classes that differ by case or by Unicode's normal form only."""
+    """Groups of class names that differ only by case or by Unicode's normal form."""
     groups = defaultdict(list)
     for name in sorted(names):
         groups[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())].append(ascii(name))
@@ -100,7 +102,7 @@ def _alike(names: Iterable[str]) -> Iterator[str]:
 
 
 def _listed(lines: list[str]) -> str:
-    """The first lines of a list, and how many more there are."""
+    """The first `LISTED` lines of a list, and the number of the others."""
     more = [f"… and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
     return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])
 
@@ -109,7 +111,7 @@ def _read(path: Path) -> tuple[bytes, str]:
     """The bytes of a file, or why they cannot be read."""
     try:
         status = path.stat()
-        # Opening a FIFO would wait for a writer for ever.
+        # Opening a FIFO would wait for ever for a writer.
         if not stat.S_ISREG(status.st_mode):
             return b"", "not a file but a pipe, a socket or a device"
         if status.st_size > BYTE_LIMIT:
@@ -120,7 +122,9 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
-    """The files of each part in turn, classes and files by name; classes of train have the first labels."""
+    """The files of one part after the other, sorted by class and file name. Classes of train have the first labels.
+    Raises `BadInputError` for folders that cannot be used, and warns on stderr about files that are left out and about
+    similar class names."""
     parts = _parts(raw)
     problems: list[str] = []
     files = {part: dict(_classes(raw / part, problems)) for part in parts}
@@ -143,6 +147,6 @@ def images(raw: Path) -> Iterator[SourceImage]:
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:
-    """As the folders say."""
+    """The manifests that the folders define."""
     present = {entry.part for entry in entries}
     return datasets.by_part(entries, tuple(part for part in ("train", "test", "query", "gallery") if part in present))

@@ -1,8 +1,8 @@
-"""Glyphs: 62 characters, each drawn in 101 FIGlet fonts; the embedded default, which needs no download of its own.
+"""Glyphs: 62 characters, each drawn in 101 FIGlet fonts. This is the embedded default, which needs no extra download.
 
-A class is a character, an instance is that character in one artist's font. The fonts come inside the package pyfiglet
-(MIT licence); every machine draws the same bytes from them, with integers alone. The first 31 characters (0-9, A-U) are
-for training, the other 31 (V-Z, a-z) for retrieval.
+A class is a character; an instance is that character in one artist's font. The fonts are part of the package pyfiglet
+(MIT licence). Every machine draws the same bytes from them, because only integers are used. The first 31 characters
+(0-9, A-U) are for training, the other 31 (V-Z, a-z) for retrieval.
 """
 
 import csv
@@ -30,7 +30,7 @@ SIZE = 32
 """Width and height of an image in pixels."""
 
 CELL_HEIGHT, CELL_WIDTH = 8, 4
-"""Pixels of one text cell: terminals draw cells about twice as high as wide."""
+"""Height and width of one text cell in pixels. Terminals draw cells about twice as high as wide."""
 
 EXPECTED = {
     "train": Expected(3114, 31),
@@ -42,7 +42,7 @@ EXPECTED = {
 
 @functools.cache
 def _cell(character: str) -> np.ndarray:
-    """The bitmap of one text cell, uint8 (8, 4), 255 where there is ink: what the character looks like from afar."""
+    """The bitmap of one text cell, uint8 (8, 4), with 255 for ink: how the character looks from a distance."""
     cell = np.zeros((CELL_HEIGHT, CELL_WIDTH), np.uint8)
     rows, columns = np.indices(cell.shape)
     strokes = {
@@ -71,7 +71,7 @@ def _cell(character: str) -> np.ndarray:
 def _overlaps(source: int, target: int) -> np.ndarray:
     """Weights, int64 (target, source), that shrink or stretch a line of `source` pixels to `target`.
 
-    Entry (i, j) is the overlap of both pixels on a line of source*target units: every row sums to `source` exactly.
+    Entry (i, j) is the overlap of both pixels on a line of source*target units, so every row sums to exactly `source`.
     """
     i, j = np.indices((target, source))
     overlap = np.minimum((i + 1) * source, (j + 1) * target) - np.maximum(i * source, j * target)
@@ -80,9 +80,10 @@ def _overlaps(source: int, target: int) -> np.ndarray:
 
 
 def draw(text: str) -> np.ndarray | None:
-    """Draw FIGlet text as a grey image, uint8 (32, 32), ink bright: cropped to its ink, its aspect kept, centred.
+    """Draw FIGlet text as a grey image, uint8 (32, 32), with bright ink: cropped to the ink, with its aspect ratio,
+    centred.
 
-    Returns None where there is no ink. Area averaging in integers, so the bytes are the same everywhere.
+    Returns None if there is no ink. The area averaging uses integers, so the bytes are the same everywhere.
     """
     lines = text.split("\n")
     width = max(map(len, lines))
@@ -104,20 +105,21 @@ def draw(text: str) -> np.ndarray | None:
 
 
 def fonts() -> dict[str, str]:
-    """SHA-256 of each font file by its name, in the order of the list beside this module."""
+    """Name of each font file -> SHA-256, in the order of the list beside this module."""
     with Path(__file__).with_name("glyphs_fonts.csv").open(newline="") as file:
         return {row["file"]: row["sha256"] for row in csv.DictReader(file)}
 
 
 def _check_version() -> None:
-    """Raise `BadInputError` where another pyfiglet is installed, which might draw other images."""
+    """Raise `BadInputError` if another version of pyfiglet is installed, which might draw other images."""
     installed = importlib.metadata.version("pyfiglet")
     if installed != PYFIGLET:
         raise BadInputError(f"pyfiglet {installed} is installed where glyphs needs {PYFIGLET}: run `make setup`")
 
 
 def download(raw: Path) -> None:
-    """Copy the fonts out of the installed pyfiglet into the folder `raw`, each checked against its SHA-256."""
+    """Copy the fonts of the installed pyfiglet to the folder `raw`. Raises `BadInputError` for a font with another
+    SHA-256."""
     _check_version()
     source = importlib.resources.files("pyfiglet.fonts")
     with whole(raw, next(iter(fonts()))) as folder:
@@ -134,7 +136,8 @@ def download(raw: Path) -> None:
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
-    """Draw every character in every font: PGM files, identical images of one class dropped."""
+    """Draw every character in every font, as PGM files. Identical images of one class are dropped. Raises
+    `BadInputError` if `raw` does not hold exactly the fonts."""
     _check_version()
     for name, expected in fonts().items():
         file = raw / name
@@ -142,7 +145,7 @@ def images(raw: Path) -> Iterator[SourceImage]:
             raise BadInputError(
                 f"the font {file} is missing or altered (SHA-256 {expected} expected): run the download stage again"
             )
-    # pyfiglet takes a path without its ending for a font's name, and looks for files of two endings.
+    # pyfiglet takes a path without its ending as a font's name, and looks for files with two endings.
     if others := sorted(path.name for path in raw.iterdir() if path.name not in fonts()):
         raise BadInputError(f"{raw} holds {', '.join(others)} beside the fonts: run the download stage again")
     figlets = {name: pyfiglet.Figlet(str(raw.resolve() / Path(name).stem), width=1000) for name in fonts()}
@@ -158,5 +161,6 @@ def images(raw: Path) -> Iterator[SourceImage]:
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:
-    """Zero-shot: the first 31 characters train, the others are for retrieval; no published rule, this one is ours."""
+    """Zero-shot: the first 31 characters are for training, the others for retrieval. No rule is published; this is
+    ours."""
     return datasets.by_class(entries, TRAINING_CHARACTERS)

@@ -1,7 +1,7 @@
 """In-Shop Clothes Retrieval: 52,712 photographs of 7,982 garments (Liu et al. 2016, DeepFashion, CUHK).
 
 The published list is the split: each query is searched for in the gallery, not among the other queries. A class is an
-item, labels follow the number in its id; training and retrieved items are numbered on from one another.
+item, and labels follow the number in the item's id. Training items and retrieved items share one numbering.
 """
 
 from collections.abc import Iterator
@@ -43,12 +43,13 @@ EXPECTED = {
 
 
 def download(raw: Path) -> None:
-    """Take the two files that a person has put into `raw`: nobody publishes them for programs."""
+    """Check the two files that a person has put into `raw`, because nobody publishes them for programs."""
     fetch.fetch_all(FILES, raw)
 
 
 def _listed(source: Path) -> list[list[str]]:
-    """Name, item and status of each image that the list names; it says how many in its first line."""
+    """Name, item and status of each image that the list names. Raises `BadInputError` if the list is missing, or if the
+    number of images is not the one in the list's first line."""
     if not source.is_file():
         raise BadInputError(f"{source} is missing: run the download stage")
     content = source.read_bytes()
@@ -60,7 +61,7 @@ def _listed(source: Path) -> list[list[str]]:
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
-    """The images of the list, packed in its order."""
+    """The images of the list, packed in the list's order."""
     archive, source = (raw / file.name for file in FILES)
     rows = _listed(source)
     items = sorted(
@@ -79,5 +80,6 @@ def images(raw: Path) -> Iterator[SourceImage]:
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:
-    """As the list says; which training items are held out has no published rule: ours is the second half."""
+    """The manifests that the list defines. No rule is published for the held-out training items; ours is the second
+    half."""
     return datasets.by_part(entries, PARTS)

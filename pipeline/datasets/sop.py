@@ -1,6 +1,6 @@
 """Stanford Online Products: 120,053 photographs of 22,634 things for sale on eBay (Song et al. 2016, Stanford).
 
-The lists in the archive are the split: classes 1-11318 train, 11319-22634 are retrieved.
+The lists in the archive are the split: classes 1-11318 are for training, 11319-22634 for retrieval.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def download(raw: Path) -> None:
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
-    """The images of both lists, packed by their ids."""
+    """The images of both lists, packed in the order of their ids."""
     archive, folder = raw / FILES[0].name, "Stanford_Online_Products"
     parts = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
     lists = archives.read_texts(archive, [f"{folder}/{name}" for name in parts.values()])
@@ -70,5 +70,5 @@ def images(raw: Path) -> Iterator[SourceImage]:
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:
-    """Zero-shot, as the lists say."""
+    """The zero-shot manifests that the lists define."""
     return datasets.by_part(entries, ("train", "test"))

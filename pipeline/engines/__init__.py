@@ -1,1 +1,1 @@
-"""Engines start workers; workers take runs from the store. Nothing of an engine is in a run's key."""
+"""Engines start workers, and workers take runs from the store. No run's key depends on an engine."""

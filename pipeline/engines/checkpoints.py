@@ -1,8 +1,9 @@
 """Copies of the checkpoints of runs in progress, at an address that outlives the machine (`machine.checkpoints`).
 
-A run begins from the newest of its own checkpoint and the copy, so one that was broken off on a spot machine goes on on
-a machine that has not seen it. A copy is whole or absent, and has its run's key for a name. It stays until a command
-finds the run done in its own store: a machine may die between the last epoch and the handing over of the run.
+A run begins from the newer of its own checkpoint and the copy. A run that was interrupted on a spot machine can
+therefore resume on a machine that has not seen it before. A copy is either whole or absent, and its name is the run's
+key. It stays until a command finds the run done in its own store, because a machine may die between the last epoch and
+the transfer of the run.
 """
 
 import functools
@@ -21,16 +22,17 @@ from pipeline.base.files import BadInputError, whole
 from pipeline.runs import store
 
 SECONDS = 2.0
-"""Between looks for a new checkpoint."""
+"""The time between two checks for a new checkpoint."""
 
 ENDING = ".checkpoint"
 
 
 class Copies:
-    """The copies at an address, as fsspec writes it; environment variables in it are this machine's."""
+    """The copies at an fsspec address. Environment variables in it are expanded on this machine. Raises `BadInputError`
+    if the address cannot be used."""
 
     def __init__(self, address: str):
-        import fsspec  # here, because few want it
+        import fsspec  # here, because few users need it
 
         self.address = address
         with self.clear_error():
@@ -38,18 +40,19 @@ class Copies:
 
     @contextmanager
     def clear_error(self) -> Iterator[None]:
-        """Make bad input of what the address, its package or its server says, each in errors of its own kind."""
+        """Turn any error of the address, its package or its server into `BadInputError`, because each has its own kinds
+        of errors."""
         try:
             yield
         except Exception as error:
             raise BadInputError(f"machine.checkpoints: {self.address}: {type(error).__name__}: {error}") from error
 
     def place(self, key: str) -> str:
-        """Where the copy of a run's checkpoint is."""
+        """The path of the copy of a run's checkpoint."""
         return f"{self.root.rstrip('/')}/{key}{ENDING}"
 
     def fetch(self, key: str) -> None:
-        """Put a run's copy into the store, if it is newer than the checkpoint there."""
+        """Put the copy of a run's checkpoint into the store, if it is newer than the checkpoint there."""
         here = store.beside(key, "checkpoint")
         with self.clear_error():
             if not self.files.exists(self.place(key)):
@@ -61,9 +64,9 @@ class Copies:
         print(f"checkpoint taken from {self.address}", file=sys.stderr)
 
     def keep(self, key: str) -> None:
-        """Copy a run's checkpoint."""
+        """Copy a run's checkpoint to the address."""
         with tempfile.TemporaryDirectory(prefix=".copy-", dir=store.STORE) as folder, self.clear_error():
-            # What is copied must not change meanwhile: the run replaces its checkpoint, and this one stays as it is.
+            # The file must not change while it is copied. The run replaces its checkpoint, and this link keeps the old.
             still = Path(folder, "checkpoint")
             store.link(store.beside(key, "checkpoint"), still)
             self.files.makedirs(self.root, exist_ok=True)
@@ -86,15 +89,15 @@ class Copies:
 
 
 def clear(address: str) -> None:
-    """Remove the copies at an address whose runs are done in this store; where that fails it is said."""
+    """Remove the copies at an address whose runs are done in this store. If that fails, the reason is printed."""
     try:
         Copies(address).clear()
     except BadInputError as error:
-        print(f"copies of checkpoints stay: {error}", file=sys.stderr)
+        print(f"copies of checkpoints cannot be removed: {error}", file=sys.stderr)
 
 
 class Follower:
-    """Copies each new checkpoint of a run. What fails is said, and tried again with the next checkpoint."""
+    """Copies each new checkpoint of a run. An error is printed, and the next checkpoint is tried again."""
 
     def __init__(self, key: str, keep: Callable[[], None]):
         self.path, self.keep, self.ended = store.beside(key, "checkpoint"), keep, threading.Event()
@@ -102,7 +105,7 @@ class Follower:
         self.thread = threading.Thread(target=self.follow, daemon=True)
 
     def state(self) -> tuple[int, int] | None:
-        """What is another for another checkpoint; None without one."""
+        """Inode and time of the checkpoint, which differ for each new one; None without a checkpoint."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -120,15 +123,15 @@ class Follower:
                 print(f"the checkpoint is not copied: {error}", file=sys.stderr, flush=True)
 
     def follow(self) -> None:
-        """Look again and again."""
+        """Look every `SECONDS` until the end."""
         while not self.ended.wait(SECONDS):
             self.look()
 
 
 @contextmanager
 def copied(key: str, address: str | None) -> Iterator[None]:
-    """Bring a run's checkpoint here, and copy each new one while the block trains the run. Nothing without an address.
-    Raises `BadInputError` where the address cannot be read."""
+    """Fetch a run's checkpoint, and copy each new one while the block trains the run. Do nothing without an address.
+    Raises `BadInputError` if the address cannot be read."""
     if address is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Which engines this machine is fit for, and what a grid would take on them."""
+"""Which engines this machine can use, and how long a grid would take on them."""
 
 import importlib.metadata
 import multiprocessing
@@ -23,7 +23,7 @@ def _hold(key: str, held: Event, enough: Event) -> None:
 
 
 def lock_problem(key: str = ".lock-trial") -> str:
-    """Claim a key of the store from two processes; gives what is wrong with that, or nothing. Takes a second."""
+    """Claim a key of the store from two processes. Return what is wrong with the locks, or "". Takes a second."""
     context = multiprocessing.get_context("spawn")
     held, enough = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(key, held, enough))
@@ -42,7 +42,7 @@ def lock_problem(key: str = ".lock-trial") -> str:
             with store.claim(key):
                 return ""
         except store.HeldError:
-            return "a lock there outlives its process: a run that was killed would never be taken again"
+            return "a lock there outlives its process: a run that was killed could never be started again"
     except OSError as error:
         return f"locking a file there fails: {error.strerror}"
     finally:
@@ -52,17 +52,17 @@ def lock_problem(key: str = ".lock-trial") -> str:
 
 
 class Engine(NamedTuple):
-    """What an engine would do here; `problem` is empty where it can."""
+    """What an engine can do here. `problem` says why it cannot be used; it is empty if it can."""
 
     name: str
     found: str
     problem: str = ""
     gpus: int = 0
-    """At a time."""
+    """The number of GPUs that it uses at a time."""
 
 
 def engines(machine: Machine) -> list[Engine]:
-    """The local engine by what `machine` says, SLURM's and Ray's by what is installed."""
+    """The local engine as `machine` describes it, and those of SLURM and Ray if they are installed."""
     try:
         here = places(machine)
         gpus = {place.gpu for place in here if place.gpu is not None}
@@ -84,7 +84,7 @@ def _slurm(machine: Machine) -> Iterator[Engine]:
         yield Engine("slurm", "sbatch is here", str(error))
         return
     tasks = machine.workers_at_most or 1
-    yield Engine("slurm", f"sbatch is here, {tasks} tasks at a time, at most", "", tasks)
+    yield Engine("slurm", f"sbatch is here, at most {tasks} tasks at a time", "", tasks)
 
 
 def _ray(machine: Machine) -> Iterator[Engine]:
@@ -94,7 +94,7 @@ def _ray(machine: Machine) -> Iterator[Engine]:
         found = "not installed"
     if machine.engine != "ray":
         if found != "not installed":
-            yield Engine("ray", f"{found}; its cluster is asked for where machine.engine is ray")
+            yield Engine("ray", f"{found}; its cluster is checked only if machine.engine is ray")
         return
     try:
         ray.check(machine)
@@ -108,8 +108,8 @@ def _ray(machine: Machine) -> Iterator[Engine]:
 
 
 def hours(runs: list[GridRun], at_a_time: int) -> float:
-    """Hours that a grid would take on so many H100 in float32, by the model of docs/scale.md; no shorter than its
-    longest run."""
+    """Hours that a grid would take on `at_a_time` H100 in float32, by the model of docs/scale.md. They are never less
+    than those of its longest run."""
     costs = [cost(run) for run in runs]
     return max(sum(costs) / at_a_time, max(costs)) / MODELLED / 3600
 
@@ -117,7 +117,7 @@ def hours(runs: list[GridRun], at_a_time: int) -> float:
 def lines(
     machine: Machine, grids: dict[str, list[GridRun]]
 ) -> Iterator[tuple[str, Literal["ok", "warn", "fail"], str, str]]:
-    """What doctor says of it, a line each: its name, how it is, what was found, and the fix."""
+    """The lines of doctor's report on locks, engines and times: name, state, what was found, and the fix."""
     problem = lock_problem()
     fix = "put data on a file system with file locks, such as NFS 4, or Lustre mounted with flock" if problem else ""
     yield "File lock", "fail" if problem else "ok", problem or f"held by one of two processes in {store.STORE}", fix
@@ -127,4 +127,4 @@ def lines(
     counts = sorted({1, *(engine.gpus for engine in found if engine.gpus)})
     for grid, runs in grids.items():
         times = ", ".join(f"{hours(runs, count):.1f} h on {count}" for count in counts)
-        yield f"Time of {grid}", "ok", f"on H100 in float32, by a model and not measured: {times}", ""
+        yield f"Time of {grid}", "ok", f"on H100 in float32, by a model, not measured: {times}", ""

@@ -1,7 +1,7 @@
 """The local engine: runs in processes of this machine, one at a time in each place.
 
-Runs are forked from a server that has imported torch once and never used a GPU. A run whose driver or server is gone is
-asked to stop: it saves, and goes on when it is started again.
+Runs are forked from a server process that has imported torch once and has never used a GPU. If a run's driver or the
+server ends, the run is asked to stop: it saves, and resumes when it is started again.
 """
 
 import ctypes
@@ -34,19 +34,19 @@ STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 PR_SET_PDEATHSIG = 1
 KILLED_AT_MOST = 3
-"""How often a run that something outside has killed is started in one call."""
+"""A run that is killed from outside fails after this number of kills in one call."""
 
 LOOK_AGAIN = 1.0
-"""Seconds between looks for runs to start, where none has ended."""
+"""Seconds between two checks for runs to start, as long as no run ends."""
 
 
 def _stop_once() -> None:
-    """Let the first SIGTERM or Ctrl-C through to this process's handlers, and no other.
+    """Pass only the first SIGTERM or Ctrl-C to this process's handlers.
 
-    Several come: SLURM tells every process of a task, a terminal every process of a command; the driver passes its own
-    on; and the end of the driver, or of the server that forked this process, counts as one. The handlers take a second
-    one for a wish not to save. Who means that sends SIGKILL. Processes that load images hear nothing of it: they
-    end with this one.
+    Several signals come: SLURM signals every process of a task, and a terminal every process of a command; the driver
+    passes on its own signal; and the end of the driver, or of the server that forked this process, counts as a signal.
+    For the handlers, a second signal means not to save. Whoever wants that has to send SIGKILL. Processes that load
+    images do not get these signals, and end with this process.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     driver = multiprocessing.parent_process()
@@ -59,7 +59,7 @@ def _stop_once() -> None:
     def pass_on() -> None:
         signal.sigwait(STOPPING)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-        # To this thread, the only one that takes it; Python calls the handler in the main one.
+        # Sent to this thread, the only one that does not block it. Python calls the handler in the main thread.
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
@@ -69,9 +69,9 @@ def _stop_once() -> None:
 
 
 def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -> None:
-    """A run's process."""
+    """The main function of a run's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ.pop("DVC_STAGE", None)  # DVC notes what its stage has made, and not what each run has
+    os.environ.pop("DVC_STAGE", None)  # DVC records what the whole stage has made, not what each run has made
     _stop_once()
     place.enter()
     with log.open("ab") as file:
@@ -92,7 +92,7 @@ def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -
 
 @dataclass
 class Slot:
-    """A place, and the run that is made there."""
+    """A place, and the run that is made there now."""
 
     number: int
     place: Place
@@ -100,10 +100,10 @@ class Slot:
     process: ForkServerProcess | None = None
     log: Path = Path()
     read: int = 0
-    """How much of the log has been shown."""
+    """The bytes of the log that have been shown."""
 
     def new_lines(self, to_the_end: bool = False) -> list[str]:
-        """What has come to the log: whole lines, and to the end also one that is not."""
+        """The new lines of the log. An incomplete last line is included only with `to_the_end`."""
         with self.log.open("rb") as file:
             file.seek(self.read)
             text = file.read()
@@ -115,7 +115,7 @@ class Slot:
 
 @dataclass
 class Outcome:
-    """What became of the runs that were asked for."""
+    """The runs that were done and those that failed, and whether the work was stopped."""
 
     done: list[GridRun] = field(default_factory=list)
     failed: list[GridRun] = field(default_factory=list)
@@ -124,28 +124,29 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker of an engine that starts several has to know."""
+    """The settings of one worker, for an engine that starts several."""
 
     since: float
-    """When they were started, in seconds since 1970: a run that has failed since is left alone."""
+    """When the workers were started, in seconds since 1970. A run that has failed since then is not tried again."""
     number: int = 0
-    """Which of them it is, from 0: the first run that it tries is the one of that number, and not what all try."""
+    """The number of this worker, from 0. It first tries the run with this number, so that workers do not all try the
+    same run."""
     shared_by: int = 1
-    """Workers that share its GPU."""
+    """The number of workers that share its GPU."""
 
 
 class Pool:
-    """Takes runs that are neither done nor held, starts each in a free place, and looks again until none is left.
+    """Takes runs that are neither done nor held, starts each in a free place, and repeats until no run is left.
 
-    `machines` says of each grid what its params file says of the machine; `machine` is what the places are made by. As
-    one `worker` of several it ends when there is nothing more to take, be the others at work or not.
+    `machines` has the machine settings of each grid's params file; `machine` decides the places. If the pool is one
+    `worker` of several, it ends when there is no more run to take, even if other workers are still busy.
     """
 
     def __init__(
         self, machine: Machine, machines: dict[str, Machine], runs: list[GridRun], worker: Worker | None = None
     ):
         self.machines, self.runs, self.worker = machines, runs, worker
-        # Without a GPU one of several workers has a place: how many of them a machine gets, their engine decides.
+        # Without a GPU, one worker of several has a single place, because their engine decides how many a machine gets.
         threads = MOST_WORKERS if worker else max((run.run.recipe.cpu_threads for run in runs), default=1)
         sharing = worker.shared_by if worker else 1
         own = [replace(place, shared_by=place.shared_by * sharing) for place in places(machine, threads, len(runs))]
@@ -154,8 +155,8 @@ class Pool:
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["pipeline.engines.work"])
-        # The server and the runs start with these signals blocked: see `_stop_once`. The tracker first, whose start
-        # unblocks them.
+        # The server and the runs start with these signals blocked: see `_stop_once`. The tracker is started first,
+        # because its start unblocks them.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         forkserver.ensure_running()
@@ -168,15 +169,16 @@ class Pool:
     def _stop(self, number: int, frame: object) -> None:
         self.told_to_stop += 1
         if self.told_to_stop == 1:
-            # Not by print, which this may have interrupted.
-            os.write(2, b"asked to stop: what is running saves; asked again, it ends at once\n")
+            # Not by print, because this handler may have interrupted a print.
+            os.write(2, b"asked to stop: running runs save; a second request ends them at once\n")
         for slot in self.slots:
             if slot.process is not None and slot.process.is_alive():
-                # The first saves; the second ends it. A worker hears one stop several times, and its engine kills.
+                # The first request lets the run save, the second kills it. A worker may get the same request several
+                # times, so it never kills; its engine does.
                 (slot.process.terminate if self.told_to_stop == 1 or self.worker else slot.process.kill)()
 
     def work(self) -> Outcome:
-        """Do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C."""
+        """Make all runs that are not done. Return when each is done or has failed, or after a SIGTERM or Ctrl-C."""
         pending = longest_first(self.runs)
         self.keys = {run.place: keys_of(run, self.machines[run.grid].device) for run in self.runs}
         self.progress = Progress(self.runs, len(self.slots))
@@ -209,11 +211,11 @@ class Pool:
             print(f"{len(self.slots)} runs at a time", file=sys.stderr)
         shared = max(slot.place.shared_by for slot in self.slots)
         if shared > 1 and self.slots[0].place.gpu is not None:
-            fix = "" if self.mps else ": start it (nvidia-cuda-mps-control -d), they gain next to nothing without it"
+            fix = "" if self.mps else ": start it (nvidia-cuda-mps-control -d), sharing gains almost nothing without it"
             print(f"{shared} runs share a GPU, MPS is {'on' if self.mps else 'off'}{fix}", file=sys.stderr)
 
     def _start(self, pending: list[GridRun]) -> list[GridRun]:
-        """Start what can be started; gives what is left for later."""
+        """Start the runs that can be started. Return the runs that are left for later."""
         later: list[GridRun] = []
         ready: list[GridRun] = []
         for run in pending:
@@ -224,7 +226,7 @@ class Pool:
                 self.outcome.done.append(run)
                 self.progress.ends(run, "done")
             elif waits_in_vain or (note and note["time"] >= self.since):
-                self._fails(run)  # another process's try, or the run that it waits for
+                self._fails(run)  # another process failed with it, or the run that it waits for has failed
             else:
                 (later if now in ("running", "waits") else ready).append(run)
         if self.worker and ready:
@@ -250,8 +252,8 @@ class Pool:
         slot.process.start()
 
     def _look(self, slot: Slot) -> list[GridRun]:
-        """Show what a slot's run has printed, and free the slot if it has ended; gives the run if it is to be looked at
-        again."""
+        """Show what a slot's run has printed, and free the slot if the run has ended. Return the run if its state must
+        be checked again."""
         if slot.process is None or slot.run is None:
             return []
         code = slot.process.exitcode

@@ -1,5 +1,5 @@
-"""How the runs of all workers stand, readable together: on a terminal one line a run and one for all; elsewhere lines
-that each begin with the name of their run."""
+"""The progress of the runs of all workers. A terminal shows one line for each run and one for all; otherwise lines are
+printed that begin with the name of their run."""
 
 import os
 import re
@@ -16,18 +16,18 @@ EPOCH = re.compile(r"^.* epoch (\d+)/(\d+): ", re.MULTILINE)
 
 
 class Progress:
-    """Of the runs of a call, of which up to `lines` are made at a time."""
+    """The progress of the runs of one call. Up to `lines` of them are made at a time."""
 
     def __init__(self, runs: list[GridRun], lines: int):
         self.costs = {run.place: cost(run) for run in runs}
         self.shares: dict[Path, float] = {}
-        """Of runs in progress: the share that is done."""
+        """Run in progress -> the share of it that is done."""
         self.began: dict[Path, float] = {}
-        """The share that was done when they were started here."""
+        """Run in progress -> the share that was already done when it was started here."""
         self.ended = {"done": 0, "failed": 0}
         self.left, self.paid = len(runs), 0.0
         self.started = time.monotonic()
-        # A terminal may be too low for so many lines, or not know its size.
+        # A terminal may have too few lines, or not know its size.
         self.live = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > lines + 1
         self.bars = [
             tqdm(total=0, position=line, bar_format="{desc}", leave=False, disable=not self.live)
@@ -35,7 +35,7 @@ class Progress:
         ]
 
     def hear(self, run: GridRun, text: str) -> bool:
-        """Note how far a run is by the last epoch that its log's text has; gives whether there is one."""
+        """Note the progress of a run by the last epoch in a text of its log. Return whether the text has an epoch."""
         epochs = EPOCH.findall(text)
         if epochs:
             epoch, last = map(int, epochs[-1])
@@ -53,18 +53,18 @@ class Progress:
         sys.stderr.flush()
 
     def starts(self, line: int, run: GridRun) -> None:
-        """A run is started."""
+        """Show that a run is started."""
         if self.live:
             self.bars[line].set_description_str(f"{run.place}: started", refresh=True)
         else:
             print(f"{run.place}: started", file=sys.stderr, flush=True)
 
     def frees(self, line: int, run: GridRun) -> None:
-        """A run's process has ended, however it did."""
+        """Clear the line of a run whose process has ended."""
         self.bars[line].set_description_str("", refresh=True)
 
     def ends(self, run: GridRun, how: str) -> None:
-        """A run is "done" or has "failed", here or elsewhere."""
+        """Count a run that is "done" or has "failed", here or elsewhere, and show the total."""
         began = self.began.pop(run.place, None)
         self.shares.pop(run.place, None)
         if began is not None and how == "done":
@@ -75,7 +75,7 @@ class Progress:
         self.total()
 
     def total(self) -> None:
-        """Show how many runs are done, and the time for the rest."""
+        """Show how many runs are done, and the expected time for the rest."""
         running = [(self.shares[place], self.began[place], self.costs[place]) for place in self.shares]
         paid = self.paid + sum((share - began) * of for share, began, of in running)
         rest = sum(self.costs.values()) - sum(share * of for share, _, of in running)
@@ -90,7 +90,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was, with the last total."""
+        """Remove the lines from the terminal, and print the last total."""
         for bar in self.bars:
             bar.close()
         if self.live:

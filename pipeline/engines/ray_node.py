@@ -1,6 +1,7 @@
-"""What Ray does on its nodes: it starts the processes that make runs, and brings code and data where they are wanted.
+"""What Ray runs on its nodes: functions that start the processes of runs, and bring code and data to the node.
 
-Ray sends these functions there as they are, so they use Python's own library alone: a node may have no clone yet.
+Ray sends these functions to the nodes as they are. They use only Python's standard library, because a node may have no
+clone yet.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ TERMINATED = 143
 
 
 class NotReadyError(Exception):
-    """The code or the data did not get here."""
+    """The code or the data could not be brought to this node."""
 
 
 class StoppedError(Exception):
@@ -32,11 +33,11 @@ class StoppedError(Exception):
 
 
 class Commands:
-    """Commands of a task, one after another. While the block runs, an interrupt, which is how `ray.cancel` stops a
-    task, is noted and passed on as SIGTERM."""
+    """Commands of a task, one after another. `ray.cancel` stops a task by an interrupt. While the block runs, an
+    interrupt is noted and passed on to the command as SIGTERM."""
 
     def __init__(self, environment: dict[str, str]):
-        # Ray says one thread a processor that a task asked for; how many compute, the recipe says.
+        # Ray sets this to one thread for each processor that a task asked for, but the recipe decides the number.
         own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         self.environment = own | environment
         self.stopped = False
@@ -52,8 +53,8 @@ class Commands:
         signal.signal(signal.SIGINT, self.before)
 
     def run(self, command: list[str], folder: Path | str, given: str = "", errors: IO[str] | None = None) -> int:
-        """Run a command to its end, with a text on its standard input; gives its exit code. What it prints, Ray shows
-        where the runs were asked for, less its errors where a file is given for those."""
+        """Run a command to its end, with the text `given` as its standard input, and return its exit code. Ray shows
+        its output on the machine that asked for the runs. If `errors` is given, its errors go to this file instead."""
         if self.stopped:
             return TERMINATED
         process = subprocess.Popen(
@@ -72,7 +73,7 @@ class Commands:
         return process.returncode
 
     def must(self, command: list[str], folder: Path) -> None:
-        """Run a command that has to end well."""
+        """Run a command. Raises `NotReadyError` if it fails, and `StoppedError` if the task was stopped."""
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
             code = self.run(command, folder, errors=errors)
             if self.stopped:
@@ -83,16 +84,18 @@ class Commands:
 
 
 def worker(command: list[str], folder: str, environment: dict[str, str]) -> int | str:
-    """Be a worker that takes runs from the store of the clone in `folder`; gives its exit code, or what is wrong."""
+    """Run a worker that takes runs from the store of the clone in `folder`. Return its exit code, or a text that says
+    what is wrong."""
     if not Path(folder).is_dir():
-        return f"{folder} is not there on {os.uname().nodename}: set machine.ray_clones"
+        return f"{folder} does not exist on {os.uname().nodename}: set machine.ray_clones"
     with Commands(environment) as commands:
         return commands.run([sys.executable, *command], folder)
 
 
 @contextmanager
 def held(path: Path, commands: Commands) -> Iterator[None]:
-    """Hold a file's lock, which the node's other tasks may have."""
+    """Hold a file's lock while the block runs. Wait for it as long as another task of the node holds it. Raises
+    `StoppedError`."""
     with path.open("ab") as file:
         while True:
             if commands.stopped:
@@ -106,8 +109,8 @@ def held(path: Path, commands: Commands) -> Iterator[None]:
 
 
 def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
-    """The folder of a clone of the commit, made if it is not there. All clones of a node share DVC's cache and the
-    store of runs, which knows each run by its key."""
+    """The folder of a clone of the commit, which is made if it does not exist. All clones of a node share DVC's cache
+    and the store of runs, because the store knows each run by its key."""
     folder: Path = places / code["name"]
     if not folder.is_dir():
         making = places / f".{code['name']}.partial"
@@ -126,7 +129,7 @@ def clone(code: dict[str, Any], places: Path, commands: Commands) -> Path:
 
 
 def pull(folder: Path, targets: list[str], commands: Commands) -> None:
-    """Bring data from DVC's remote, once."""
+    """Pull `targets` from DVC's remote, except those that were pulled before."""
     pulled = folder / ".dvc/tmp/pulled"
     before = pulled.read_text(encoding="utf-8").splitlines() if pulled.is_file() else []
     wanted = [target for target in targets if target not in before]
@@ -137,7 +140,7 @@ def pull(folder: Path, targets: list[str], commands: Commands) -> None:
 
 
 def put(store: Path, key: str, files: dict[str, bytes]) -> None:
-    """Put the files of a run that is done elsewhere into the store of this node."""
+    """Put the files of a run that was done elsewhere into the store of this node."""
     if not (store / key).is_dir():
         making = store / f".{key}.{os.getpid()}.partial"
         shutil.rmtree(making, ignore_errors=True)
@@ -150,9 +153,12 @@ def put(store: Path, key: str, files: dict[str, bytes]) -> None:
 def one_run(
     code: dict[str, Any], clones: str, task: dict[str, Any], given: dict[str, Any], environment: dict[str, str]
 ) -> dict[str, Any] | int | str:
-    """Make one run in a clone of this node and give what came of it: by key the files of what is done, and the errors;
-    and the log. `given` are files of runs that it needs. What is handed over is removed here. Gives an exit code where
-    it was stopped before, and what is wrong where code or data did not get here."""
+    """Make one run in a clone on this node. Return its exit code, its files and errors by key, and its log. The files
+    that are returned are removed here. `given` are files of other runs that it needs, by key.
+
+    Returns an exit code if the task was stopped before the run began, and a text that says what is wrong if code or
+    data could not be brought here.
+    """
     places = Path(os.path.expandvars(clones)).expanduser()
     store, asked = places / "store", time.time()
     with Commands(environment) as commands:

@@ -1,4 +1,4 @@
-"""Tasks of Ray's: which are started, and what becomes of those that end (engines/ray.py)."""
+"""Ray's tasks: which are started, and what is done when they end (engines/ray.py)."""
 
 import io
 import math
@@ -24,35 +24,36 @@ from pipeline.runs import store
 from pipeline.runs.grid import GridRun
 
 LOST_AT_MOST = 20
-"""How often a run whose node or process died is started again in one call."""
+"""A run fails if its node or process dies this often in one call."""
 
 UNREADY_AT_MOST = 3
-"""How often a run is started again to which code or data did not come."""
+"""A run fails if code or data cannot be brought to its node this often."""
 
 PAUSE = 2.0
-"""Seconds before another try: what a dead process held is free a moment after it."""
+"""Seconds before another try. What a dead process held becomes free only a moment later."""
 
 
 def needs(machine: Machine, runs: list[GridRun]) -> dict[str, float]:
-    """What a task asks Ray for: a GPU or a share of one; or the processors that its runs compute on. As in
-    engines/places.py a run on the processor takes a GPU's place where `machine.gpus` says so."""
+    """The resources that a task asks Ray for: a GPU or a share of one, or the processors that its runs compute on. As
+    in engines/places.py, a run on the processor takes a GPU's place if `machine.gpus` is not all."""
     if machine.device == "cuda" or machine.gpus != "all":
         return {"num_cpus": 1, "num_gpus": 1 / machine.runs_per_gpu}
     return {"num_cpus": max(run.run.recipe.cpu_threads for run in runs)}
 
 
 def room(ray: Any, wanted: dict[str, float]) -> int:
-    """How many tasks the nodes that are up now have room for."""
+    """The number of tasks for which the nodes that are alive now have room."""
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # Ray counts in steps of 1/10,000: three thirds are one.
+    # Ray counts in steps of 1/10,000, so three thirds make one.
     return sum(
         min(math.floor(node.get(names[name], 0) / of + 1e-3) for name, of in wanted.items() if of) for node in alive
     )
 
 
 def environment(machine: Machine) -> dict[str, str]:
-    """What a run's process gets from here: settings of the machine, of which it uses what Ray gave its task."""
+    """The environment variables for a run's process: the settings of the machine, with those that make the process use
+    what Ray gave its task."""
     here = (*map(variable, Machine.model_fields), "PIPELINE_INSTRUCTIONS")
     given = {name: os.environ[name] for name in here if name in os.environ}
     settings = {
@@ -63,7 +64,7 @@ def environment(machine: Machine) -> dict[str, str]:
 
 
 class Tasks(ABC):
-    """Tasks that Ray has not finished. A subclass says what is started, and what becomes of an end."""
+    """Tasks that Ray has not finished. A subclass decides what is started, and what is done when a task ends."""
 
     def __init__(self, ray: Any, machine: Machine, watch: Watch):
         self.ray, self.machine, self.watch = ray, machine, watch
@@ -73,28 +74,28 @@ class Tasks(ABC):
         if machine.workers_at_most is None and not room(ray, self.wanted):
             asked = " and ".join(f"{of:g} {name.removeprefix('num_').upper()[:-1]}" for name, of in self.wanted.items())
             raise BadInputError(
-                f"machine.ray_address: no node of this cluster has {asked} for a run; if it grows when it is asked to, "
-                f"say how many tasks at most: machine.workers_at_most, or {variable('workers_at_most')}"
+                f"machine.ray_address: no node of this cluster has {asked} for a run; if the cluster can grow, set "
+                f"machine.workers_at_most, or {variable('workers_at_most')}, to the most tasks at a time"
             )
 
     def limit(self) -> int:
-        """How many tasks there may be now."""
+        """The number of tasks that may run now."""
         return self.machine.workers_at_most or room(self.ray, self.wanted)
 
     def submit(self, function: Any, *words: Any) -> Any:
-        """Start a task. Ray itself starts none again."""
+        """Start a task. Ray itself never starts a task again."""
         return self.ray.remote(max_retries=0, **self.wanted)(function).remote(*words)
 
     @abstractmethod
     def start(self) -> None:
-        """Start what there is room for."""
+        """Start the tasks for which there is room."""
 
     @abstractmethod
     def ends(self, task: Any, result: Any) -> None:
-        """Take what a task gave, or the exception that it ended with."""
+        """Handle the result of a task, or the exception with which it ended."""
 
     def wait(self, seconds: float, count: int = 1) -> bool:
-        """Wait until so many tasks have ended, or as many seconds; gives whether one has."""
+        """Wait until `count` tasks have ended, but no longer than `seconds`. Return whether a task has ended."""
         if not self.running:
             time.sleep(seconds)
             return False
@@ -105,14 +106,14 @@ class Tasks(ABC):
             except self.ray.exceptions.TaskCancelledError:
                 result = TERMINATED
             except Exception as error:
-                # A task's own exception, which Ray wraps, or what became of its process or node.
+                # The task's own exception, which Ray wraps, or the error of its process or node.
                 result = getattr(error, "cause", None) or error
             self.ends(task, result)
             self.running.pop(task)
         return bool(ended)
 
     def stop(self, number: int) -> None:
-        """Let what runs save; for the second time, end it."""
+        """Let running tasks save; at the second call, end them."""
         for task in self.running:
             self.ray.cancel(task, force=number > 1)
 
@@ -126,7 +127,7 @@ class Workers(Tasks):
         self.footprint = watch.footprint()
 
     def start(self) -> None:
-        """As many as there are runs to be made, or being made."""
+        """Start workers until there are as many as runs that can be made or are being made."""
         if time.monotonic() < self.next_start:
             return
         states = [self.watch.keys[run.place].state() for run in self.watch.left]
@@ -140,21 +141,21 @@ class Workers(Tasks):
             self.started += 1
 
     def ends(self, task: Any, result: Any) -> None:
-        """Raise `BadInputError` where workers end and nothing comes of it."""
+        """Note that a worker has ended. Raises `BadInputError` if too many workers end and no run makes progress."""
         footprint = self.watch.footprint()
         self.in_vain = self.in_vain + 1 if footprint == self.footprint else 0
         self.footprint = footprint
         self.next_start = time.monotonic() + min(30, PAUSE * (1 + self.in_vain))
-        if result in (0, 1, TERMINATED):  # 1: a run of it has failed, and has said so
+        if result in (0, 1, TERMINATED):  # 1: one of its runs has failed and has printed why
             return
         said = f"exit code {result}" if isinstance(result, int) else first_line(result)
         print(f"Ray: a worker has ended: {said}", file=sys.stderr, flush=True)
         if self.in_vain > UNREADY_AT_MOST * max(1, self.limit()):
-            raise BadInputError(f"Ray's workers end, and no run gets on; the last one: {said}")
+            raise BadInputError(f"Ray's workers end, and no run makes progress; the last worker: {said}")
 
 
 class Clones(Tasks):
-    """Runs, each a task in a clone of its node."""
+    """Runs, each as a task in a clone on its node."""
 
     def __init__(self, ray: Any, machine: Machine, watch: Watch, machines: dict[str, Machine]):
         super().__init__(ray, machine, watch)
@@ -163,7 +164,7 @@ class Clones(Tasks):
         self.code = ray.put(packed_code())
 
     def start(self) -> None:
-        """The first runs that can be made and are not."""
+        """Start the first runs that can be made and are not being made."""
         for run in self.watch.left:
             if len(self.running) >= self.limit():
                 break
@@ -172,7 +173,7 @@ class Clones(Tasks):
                 self.start_run(run)
 
     def start_run(self, run: GridRun) -> None:
-        """Hold the run's keys and start its task."""
+        """Hold the run's keys and start its task, unless another process holds them."""
         claims, own = ExitStack(), self.watch.keys[run.place]
         try:
             for key in own.own:
@@ -187,7 +188,7 @@ class Clones(Tasks):
         self.running[task], self.claims[task] = run, claims
 
     def request(self, run: GridRun) -> dict[str, Any]:
-        """What the task has to know of the run."""
+        """The description of the run that its task needs."""
         of, own = self.machines[run.grid], keys(run, self.machines[run.grid].device)
         data = run.run.dataset
         targets = [f"data/packed/{data}", f"data/splits/{data}"]
@@ -205,7 +206,7 @@ class Clones(Tasks):
         }  # fmt: skip
 
     def ends(self, task: Any, result: Any) -> None:
-        """Put a run's files into the store, or its error beside it; or let it be started again."""
+        """Put a run's files or its error into the store; if there are none, let it be started again."""
         run: GridRun = self.running[task]
         self.claims.pop(task).close()
         self.not_before[run.place] = time.monotonic() + PAUSE
@@ -224,7 +225,7 @@ class Clones(Tasks):
             self.again(run, RuntimeError(f"exit code {result['code']}, and nothing was made"))
 
     def again(self, run: GridRun, problem: Exception | str) -> None:
-        """Count how often a run's task died, or its node was not ready; too often is a failure."""
+        """Count how often a run's task died, or its node was not ready. If this happens too often, the run fails."""
         most = UNREADY_AT_MOST if isinstance(problem, str) else LOST_AT_MOST
         counts = self.tries.setdefault(run.place, {})
         counts[most] = counts.get(most, 0) + 1
@@ -235,22 +236,22 @@ class Clones(Tasks):
 
 
 def first_line(problem: Exception | str) -> str:
-    """What went wrong, in a line."""
+    """The first line of a problem's text."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 def take_in(key: str, files: dict[str, bytes]) -> None:
-    """Put files of a run that came from elsewhere into the store, if they are what its record says."""
+    """Put the files of a run from a node into the store if they agree with its record; otherwise note an error."""
     with tempfile.TemporaryDirectory(prefix=".from-ray-", dir=store.STORE) as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
         if store.key_of(Path(folder)) != key or not (store.take_in(Path(folder)) or store.is_done(key)):
-            store.note_error(key, "what came back from a node is not what its record says")
+            store.note_error(key, "the files that came back from a node do not agree with their record")
 
 
 def packed_code() -> dict[str, Any]:
-    """This clone's commit, with DVC's locks as they are now, which say what data there are. Raises `BadInputError`
-    where files that are not in the commit would be missing."""
+    """This clone's commit, and DVC's locks as they are now, which say what data there are. Raises `BadInputError` if
+    changed files are not in the commit."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="replace")

@@ -1,12 +1,12 @@
 """The SLURM engine: an array of tasks, each a worker that takes runs from the store, one after another.
 
-A task is `pipeline.run_grid` with the local engine on the GPUs that SLURM gave it. On a time limit, a preemption or
-`scancel` SLURM tells the script to stop some time before it kills it; the script passes that on, the run saves, and the
-script puts its own task back into the queue. This side only waits, by `squeue` and by what the store has: never by
-`sacct`, which says nothing where accounting is off. Where all tasks are gone and runs are left it submits again, as
-long as something has come of it.
+A task is `pipeline.run_grid` with the local engine on the GPUs that SLURM gave it. At a time limit, a preemption or
+`scancel`, SLURM asks the script to stop some time before it kills it. The script passes this on, the run saves, and the
+script puts its own task back into the queue. This side only waits. It uses `squeue` and the store, and never `sacct`,
+which shows nothing if accounting is off. If all tasks have ended and runs are left, it submits again, as long as runs
+make progress.
 
-The nodes need the clone's folder under the same path, and a file system that knows file locks.
+The nodes need the clone's folder under the same path, on a file system with file locks.
 """
 
 import shlex
@@ -24,16 +24,16 @@ from pipeline.engines.watch import Stop, Watch
 from pipeline.runs.grid import GridRun
 
 FOLDER = Path("data/store/slurm")
-"""Of each submission a folder of scripts and of logs, by its name."""
+"""The folder that has a folder for each submission, with its script and its logs."""
 
 WARNED = 120
-"""Seconds before a task's time limit at which it is asked to stop: time for a step, and for a checkpoint."""
+"""A task is asked to stop this many seconds before its time limit: time for a step and a checkpoint."""
 
 REQUEUED_AT_MOST = 1000
 
 SCRIPT = """\
 #!/bin/bash
-# A worker that takes runs until none is left to take; `python -m pipeline.run_grid` wrote this.
+# A worker that takes runs until there is no more run to take. Written by `python -m pipeline.run_grid`.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
 #SBATCH --requeue
@@ -46,7 +46,7 @@ SCRIPT = """\
 export PIPELINE_WORKER=$SLURM_ARRAY_TASK_ID
 {command} &
 worker=$!
-# The run saves when it is asked to stop; `wait` comes back at once when the signal does, so it is asked again.
+# The run saves when it is asked to stop. `wait` returns at once when a signal comes, so it is called again.
 trap 'kill -TERM "$worker" 2>/dev/null' TERM
 wait "$worker"
 while kill -0 "$worker" 2>/dev/null; do
@@ -54,7 +54,7 @@ while kill -0 "$worker" 2>/dev/null; do
 done
 wait "$worker"
 code=$?
-# {stop} is written by who stops all tasks for good.
+# {stop} exists if all tasks were stopped for good.
 if [ "$code" = 143 ] && [ ! -e {stop} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -63,7 +63,7 @@ exit "$code"
 
 
 def check(machine: Machine) -> None:
-    """Raise `BadInputError` where the settings of the machine do not do for SLURM."""
+    """Raise `BadInputError` if the settings of the machine cannot be used with SLURM."""
     if machine.device == "auto":
         raise BadInputError(
             f"machine.device: auto may mean another device here than on SLURM's nodes: write cuda or cpu, or set "
@@ -77,10 +77,10 @@ def check(machine: Machine) -> None:
 
 
 def script(machine: Machine, words: list[str], name: str, tasks: int, since: float) -> str:
-    """The script of an array of `tasks` workers, which do what the command line `words` asks run_grid for."""
+    """The script of an array of `tasks` workers, which call run_grid with the command line `words`."""
     folder = Path.cwd() / FOLDER / name
     settings = {
-        # A worker takes what SLURM gave its task.
+        # A worker uses what SLURM gave its task.
         "engine": "local", "gpus": "all", "workers_at_most": "null", "device": machine.device,
         "workers": machine.workers, "runs_per_gpu": machine.runs_per_gpu,
         "cuda_graphs": machine.cuda_graphs,
@@ -102,7 +102,7 @@ def script(machine: Machine, words: list[str], name: str, tasks: int, since: flo
 
 
 def printed(machine: Machine, words: list[str], runs: int) -> str:
-    """The script for those who submit by hand; makes the folder of its logs."""
+    """The script, for users who submit it by hand. The folder of its logs is made."""
     check(machine)
     name = f"runs-{uuid.uuid4().hex[:8]}"
     (FOLDER / name).mkdir(parents=True)
@@ -110,12 +110,12 @@ def printed(machine: Machine, words: list[str], runs: int) -> str:
 
 
 def _asked(*command: str) -> str:
-    """What a program of SLURM's prints; what it fails with is bad input."""
+    """The output of a SLURM program. Raises `BadInputError` if it is not installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=120)
     except FileNotFoundError:
         raise BadInputError(
-            f"machine.engine: slurm wants {command[0]}, which is not here: run this on a machine that submits jobs"
+            f"machine.engine: slurm needs {command[0]}, which is not here: run this on a machine that submits jobs"
         ) from None
     if done.returncode:
         raise BadInputError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
@@ -134,17 +134,17 @@ class Array:
         print(f"SLURM: job {self.job}, {tasks} tasks; logs in {self.folder}", file=sys.stderr, flush=True)
 
     def tasks(self) -> Counter[str] | None:
-        """How many tasks are in which state, such as RUNNING; None where SLURM does not answer now."""
-        # By name: of an unknown job squeue says an error, of an unknown name nothing.
+        """The number of tasks in each state, such as RUNNING; None if SLURM does not answer now."""
+        # Asked by name, because squeue fails for an unknown job, but prints nothing for an unknown name.
         try:
             listed = _asked("squeue", "--noheader", "--array", "--name", self.name, "--format", "%T")
         except (BadInputError, subprocess.TimeoutExpired) as error:
-            print(f"SLURM does not answer, and is asked again: {error}", file=sys.stderr, flush=True)
+            print(f"SLURM does not answer and will be asked again: {error}", file=sys.stderr, flush=True)
             return None
         return Counter(listed.split())
 
     def stop(self, number: int) -> None:
-        """Tell all tasks to save and not to come back; for the second time, end them."""
+        """Ask all tasks to save and not to requeue; at the second call, end them."""
         (self.folder / "stop").touch()
         saving = [["--state=PENDING", self.job], ["--batch", "--signal=TERM", self.job]]
         for options in saving if number == 1 else [[self.job]]:
@@ -152,8 +152,8 @@ class Array:
 
 
 def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs: list[GridRun]) -> Outcome:
-    """Let SLURM do all runs that are not done; returns when each is done or has failed, or after a SIGTERM or Ctrl-C.
-    Raises `BadInputError` where tasks end and nothing comes of it."""
+    """Let SLURM make all runs that are not done. Return when each is done or has failed, or after a SIGTERM or Ctrl-C.
+    Raises `BadInputError` if tasks end and no run makes progress."""
     check(machine)
     since = time.time()
     watch = Watch(runs, machines, since)
@@ -163,7 +163,7 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
             before = watch.footprint()
             array = Array(machine, words, min(len(watch.left), machine.workers_at_most or 1), since)
             stop.passed_on = array.stop
-            if stop.came:  # while it was submitted
+            if stop.came:  # the stop came while the array was submitted
                 array.stop(stop.came)
             shown: Counter[str] | None = None
             while (tasks := array.tasks()) is None or tasks:
@@ -174,12 +174,12 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
                 watch.look()
                 if not watch.left and not stop.came:
                     subprocess.run(["scancel", "--state=PENDING", array.job], check=False)
-                time.sleep(min(30, 1 + (time.time() - since) / 20))  # the longer it takes, the more seldom
+                time.sleep(min(30, 1 + (time.time() - since) / 20))  # less and less often
             watch.look()
             if watch.left and not stop.came and watch.footprint() == before:
                 raise BadInputError(
-                    f"SLURM's tasks have ended, {len(watch.left)} runs are left, and none got on: see the logs in "
-                    f"{array.folder}"
+                    f"SLURM's tasks have ended, {len(watch.left)} runs are left, and none made progress: see the logs "
+                    f"in {array.folder}"
                 )
     watch.outcome.stopped = stop.came > 0
     return watch.outcome

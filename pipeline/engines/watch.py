@@ -1,4 +1,5 @@
-"""What an engine does whose runs are made elsewhere: it waits, by what the store says, and passes a stop on."""
+"""Waiting for runs that are made elsewhere, for engines such as SLURM and Ray: by the state of the store. A stop is
+passed on."""
 
 import signal
 import sys
@@ -34,7 +35,7 @@ class Stop:
 
 
 class Watch:
-    """What the store says of the runs, looked at again and again."""
+    """The state of the runs in the store, which is read again and again."""
 
     def __init__(self, runs: list[GridRun], machines: dict[str, Machine], since: float):
         self.since, self.outcome, self.left = since, Outcome(), longest_first(runs)
@@ -42,7 +43,7 @@ class Watch:
         self.progress = Progress(runs, 0)
 
     def look(self) -> None:
-        """Sort out the runs that are done or have failed since."""
+        """Move the runs that are done or have failed since the last call from `left` to `outcome`."""
         left = []
         for run in self.left:
             note = self.keys[run.place].failure()
@@ -63,7 +64,8 @@ class Watch:
         self.left = left
 
     def footprint(self) -> object:
-        """What changes when any run gets on: which are left, and when their checkpoints were written."""
+        """A value that changes when any run makes progress: the runs that are left, and the times of their
+        checkpoints."""
         found = []
         for run in self.left:
             for key in self.keys[run.place].own:

@@ -1,4 +1,4 @@
-"""What a worker does with one run: train it and evaluate it, each under its key, unless that is done already."""
+"""What a worker does with one run: it trains it and evaluates it, each under its key, unless this is already done."""
 
 import sys
 from collections.abc import Callable
@@ -39,32 +39,33 @@ from pipeline.training.checkpoint import TERMINATED, StoppedError
 from pipeline.training.loop import Training
 
 HELD = 75
-"""Exit code of a worker that found its run held by another process: no failure, to be looked at again."""
+"""Exit code of a worker whose run is held by another process. This is no failure; the run is checked again later."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be done, how messages call it, and what the machine's owner chose."""
+    """A run to make, its name in messages, and what the machine's owner chose."""
 
     run: Run
     name: str
     device: str
     workers: int
     shared_by: int = 1
-    """Runs that share its GPU, or the processor, with it."""
+    """The number of runs that share the GPU, or the processor, including this one."""
     mps: bool = False
     """Whether NVIDIA's Multi-Process Service runs."""
     checkpoints: str | None = None
-    """An address where its checkpoints are copied to."""
+    """The address to which its checkpoints are copied."""
     cuda_graphs: str = "auto"
 
     def sharing(self) -> dict[str, Any]:
-        """What made.json says of it."""
+        """The entries of made.json on how the device was shared."""
         return {"runs_on_device": self.shared_by, "mps": self.mps}
 
 
 def chosen_epoch(run: Run, device: str) -> int:
-    """The epoch that a held-out run ends with: the best one of the run that chooses it."""
+    """The last epoch of a held-out run: the best epoch of the run that chooses it. Raises `BadInputError` if that run
+    is not done or not usable."""
     assert run.chosen_by is not None
     key = training_key(run.chosen_by, device).digest
     if not store.is_done(key):
@@ -78,13 +79,13 @@ def chosen_epoch(run: Run, device: str) -> int:
     check_files(folder, record.files)
     epoch = best_epoch(read_history(folder / "history.csv"), folder / "history.csv")
     if not 1 <= epoch <= run.recipe.epochs:
-        raise BadInputError(f"{folder / 'history.csv'}: its best epoch is {epoch} of {run.recipe.epochs}")
+        raise BadInputError(f"{folder / 'history.csv'}: its best epoch {epoch} is not one of the {run.recipe.epochs}")
     return epoch
 
 
 def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -> None:
-    """Train a run and write its files into `folder`, which is there: weights, history, record, and made.json. With
-    `last_epoch` it ends there."""
+    """Train a run and write its files to `folder`, which must exist: weights, history, record, and made.json. With
+    `last_epoch` the training ends after that epoch."""
     run = job.run
     device = prepare(run.recipe, job.device)
     last = last_epoch or (chosen_epoch(run, job.device) if run.protocol == "held_out" else run.recipe.epochs)
@@ -114,7 +115,7 @@ def train_run(job: Job, key: Key, folder: Path, last_epoch: int | None = None) -
 
 
 def kept_weights(folder: Path, record: TrainingRecord) -> dict[Path, int]:
-    """The weights that a run kept, and their epochs; the files are checked against the record first."""
+    """The weights that a run kept: file -> epoch. The files are checked against the record first."""
     check_files(folder, record.files)
     if record.protocol == "held_out":
         return {folder / "held_out.pt": record.epochs}
@@ -124,7 +125,8 @@ def kept_weights(folder: Path, record: TrainingRecord) -> dict[Path, int]:
 
 
 def kept_embeddings(member: Run, device: str, rule: str) -> tuple[Path, Path]:
-    """What an ensemble reads of one of its runs: the file of its evaluation, and its weights; both are checked."""
+    """The files of a run that an ensemble reads: `queries.npz` of its evaluation, and its weights. Both are checked.
+    Raises `BadInputError` if the run is not done."""
     trained, evaluated = training_key(member, device), evaluation_key(member, device)
     for key in (trained, evaluated):
         if not store.is_done(key.digest):
@@ -137,7 +139,7 @@ def kept_embeddings(member: Run, device: str, rule: str) -> tuple[Path, Path]:
 
 
 def evaluate_run(job: Job, key: Key, folder: Path) -> None:
-    """Evaluate a run that is trained, or what needs no training, and write metrics, queries and made.json."""
+    """Evaluate a run that is trained, or one without training, and write metrics, queries and made.json to `folder`."""
     run = job.run
     device = prepare(run.recipe, job.device)
     meter = Meter(device)
@@ -187,8 +189,8 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
 
 
 def do(job: Job, key: Key, work: Callable[[Job, Key, Path], None]) -> None:
-    """Do a work whose key is not done; what it fails with is noted in the store. Raises `HeldError` where another
-    process does it, and `StoppedError`."""
+    """Call `work` (`train_run` or `evaluate_run`) unless its key is done. An error is noted in the store and raised
+    again. Raises `HeldError` if another process does the same work, and `StoppedError` if asked to stop."""
     with store.claim(key.digest):
         if store.is_done(key.digest):
             return
@@ -199,13 +201,13 @@ def do(job: Job, key: Key, work: Callable[[Job, Key, Path], None]) -> None:
             raise
         except Exception as error:
             said = str(error) if isinstance(error, BadInputError) else f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # on a full disk the error itself matters more
+            with suppress(OSError):  # if the disk is full, the original error is more important
                 store.note_error(key.digest, said)
             raise
 
 
 def perform(job: Job) -> int:
-    """Train and evaluate a run as far as that is not done. Returns 0, `HELD` or `TERMINATED`."""
+    """Train and evaluate a run, unless this is done already. Returns the exit code: 0, `HELD` or `TERMINATED`."""
     try:
         if job.run.trained:
             do(job, training_key(job.run, job.device), train_run)

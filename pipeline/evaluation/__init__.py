@@ -1,1 +1,1 @@
-"""Evaluation: from kept weights, or from the images themselves, to metrics and to what each query found."""
+"""Evaluation: from kept weights, or from the images themselves, to metrics and to the results of each query."""

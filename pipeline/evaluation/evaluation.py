@@ -1,13 +1,25 @@
-"""Metrics of embeddings of the test images, and what each query found, for pictures and tables of queries.
+"""Metrics of embeddings of the test images, and the results of each query, for pictures and tables of queries.
 
-`queries.npz` holds, for every query in the order of its manifest: `query` and `nearest` (image numbers in the packed
-index, int32 (queries,) and (queries, 8), best first, -1 where there is no more), `similarity` (float32 (queries, 8)),
-`first_hit` (how many irrelevant images come before the first relevant one, int32, -1 without one) and
-`average_precision` at R (float32, NaN where R is 0). Of the classes of the queries it holds `label` (int32 (classes,)),
-`recall` (Recall@1, float32 (classes,)) and `confused`, int32 (pairs, 3): the label of queries, the label of their
-nearest image, and how many they are, of the `CONFUSED` most frequent pairs. Of a trained network it holds `embedded`
-(image numbers, int32 (images,)) and `embeddings` (float16 (images, dimension)): all that are retrieved where these are
-at most `EMBEDDED` bytes, else those of whole classes, evenly spaced, of `SAMPLED` bytes.
+`queries.npz` holds for every query, in the order of its manifest:
+
+- `query`: its image number in the packed index, int32 (queries,);
+- `nearest`: the image numbers of the nearest images, int32 (queries, 8), best first, -1 if there are fewer;
+- `similarity`: their similarities, float32 (queries, 8);
+- `first_hit`: how many irrelevant images come before the first relevant one, int32, -1 without a relevant one;
+- `average_precision`: average precision at R, float32, NaN if R is 0.
+
+For the classes of the queries it holds:
+
+- `label`: their labels, int32 (classes,);
+- `recall`: their Recall@1, float32 (classes,);
+- `confused`: the `CONFUSED` most frequent pairs of different labels, int32 (pairs, 3): the label of queries, the label
+  of their nearest image, and the number of such queries.
+
+For a network it also holds:
+
+- `embedded`: image numbers, int32 (images,);
+- `embeddings`: their embeddings, float16 (images, dimension): of all retrieved images if these take at most `EMBEDDED`
+  bytes, otherwise of whole classes, evenly spaced, that take `SAMPLED` bytes.
 """
 
 from pathlib import Path
@@ -31,20 +43,21 @@ from pipeline.training.shrunk import open_images
 NEIGHBOURS = 8
 CONFUSED = 64
 EMBEDDED, SAMPLED = 2**23, 2**21
-"""8 MiB hold CUB's and Cars' test images in 512 dimensions; with 2 MiB of its embeddings SOP's file has 7 MB."""
+"""8 MiB are enough for the test images of CUB and Cars in 512 dimensions. With 2 MiB of embeddings SOP's file has 7
+MB."""
 
 
 def metrics(embeddings: Tensor, test: RetrievedImages, recipe: Recipe, seed: int) -> dict[str, float]:
     """All metrics of test embeddings, float32 (images, dimension) of unit length, as fractions.
 
-    Clusters are made of all images that are retrieved, queries and gallery together.
+    Clusters are made from all retrieved images, queries and gallery together.
     """
     found = retrieval(**test.search(embeddings), ks=recipe.recall_at, counting=recipe.counting)
     return found | clustering(embeddings, test.labels, seed=seed, kmeans=recipe.kmeans)
 
 
 def query_results(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.ndarray]:
-    """What `queries.npz` holds but for embeddings, of test embeddings, float32 (images, dimension)."""
+    """The arrays of `queries.npz` except for embeddings, computed from test embeddings, float32 (images, dimension)."""
     search = test.search(embeddings)
     count, gallery = len(search["embeddings"]), search.get("gallery")
     first, average_precision, _ = per_query(
@@ -70,8 +83,8 @@ def query_results(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.nda
 
 
 def class_results(labels: np.ndarray, nearest_labels: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
-    """What `queries.npz` holds of classes, from the queries' labels, those of their nearest images, and whether
-    Recall@1 counts them as found: (queries,) each."""
+    """The arrays of `queries.npz` for classes, computed from the queries' labels, the labels of their nearest images,
+    and whether Recall@1 counts the queries as found: (queries,) each."""
     classes, group = np.unique(labels, return_inverse=True)
     wrong = labels != nearest_labels
     pairs, counts = np.unique(np.stack([labels, nearest_labels], 1)[wrong], axis=0, return_counts=True)
@@ -84,7 +97,8 @@ def class_results(labels: np.ndarray, nearest_labels: np.ndarray, hits: np.ndarr
 
 
 def kept_embeddings(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.ndarray]:
-    """The embeddings that `queries.npz` holds, of test embeddings, float32 (images, dimension)."""
+    """The arrays `embedded` and `embeddings` of `queries.npz`, chosen from test embeddings, float32 (images,
+    dimension)."""
     count, dimension = embeddings.shape
     rows = np.arange(count)
     if 2 * embeddings.numel() > EMBEDDED:
@@ -96,14 +110,14 @@ def kept_embeddings(embeddings: Tensor, test: RetrievedImages) -> dict[str, np.n
 
 
 def all_embeddings(embeddings: Tensor, test: RetrievedImages, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Test embeddings, float32 (images, dimension), as float16, and whose they are: of some rows, or of all."""
+    """Test embeddings, float32 (images, dimension), as float16, and their image numbers: of `rows`, or of all."""
     rows = np.arange(len(embeddings)) if rows is None else rows
     found = embeddings.cpu().numpy()[rows].astype(np.float16)
     return {"embedded": np.array(test.numbers, np.int32)[rows], "embeddings": found}
 
 
 class TestImages:
-    """The test images of a dataset as a recipe takes them on a device, where they stay if they fit."""
+    """The test images of a dataset, prepared for a recipe. They stay on the device if they fit."""
 
     def __init__(self, dataset: str, recipe: Recipe, workers: int, device: torch.device):
         self.test = read_retrieved(Path("data/splits") / dataset)
@@ -114,7 +128,7 @@ class TestImages:
 
     @property
     def retrieved(self) -> dict[str, int]:
-        """How many images of how many classes are retrieved."""
+        """The number of retrieved images and of their classes."""
         return {"images": len(self.test.numbers), "classes": len(self.test.labels.unique())}
 
     def pixels(self) -> Tensor:
@@ -122,11 +136,11 @@ class TestImages:
         return normalize(torch.cat([part.flatten(1).float() for part in self.images.split(256)]).to(self.device))
 
     def embeddings(self, weights: Path) -> Tensor:
-        """Of the network with the weights that a run kept, float32 (images, dimension)."""
+        """The embeddings of the network with the weights that a run kept, float32 (images, dimension)."""
         return embed(load_network(self.recipe, weights, self.device), self.images, self.recipe, self.device)
 
     def features(self, seed: int) -> Tensor:
-        """Of the recipe's backbone before training, pooled, float32 (images, features)."""
+        """The pooled features of the recipe's backbone before training, float32 (images, features)."""
         sampling.seed_torch(seed, "network")
         return embed(Features(initial_network(self.recipe).to(self.device)), self.images, self.recipe, self.device)
 
@@ -134,8 +148,8 @@ class TestImages:
 def evaluate_weights(
     images: TestImages, kept: dict[Path, int], seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The metrics of a run's weights, files -> epochs, by the files' names without their ending; and what each query
-    found with the last of them. The same epoch is evaluated once."""
+    """The metrics of a run's weights, and the results of each query with the last of them. `kept` is file -> epoch. The
+    metrics are given by the file's name without its ending. The same epoch is evaluated only once."""
     found: dict[str, Any] = {}
     results: dict[str, np.ndarray] = {}
     last = list(kept.values())[-1]
@@ -152,13 +166,13 @@ def evaluate_weights(
 
 
 def evaluate_pixels(images: TestImages) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The metrics of the images themselves, and what each query found: what no training gives."""
+    """The metrics of the images themselves, without any training, and the results of each query."""
     pixels = images.pixels()
     return {"no_training": metrics(pixels, images.test, images.recipe, 0)}, query_results(pixels, images.test)
 
 
 def evaluate_untrained(images: TestImages, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The metrics of what the recipe's backbone gives before training, and what each query found."""
+    """The metrics of the features that the recipe's backbone gives before training, and the results of each query."""
     features = images.features(seed)
     found = query_results(features, images.test) | kept_embeddings(features, images.test)
     return {"no_training": metrics(features, images.test, images.recipe, seed)}, found
@@ -167,14 +181,14 @@ def evaluate_untrained(images: TestImages, seed: int) -> tuple[dict[str, Any], d
 def evaluate_ensemble(
     images: TestImages, members: list[tuple[Path, Path]], rule: str, seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The metrics of several runs' embeddings side by side, and what each query found. Of each run the members name
-    what was kept of its evaluation and its weights, which are read where not all embeddings were kept."""
+    """The metrics of several runs' concatenated embeddings, and the results of each query. For each run `members` has
+    the path of its `queries.npz` and the path of its weights. The weights are used if not all embeddings were kept."""
     parts = []
     for queries, weights in members:
         with np.load(queries, allow_pickle=False) as kept:
             embeddings = kept["embeddings"] if len(kept["embedded"]) == len(images.test.numbers) else None
         if embeddings is None:
-            # Rounded as kept ones are.
+            # Rounded in the same way as kept embeddings.
             embeddings = images.embeddings(weights).cpu().numpy().astype(np.float16)
         parts.append(normalize(torch.from_numpy(embeddings).float()))
     together = normalize(torch.cat(parts, 1)).to(images.device)
@@ -183,12 +197,13 @@ def evaluate_ensemble(
 
 
 def held_out_retrieved(dataset: str) -> dict[str, int]:
-    """How many images of how many classes a run that chooses an epoch is looked at on."""
+    """The number of images, and of their classes, on which a run that chooses an epoch is evaluated."""
     held_out = read_retrieved(Path("data/splits") / dataset, held_out=True)
     return {"images": len(held_out.numbers), "classes": len(held_out.labels.unique())}
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by name as .npz, uncompressed, so that equal ones give equal bytes with every version of zlib."""
+    """Write arrays by name as .npz, without compression, so that equal arrays give equal bytes with every version of
+    zlib."""
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

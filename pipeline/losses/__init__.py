@@ -1,8 +1,9 @@
-"""One file a loss: a class `Loss(classes, dimension, *, ...)` whose `forward(embeddings, labels)` gives a scalar.
+"""One file for each loss: a class `Loss(classes, dimension, *, ...)` whose `forward(embeddings, labels)` gives a
+scalar.
 
-A loss's proxies are its parameters; its keyword arguments, with their annotated ranges, are its keys in params.yaml.
-It raises `ValueError` for values that are impossible together. Embeddings arrive as (batch, dimension) of unit length,
-labels as (batch,) int64 from 0 to classes - 1.
+A loss's proxies are its parameters. Its keyword arguments, with their annotated ranges, are its keys in params.yaml. It
+raises `ValueError` for values that are impossible together. Embeddings are (batch, dimension) of unit length; labels
+are (batch,) int64 from 0 to classes - 1.
 """
 
 from typing import Any
@@ -12,19 +13,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EXCLUDED = -1e30
-"""A logit that a log-sum-exp leaves out. Finite: minus infinity alone in a row would make its gradient NaN."""
+"""A logit that adds nothing to a log-sum-exp. It is finite, because a row of minus infinities would have the gradient
+NaN."""
 
 
 def exact(values: Tensor) -> Tensor:
-    """`values` in at least float32, where sums of exponentials keep their digits; bfloat16 holds two to three."""
+    """`values` in at least float32, so that sums of exponentials keep their digits; bfloat16 has only two to three."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 class _Unit(torch.autograd.Function):
-    """vectors / length, with the gradient (g - u (u . g)) / length, u being the unit vector and g its gradient.
+    """vectors / length, with the gradient (g - u (u . g)) / length, where u is the unit vector and g its gradient.
 
-    torch.nn.functional.normalize has the same values, but its gradient moves twice as much memory, which for 11,318
-    proxies takes longer than their product with the batch.
+    torch.nn.functional.normalize gives the same values, but its gradient moves twice as much memory. For 11,318 proxies
+    that takes longer than their product with the batch.
     """
 
     @staticmethod
@@ -49,12 +51,12 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
-    """Cosine of every embedding (batch, dimension) with every proxy (proxies, dimension): (batch, proxies)."""
+    """The cosine of every embedding (batch, dimension) with every proxy (proxies, dimension): (batch, proxies)."""
     return unit(embeddings) @ unit(proxies).T
 
 
 def other_classes(scores: Tensor, labels: Tensor) -> Tensor:
-    """A copy of `scores` (batch, classes) in which each row's own class is left out of any log-sum-exp."""
+    """A copy of `scores` (batch, classes) in which each row's own class adds nothing to a log-sum-exp."""
     return scores.scatter(1, labels[:, None], EXCLUDED)
 
 
@@ -64,13 +66,15 @@ def log_one_plus_sum_exp(scores: Tensor, dim: int) -> Tensor:
 
 
 def own_class_term(own: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the classes present of log(1 + sum of exp(own) over the class's samples); `own` and `labels` (batch,).
+    """The mean over the classes in the batch of log(1 + sum of exp(own) over the class's samples). `own` and `labels`
+    are (batch,).
 
-    Each sample computes its class's value from a batch x batch comparison, weighted by one over the class's count: no
-    scatter, whose backward pass would not be deterministic on CUDA.
+    Each sample computes the value of its class from a batch x batch comparison, weighted by one over the class's count.
+    This avoids a scatter, whose backward pass would not be deterministic on CUDA.
     """
     same = labels[:, None] == labels
     weights = 1 / same.sum(1, dtype=own.dtype)
-    # Infinity, of which no row is full, for the exponential of EXCLUDED takes several times as long on a CPU.
+    # Infinity is safe because no row has only infinities. The exponential of EXCLUDED takes several times as long on a
+    # CPU.
     values = log_one_plus_sum_exp(torch.where(same, own, -torch.inf), 1)
     return (values * weights).sum() / weights.sum()

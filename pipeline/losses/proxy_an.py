@@ -3,7 +3,8 @@
     mean over the classes c present of log(1 + sum over x of c of exp(-alpha (cos(x, p_c) - margin)))
     + mean over the samples x of log(1 + sum over the proxies p of other classes of exp(alpha (cos(x, p) + margin)))
 
-The first term is Proxy-Anchor's; the second is centred on the sample where Proxy-Anchor's is centred on the proxy.
+The first term is the same as in Proxy-Anchor. The second term is centred on the sample, while that of Proxy-Anchor is
+centred on the proxy.
 """
 
 from typing import Annotated
@@ -17,7 +18,7 @@ from pipeline.losses import cosines, own_class_term
 
 
 class Loss(nn.Module):
-    """One proxy a class, drawn Kaiming-normal (fan out) as Proxy-Anchor's are."""
+    """One proxy for each class, drawn Kaiming-normal (fan out) as in Proxy-Anchor."""
 
     def __init__(
         self,
@@ -37,6 +38,6 @@ class Loss(nn.Module):
         cosine = cosines(embeddings, self.proxies)
         own = cosine.gather(1, labels[:, None])[:, 0]
         positive = own_class_term(-self.alpha * (own - self.margin), labels)
-        # The 1 of the logarithm is exp(0): put in place of each sample's own class, it makes a cross-entropy.
+        # The 1 in the logarithm is exp(0). With 0 as the score of each sample's own class, the term is a cross-entropy.
         scores = (self.alpha * (cosine + self.margin)).scatter(1, labels[:, None], 0)
         return positive + cross_entropy(scores, labels)

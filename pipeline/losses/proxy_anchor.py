@@ -14,7 +14,7 @@ from pipeline.losses import cosines, log_one_plus_sum_exp, other_classes, own_cl
 
 
 class Loss(nn.Module):
-    """One proxy a class, drawn Kaiming-normal (fan out)."""
+    """One proxy for each class, drawn Kaiming-normal (fan out)."""
 
     def __init__(
         self,

@@ -1,16 +1,18 @@
 """ProxyGML (Zhu et al., NeurIPS 2020, arXiv 2010.13636): classify on the sub-graph of each sample's nearest proxies.
 
-Every class has N proxies p of unit length, C*N in all. Of a sample's similarities x . p the k = ceil(r*C*N) highest are
-kept, those to its own class's proxies always; the logit of a class is the sum of its kept similarities; the softmax
-runs over the classes whose logit is not 0.
+Each of the C classes has N proxies p of unit length. For each sample, the k = ceil(r*C*N) highest similarities x . p
+are kept, and always those to the proxies of its own class. The logit of a class is the sum of its kept similarities.
+The softmax runs over the classes whose logit is not 0.
 
     classification = mean over x of -log(1e-20 + exp(logit_y) / (1e-8 + sum over those classes of exp(logit)))
     regulariser    = cross-entropy of each proxy against its class, with logits p . (sum of the class's proxies)
     loss           = classification + lambda * regulariser
 
-The paper's ablation takes parts away; its text on how is not known to us, so the off-forms are our reading. Without the
-own-class bonus ("always" above) the k highest are kept whosever they are. Without the masked softmax it runs over all
-classes, 0 being the logit of a class of which nothing was kept. Without the regulariser lambda is 0.
+The paper's ablation removes parts. We do not know its text on how they are removed, so the following is our reading:
+
+- Without the own-class bonus ("always" above) the k highest similarities are kept, whatever their class.
+- Without the masked softmax, the softmax runs over all classes, and a class without a kept similarity has the logit 0.
+- Without the regulariser, lambda is 0.
 """
 
 import math
@@ -24,7 +26,7 @@ from torch.nn.functional import cross_entropy, pad
 from pipeline.losses import EXCLUDED, exact, unit
 
 OWN_CLASS_BONUS = 1000.0
-"""Added to the score of a sample's own proxies, so that they are always among the k."""
+"""Added to the scores of the proxies of a sample's own class, so that they are always among the k."""
 
 LOG_DENOMINATOR_FLOOR = math.log(1e-8)
 LOG_PROBABILITY_FLOOR = math.log(1e-20)
@@ -38,10 +40,11 @@ def classification(
     own_class_bonus: bool = True,
     masked_softmax: bool = True,
 ) -> Tensor:
-    """The classification term for unit-length embeddings (batch, dimension) and proxies (classes, N, dimension).
+    """The classification term for unit-length embeddings (batch, dimension) and proxies (classes, N, dimension); `kept`
+    is k.
 
-    A sample none of whose own proxies is kept, which happens without the bonus alone, has the probability 0 under the
-    masked softmax: its term is -log(1e-20), without a gradient.
+    Without the bonus, it can happen that no proxy of a sample's own class is kept. With the masked softmax the sample
+    then has the probability 0, and its term is -log(1e-20), without a gradient.
     """
     classes, per_class, dimension = proxies.shape
     similarities = exact(embeddings) @ proxies.view(-1, dimension).T
@@ -56,7 +59,7 @@ def classification(
     logits = torch.where(mask, similarities, 0).view_as(by_class).sum(2)
     if masked_softmax:
         logits = torch.where(logits != 0, logits, EXCLUDED)
-    # The 1e-8 of the denominator is one more class, to which no sample belongs.
+    # The 1e-8 of the denominator acts as one more class, to which no sample belongs.
     log_probability = -cross_entropy(pad(logits, (0, 1), value=LOG_DENOMINATOR_FLOOR), labels, reduction="none")
     return -torch.logaddexp(log_probability, torch.full_like(log_probability, LOG_PROBABILITY_FLOOR)).mean()
 
@@ -64,8 +67,8 @@ def classification(
 def regulariser(proxies: Tensor) -> Tensor:
     """The regulariser for unit-length proxies (classes, N, dimension).
 
-    A proxy's similarities summed over a class are its similarity to the sum of that class's proxies: one product with
-    C columns where the paper's code makes one with C*N.
+    The sum of a proxy's similarities to a class's proxies equals its similarity to the sum of these proxies. One
+    product with C columns is therefore enough; the paper's code makes one with C*N.
     """
     classes, per_class, dimension = proxies.shape
     logits = proxies.view(-1, dimension) @ proxies.sum(1).T
@@ -73,12 +76,12 @@ def regulariser(proxies: Tensor) -> Tensor:
 
 
 class Loss(nn.Module):
-    """`proxies_per_class` is the paper's N, `ratio` its r, `regulariser_weight` its lambda; `own_class_bonus` and
-    `masked_softmax` are the paper's S and M of the ablation.
+    """`proxies_per_class` is the paper's N, `ratio` its r, and `regulariser_weight` its lambda. `own_class_bonus` and
+    `masked_softmax` are S and M of the paper's ablation.
 
-    Proxies are drawn Kaiming-uniform with a = sqrt(5) on a (dimension, C*N) matrix. Raises `ValueError` where no proxy
-    of another class could ever be kept, which would leave the classification term at 0 for good, unless
-    `own_class_alone` says that this is wanted: the paper's chart over r has such a point (0.01 on Cars).
+    Proxies are drawn Kaiming-uniform with a = sqrt(5) on a (dimension, C*N) matrix. Raises `ValueError` if no proxy of
+    another class could ever be kept, because the classification term would then always be 0. `own_class_alone` allows
+    this: the paper's chart over r has such a point (0.01 on Cars).
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The losses and miners of the library pytorch-metric-learning (Musgrave et al., arXiv 2008.09164), by class name.
 
-What `settings` and `miner_settings` do not give stays as the library has it, and so do its distances, its reducers and
-the initial draw of its proxies. The library does not check texts: a `type_of_triplets` that it does not know means
-"all".
+Settings that `settings` and `miner_settings` do not give keep the library's defaults. Its distances, its reducers and
+the initial draw of its proxies cannot be changed here. The library does not check texts: a `type_of_triplets` that it
+does not know means "all".
 """
 
 import difflib
@@ -21,7 +21,7 @@ Settings = dict[str, bool | int | float | str]
 
 
 def _arguments(kind: type) -> dict[str, Any]:
-    """The arguments of a class and of what it inherits from, with their defaults."""
+    """The arguments of a class and of its base classes, with their defaults."""
     found: dict[str, Any] = {}
     for ancestor in kind.__mro__:
         if "__init__" in vars(ancestor) and ancestor is not nn.Module:
@@ -37,16 +37,18 @@ def _unknown(wrong: str, known: Iterable[str]) -> str:
 
 
 def _build(base: type, name: str, settings: Settings, given: dict[str, int], keys: tuple[str, str]) -> nn.Module:
-    """The library's class `name`, a `base`, with `settings` and with those of the `given` arguments that it takes.
+    """An instance of the library's class `name`, a subclass of `base`, made with `settings` and with those of the
+    `given` arguments that it takes.
 
-    Raises `ValueError` for a class or a setting that is not there, named by `keys`, theirs in params.yaml.
+    Raises `ValueError` for a class or a setting that does not exist. The message names it by `keys`: the keys in
+    params.yaml of the class and of its settings.
     """
     kinds = {kind.__name__: kind for module in (losses, miners) for kind in vars(module).values() if _is(kind, base)}
     if name not in kinds:
         raise ValueError(f"{keys[0]}: {name} is {_unknown(name, kinds)}")
     kind = kinds[name]
     arguments, own = _arguments(kind), inspect.signature(kind).parameters
-    # Not those that want objects: distances, reducers, and regularisers with their weights.
+    # Arguments that take objects are left out: distances, reducers, and regularisers with their weights.
     known = {
         argument: default
         for argument, default in arguments.items()
@@ -73,11 +75,12 @@ def _is(kind: Any, base: type) -> bool:
 
 
 class Loss(nn.Module):
-    """The library's loss `name`, of what its class `miner` picks of a batch, or of the whole batch without one.
+    """The library's loss `name`, computed on what the library's class `miner` picks from a batch, or on the whole batch
+    without a miner.
 
-    What the library draws at random in a step comes from torch's generators, seeded for that step from a number that is
-    saved with the state, so a resumed run draws what an undisturbed one does. Embeddings reach the library in at least
-    float32. Raises `ValueError` for classes and settings that the library does not have.
+    Random draws of the library in a step use torch's generators, which are seeded for that step from a number that is
+    saved with the state. A resumed run therefore draws the same as an undisturbed one. Embeddings reach the library in
+    at least float32. Raises `ValueError` for classes and settings that the library does not have.
     """
 
     def __init__(
@@ -98,15 +101,15 @@ class Loss(nn.Module):
         self.miner = (
             _build(miners.BaseMiner, miner, miner_settings or {}, {}, ("miner", "miner_settings")) if miner else None
         )
-        # Drawn last, so that the proxies of one seed start as they do in our own losses.
+        # Drawn last, so that for one seed the proxies start as in our own losses.
         self.next_draws = int(torch.randint(2**62, ()))
 
     def get_extra_state(self) -> int:
-        """What the next step's draws are seeded with: on the host, where reading it waits for no GPU."""
+        """The seed of the next step's draws. It is a number on the host, so reading it does not wait for a GPU."""
         return self.next_draws
 
     def set_extra_state(self, state: int) -> None:
-        """Draw next what the loss that `state` was saved of would have drawn."""
+        """Make the next draws equal to those of the loss whose state was saved."""
         self.next_draws = state
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Clustering metrics: NMI and pairwise F1 of k-means clusters, k being the number of classes (the papers' protocol)."""
+"""Clustering metrics: NMI and pairwise F1 of k-means clusters, where k is the number of classes (the papers'
+protocol)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +8,7 @@ from torch import Tensor
 import pipeline
 
 NARROW = 1e-3
-"""The share of a cone's variance in the mean square of its points, below which it is narrow."""
+"""Points are a narrow cone if their variance is below this share of their mean square."""
 
 
 def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) -> dict[str, float]:
@@ -17,8 +18,8 @@ def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) ->
     (best of 10 restarts, as the papers do on CUB and Cars) or "faiss" (20 iterations, one start, as on SOP). The same
     seed gives the same result on any number of CPUs: sums are grouped by thread, so both libraries get a fixed number
     of threads.
-    Embeddings in a narrow cone are clustered as they lie around their mean: faiss's distances are differences of
-    products in float32, of which little is left there. scikit-learn takes the mean off by itself.
+    For faiss, the mean of embeddings in a narrow cone is subtracted first: faiss's distances are differences of float32
+    products, which lose most of their digits there. scikit-learn subtracts the mean itself.
     Raises ValueError for empty input and nan or infinite values.
     """
     points = np.ascontiguousarray(embeddings.detach().cpu().numpy(), dtype=np.float32)
@@ -34,13 +35,13 @@ def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) ->
 
 
 def clustering_scores(assignments: NDArray[np.integer], labels: NDArray[np.integer]) -> dict[str, float]:
-    """Agreement of clusters (n,) and classes (n,), any integers.
+    """Agreement of clusters (n,) and classes (n,), both any integers: {"nmi_arithmetic", "nmi_geometric", "f1"}.
 
     NMI = mutual information / mean of the two entropies. The mean is arithmetic (Manning, Raghavan, Schuetze 2008,
-    section 16.3; scikit-learn since 0.22) or geometric (scikit-learn before): papers differ, so both are named.
-    One cluster and one class: 1. f1: harmonic mean of precision and recall over pairs of images, a pair being found if
-    it shares a cluster and right if it shares a class (Manning et al., section 16.3); 0 if no pair is both.
-    Raises ValueError for empty or unequal input.
+    section 16.3; scikit-learn since 0.22) or geometric (scikit-learn before). Papers differ, so both are given. NMI is
+    1 for a single cluster and a single class. f1 is the harmonic mean of precision and recall over pairs of images
+    (Manning et al., section 16.3). A pair is found if it shares a cluster, and correct if it shares a class; f1 is 0 if
+    no pair is both. Raises ValueError for empty input, and for input of different lengths.
     """
     if len(labels) == 0 or len(assignments) != len(labels):
         raise ValueError(
@@ -61,14 +62,15 @@ def clustering_scores(assignments: NDArray[np.integer], labels: NDArray[np.integ
     both, found, same = (int((sizes * (sizes - 1) // 2).sum()) for sizes in (counts, cluster_sizes, class_sizes))
     return {
         "nmi_arithmetic": information / arithmetic if arithmetic > 0 else 1.0,
-        # One side in one piece: no information, and no geometric mean to divide by.
+        # If all images are in one cluster, or in one class, there is no information, and the geometric mean is 0.
         "nmi_geometric": information / geometric if geometric > 0 else float(arithmetic == 0),
         "f1": 2 * both / (found + same) if both else 0.0,
     }
 
 
 def _around_mean(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Points (n, d) of a narrow cone less their mean and of length 1 on average, others as they are."""
+    """Points (n, d) of a narrow cone, with their mean subtracted and scaled to a mean square length of 1. Other points
+    are returned unchanged."""
     exact = points.astype(np.float64)
     exact -= exact.mean(0)
     variance = float((exact**2).sum(1).mean())
@@ -80,7 +82,7 @@ def _scikit_kmeans(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    # One thread: scikit-learn takes no more than there are CPUs, so any other number would not be the same everywhere.
+    # One thread, because scikit-learn uses at most one for each CPU. Any other number would differ between machines.
     with threadpool_limits(1):
         return np.asarray(KMeans(n_clusters=k, n_init=10, random_state=seed).fit(points).labels_)
 
@@ -90,7 +92,7 @@ def _faiss_kmeans(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.
     from threadpoolctl import threadpool_limits
 
     if pipeline.INSTRUCTIONS == "portable":
-        # One library that picks its kernels by the processor, AVX-512's too, and by no variable.
+        # faiss chooses its kernels by the processor, up to AVX-512, and no environment variable limits it.
         faiss.SIMDConfig.set_level(faiss.SIMDLevel_AVX2)
     kmeans = faiss.Kmeans(
         points.shape[1],

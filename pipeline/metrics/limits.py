@@ -1,4 +1,4 @@
-"""What the metrics cannot be worked out for, or would say nothing about: asked before anything is trained."""
+"""Checks, made before any training, that the metrics can be computed and have a meaning."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from pipeline.base.config import Recipe
 
 LARGEST_SEED = {"faiss": 2**31 - 1, "scikit-learn": 2**32 - 1}
-"""Of each k-means: a signed number of 32 bits, and an unsigned one."""
+"""The largest seed of each k-means: of a signed number of 32 bits (faiss) and of an unsigned one."""
 
 MOST_SEARCHED = 2**24
-"""Images above a hit are counted in float32, which knows every whole number up to here."""
+"""The number of searched images must be below this. Images above a hit are counted in float32, which represents every
+whole number up to here."""
 
 
 def evaluation_problems(
     recipe: Recipe, seed: int, labels: NDArray[np.int64], gallery_labels: NDArray[np.int64] | None = None
 ) -> list[str]:
-    """What an evaluation would refuse, or would give numbers without meaning for, a line each beginning with its key.
+    """Reasons why an evaluation would be refused, or would give meaningless numbers: one line each, beginning with its
+    key.
 
-    `labels` (n,) are those of the images that are searched for, among one another or, where there are `gallery_labels`
-    (m,), in a gallery.
+    `labels` (n,) int64 are the labels of the queries. They are searched for in a gallery with `gallery_labels` (m,)
+    int64, or among one another if there is no gallery.
     """
     apart = gallery_labels is not None
     searched = labels if gallery_labels is None else gallery_labels
@@ -59,8 +61,9 @@ def evaluation_problems(
 
 
 def check_evaluation(source: str, recipe: Recipe, seed: int, labels: NDArray[np.int64], queries: int | None) -> None:
-    """Raise `BadInputError` with all `evaluation_problems` of the images to be retrieved, whose `labels` (n,) are; the
-    first `queries` of them are searched for among the rest, or all among one another. `source` names the recipe."""
+    """Raise `BadInputError` with all `evaluation_problems` of the images to be retrieved, which have `labels` (n,)
+    int64. The first `queries` images are searched for among the rest; if `queries` is None, all are searched for among
+    one another. `source` names the recipe."""
     apart = None if queries is None else labels[queries:]
     if problems := evaluation_problems(recipe, seed, labels[:queries], apart):
         raise BadInputError("\n  ".join([f"{source}: its runs cannot be evaluated:", *problems]))

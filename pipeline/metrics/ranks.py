@@ -1,7 +1,8 @@
 """The ranks behind the retrieval metrics: for each query, how many irrelevant images come before its relevant ones.
 
-Never an n x n matrix, and no sorting of one: `by_halves` for many narrow classes among themselves (SOP), `by_strips`
-for anything. At SOP's size (60,502 x 512, CPU) all ranks take 0.73 of the time of the plain product.
+No n x n matrix is ever stored or sorted. `by_halves` is for many small classes that are searched among themselves
+(SOP); `by_strips` is for everything. At SOP's size (60,502 x 512, CPU) all ranks take 0.73 of the time of the plain
+product.
 """
 
 from collections.abc import Callable
@@ -13,17 +14,18 @@ from torch import Tensor
 from pipeline.metrics.similarities import check_embeddings, full_float32, in_float64, strips
 
 COUNTINGS = ("exact", "strict", "drop_first")
-NARROW = 32  # images of a class, up to which the counting of by_halves is the faster way
-SHALLOW = 64  # counts up to which finding the largest similarities, which MAP@R needs anyway, replaces counting
-NEVER = torch.iinfo(torch.int64).max  # the count before the first hit of a query that has none
+NARROW = 32  # by_halves counts faster if no class has more images than this
+SHALLOW = 64  # up to this depth, the largest similarities, which MAP@R needs anyway, replace counting
+NEVER = torch.iinfo(torch.int64).max  # the count before the first hit, for a query without a hit
 
-# What each query scores: (irrelevant images ranked above its first hit (n,) int64, NEVER where there is no hit; average
-# precision at R and R-precision (n,) float64, nan where R = 0, without meaning where only the first was asked for).
+# The scores of each query: the number of irrelevant images ranked above its first hit, (n,) int64, NEVER without a hit;
+# average precision at R and R-precision, (n,) float64 each, nan if R = 0. If only the first was asked for, the other
+# two have no meaning.
 Scores = tuple[Tensor, Tensor, Tensor]
 
-# Float32 has steps of 6e-8 below 1. Where the nearest images of a query are this far apart it tells them apart.
+# Float32 has steps of 6e-8 below 1. It can tell the nearest images of a query apart if they differ by this much.
 CLEAR = 1e-3
-TOLERATED = 1e-4  # how far the metrics of a sample of queries may be from float64's before all are searched in float64
+TOLERATED = 1e-4  # if float32 changes the metrics of a sample of queries by more, all queries are searched in float64
 
 
 def per_query(
@@ -35,9 +37,9 @@ def per_query(
     first_only: bool = False,
     depth: int | None = None,
 ) -> Scores:
-    """The ranks by the way that is faster. Arguments, `counting` and errors as in
-    `pipeline.metrics.retrieval.retrieval`; with first_only no more is worked out than the first of the Scores, and of
-    those a count of `depth` or more need not be exact."""
+    """The ranks, by the faster of the two methods. Arguments, `counting` and errors are as in
+    `pipeline.metrics.retrieval.retrieval`. With first_only, only the first of the Scores is computed. With `depth`,
+    first counts of `depth` or more need not be exact."""
     check_embeddings(queries, gallery)
     if counting not in COUNTINGS:
         raise ValueError(f"counting must be one of {', '.join(COUNTINGS)}, got {counting!r}")
@@ -53,7 +55,7 @@ def per_query(
         queries = in_float64(queries)
         searched = queries if gallery is None else in_float64(searched)
     widest = int(labels.unique(return_counts=True)[1].max())
-    side = 1024 if queries.device.type == "cpu" else 4096  # a tile stays in cache; a GPU wants fewer, larger ones
+    side = 1024 if queries.device.type == "cpu" else 4096  # on a CPU a tile fits in the cache; a GPU needs larger ones
     if gallery is None and counting == "exact" and widest <= (side if first_only else NARROW):
         return by_halves(queries, labels, first_only, side)
     own = torch.arange(len(queries), device=queries.device) if gallery is None else None
@@ -63,18 +65,18 @@ def per_query(
 def resolved(
     queries: Tensor, labels: Tensor, searched: Tensor, searched_labels: Tensor, among_themselves: bool
 ) -> bool:
-    """Whether float32 tells similarities apart well enough. In embeddings that lie in a narrow cone they differ by less
-    than its steps: what is not equal becomes equal, and counts as a tie against the query.
+    """Whether float32 tells similarities apart well enough. The similarities of embeddings in a narrow cone differ by
+    less than the steps of float32. Unequal similarities then become equal, and count as ties against the query.
 
-    128 to 512 of the queries, evenly spaced, are looked at. Where the similarities of their nearest images are not
-    `CLEAR`, they are searched in float32 and in float64: then the average precision plus the first hit's 1/rank must be
-    the same to `TOLERATED`, on average.
+    128 to 512 of the queries, evenly spaced, are tested. If the similarities of their nearest images are not `CLEAR`,
+    these queries are searched in float32 and in float64. The average precision plus the first hit's 1/rank must then
+    agree within `TOLERATED`, on average.
     """
     count = min(len(queries), max(128, min(512, len(queries) // 64)))
     places = torch.arange(count, device=queries.device) * len(queries) // count
     with full_float32(queries.device):
         nearest = (queries[places] @ searched.T).topk(min(SHALLOW, len(searched))).values
-    # The first may be the query itself.
+    # The nearest image may be the query itself.
     if bool((nearest[:, min(1, nearest.shape[1] - 1)] - nearest[:, -1]).min() > CLEAR):
         return True
     found = []
@@ -97,8 +99,8 @@ def by_strips(
     own: Tensor | None,
     depth: int | None = None,
 ) -> Scores:
-    """Any search: a few queries at a time against everything searched, which holds the queries at the rows `own` (n,)
-    int64, or not at all where that is None."""
+    """The ranks of any search, a few queries at a time against all searched images. `own` (n,) int64 are the rows of
+    the queries among the searched images, or None if the queries are not among them."""
     members = searched_labels.argsort(stable=True)
     ordered = searched_labels[members]
     start = torch.searchsorted(ordered, labels)  # a query's class: members[start : start + size], ascending
@@ -116,9 +118,9 @@ def by_strips(
         if own is not None:
             strip.scatter_(1, own[rows, None], -torch.inf)
         relevant = strip.gather(1, columns)
-        strip.scatter_(1, columns, -torch.inf)  # from here on the strip holds irrelevant images only
+        strip.scatter_(1, columns, -torch.inf)  # from here on the strip holds only irrelevant images
         if not first_only:
-            # Of the R largest irrelevant similarities, how many are at least as large as each relevant one.
+            # For each relevant similarity: how many of the R largest irrelevant ones are at least as large.
             largest = _largest(strip, min(kept, strip.shape[1]))
             counts = torch.searchsorted(-largest, -_descending(relevant), right=True)
         if shallow:
@@ -133,12 +135,13 @@ def by_strips(
 
 
 def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -> Scores:
-    """Images searched among themselves, in classes of at most `side` (a multiple of 64) images and best of a dozen: the
-    similarities are symmetric, so each tile (side, side) from the diagonal rightwards serves its rows and its columns.
+    """The ranks of images searched among themselves. Classes have at most `side` images (a multiple of 64); about a
+    dozen is best. Similarities are symmetric, so each tile (side, side) on or right of the diagonal is used for its
+    rows and for its columns.
 
-    Two passes. The images are put in order of their class, so that windows along the diagonal hold all similarities of
-    relevant images: the thresholds. Then the tiles, where for each threshold the irrelevant similarities that reach it
-    are counted: nothing is sorted. Most tiles hold few or none for a query, which the tile's maximum tells.
+    There are two passes. First the images are sorted by class, so that windows along the diagonal hold all similarities
+    of relevant images: the thresholds. Then the tiles are computed, and for each threshold the irrelevant similarities
+    that reach it are counted, without sorting. Most tiles hold few or none for a query, which their maxima show.
     """
     n, device = len(embeddings), embeddings.device
     _, group, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -153,7 +156,7 @@ def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -
     width = 1 if first_only else len(slots)
     tile, buffer = embeddings.new_empty(side, side), embeddings.new_empty(side * side)
 
-    # Ascending, and infinite where there is none.
+    # The thresholds of each image, ascending; infinite if there is none.
     thresholds = embeddings.new_full((blocks * side, width), torch.inf)
     end = 0
     with full_float32(device):
@@ -168,7 +171,8 @@ def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -
             relevant = window.gather(1, columns).masked_fill_(slots >= size[rows, None], -torch.inf)
             relevant = relevant.topk(width).values
             if not first_only:
-                # Out of the R nearest are those that R rank above within the window. The best stays, for Recall@K.
+                # A relevant image with R images above it in the window is not among the R nearest and is left out. The
+                # best one is kept, because Recall@K needs it.
                 window.scatter_(1, columns, -torch.inf)
                 seen = torch.searchsorted(-_largest(window, width), -relevant, right=True)
                 out = seen + slots + 1 >= size[rows, None]
@@ -188,7 +192,7 @@ def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -
                 if column > row:
                     _add_counts(tile, 0, thresholds[b], counts[b], buffer)
 
-    # Back to the best first; what was out from the start gets a count that keeps it out.
+    # Put the best first again. Thresholds that were left out get a count that keeps them out.
     place = (thresholds < torch.inf).sum(1, keepdim=True) - 1 - slots[:width]
     counts = counts.gather(1, place.clamp(min=0)).masked_fill_(place < 0, n)[:n].long()
     back = order.argsort()
@@ -200,8 +204,8 @@ def by_halves(embeddings: Tensor, labels: Tensor, first_only: bool, side: int) -
 
 
 def _add_counts(tile: Tensor, dim: int, thresholds: Tensor, counts: Tensor, buffer: Tensor) -> None:
-    """Adds to counts (side, w), for each row (dim 1) or column (dim 0) of the tile, how many of its entries are at
-    least each of its thresholds (side, w), which ascend."""
+    """Add to counts (side, w), for each row (dim 1) or column (dim 0) of the tile, how many of its entries are at least
+    as large as each of its thresholds (side, w), which ascend."""
     reached = (thresholds <= tile.amax(dim)[:, None]).sum(1)
     slots = torch.arange(thresholds.shape[1], device=tile.device)
     some = None
@@ -212,7 +216,7 @@ def _add_counts(tile: Tensor, dim: int, thresholds: Tensor, counts: Tensor, buff
             limits = thresholds[:, slot].contiguous().unsqueeze(dim)
             counts[:, slot] += _count(torch.ge, tile, limits, dim, buffer)
             continue
-        if some is None:  # few are concerned: only they are looked at, for this and the further thresholds
+        if some is None:  # only few rows reach this threshold: use only these for it and for the further ones
             active = reached.argsort(descending=True)[:many]
             some, limits = tile.index_select(1 - dim, active), thresholds[active].T.contiguous()
         part = some.narrow(1 - dim, 0, many)
@@ -220,35 +224,37 @@ def _add_counts(tile: Tensor, dim: int, thresholds: Tensor, counts: Tensor, buff
 
 
 def _count(compare: Callable[..., Tensor], values: Tensor, limits: Tensor, dim: int, buffer: Tensor) -> Tensor:
-    """compare(values, limits).sum(dim), as float32 (exact up to 2**24): comparing into floats and adding those is five
-    times as fast on a CPU as booleans, whose kernels are not vectorised. buffer: flat, at least as many elements."""
+    """compare(values, limits).sum(dim), as float32 (exact up to 2**24). On a CPU, writing comparisons as floats and
+    adding these is five times as fast as with booleans, whose kernels are not vectorised. buffer is flat and has at
+    least as many elements as values."""
     return compare(values, limits, out=buffer[: values.numel()].view(values.shape)).sum(dim)
 
 
 def _largest(strip: Tensor, k: int) -> Tensor:
-    """strip.topk(k).values, faster: the k largest of a row lie in the k of its groups of 16 whose maxima are largest.
-    strip (rows, a multiple of 64)."""
+    """strip.topk(k).values, but faster. The row is divided into groups of 16; its k largest values are in the k groups
+    with the largest maxima. strip (rows, a multiple of 64)."""
     folded = strip.view(len(strip), 16, -1)
     if folded.shape[2] > 2 * k:
         groups = folded.amax(1).topk(k, sorted=False).indices
         strip = folded.gather(2, groups[:, None].expand(-1, 16, -1)).flatten(1)
     if not strip.is_cpu:
         return strip.topk(k).values
-    # numpy's selection is vectorised: a seventh of the time of torch's.
+    # numpy's selection is vectorised and takes a seventh of the time of torch's.
     return _descending(torch.from_numpy(np.partition(strip.numpy(), -k, axis=1)[:, -k:]))
 
 
 def _descending(values: Tensor) -> Tensor:
-    """Each row of values (rows, k) from the largest to the smallest; on a CPU numpy's sort takes a tenth of torch's."""
+    """Each row of values (rows, k), sorted from the largest to the smallest. On a CPU numpy's sort takes a tenth of the
+    time of torch's."""
     if not values.is_cpu:
         return values.sort(1, descending=True).values
     return torch.from_numpy(-np.sort(-values.numpy(), axis=1))
 
 
 def _first_hit_after_drop(strip: Tensor, columns: Tensor) -> Tensor:
-    """How many images rank above the first hit (rows,) int64, NEVER without one, if all are ranked, the query too,
-    equal similarities by lower index, and the first is dropped whatever it is. Overwrites strip (rows, m); columns
-    (rows, w): those of the query's class, ascending, the query's own included."""
+    """How many images rank above the first hit, (rows,) int64, NEVER without a hit. All images are ranked, including
+    the query; equal similarities are ranked by lower index; the first image is dropped, whatever it is. strip (rows, m)
+    is overwritten. columns (rows, w) are those of the query's class, ascending, including the query's own column."""
     strip.scatter_(1, strip.argmax(1, keepdim=True), -torch.inf)
     best, place = strip.gather(1, columns).max(1, keepdim=True)
     strip.scatter_(1, columns, -torch.inf)
@@ -258,10 +264,11 @@ def _first_hit_after_drop(strip: Tensor, columns: Tensor) -> Tensor:
 
 
 def _at_r(counts: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """(Average precision at R, R-precision), (n,) float64 each, nan where R = 0.
+    """(Average precision at R, R-precision), (n,) float64 each, nan if R = 0.
 
-    counts (n, w) integer: irrelevant images ranked above the 1st, 2nd, ... relevant one (a count of R or more need not
-    be exact: such an image is not among the R nearest); number (n,): R, of which w is at least the largest.
+    counts (n, w) integer: how many irrelevant images are ranked above the 1st, 2nd, ... relevant one. A count of R or
+    more need not be exact, because such an image is not among the R nearest. number (n,) is R; w is at least the
+    largest R.
     """
     place = torch.arange(1, counts.shape[1] + 1, device=counts.device)
     rank = counts + place

@@ -1,17 +1,17 @@
 """Retrieval metrics, exact: Recall@K, MAP@R, R-Precision and the nearest neighbours themselves.
 
-Similarity is the inner product, so callers pass rows of unit length (then it is the cosine, and ranks equally with the
-Euclidean distance). Raw pixels go the same way: flatten, scale to unit length, pass. For a query, an image is RELEVANT
-if it has the query's label; the query itself is left out by its index, never as "the nearest one".
+Similarity is the inner product, so callers pass rows of unit length: it is then the cosine, and gives the same ranks as
+the Euclidean distance. For raw pixels: flatten them, scale them to unit length, and pass them. For a query, an image is
+RELEVANT if it has the query's label. The query itself is left out by its index, never as "the nearest one".
 
 - Recall@K: a query counts if any of its K nearest others is relevant (Song et al. 2016, arXiv 1511.06452, section 5).
   A query without any relevant image is a miss.
-- R-Precision: the fraction of relevant images among the R nearest, R being the number of relevant images.
-- MAP@R: (1/R) * sum over i = 1..R of (relevant among the i nearest / i where the i-th is relevant, else 0)
-  (Musgrave, Belongie, Lim 2020, arXiv 2003.08505). Both are means over the queries with R > 0.
+- R-Precision: the fraction of relevant images among the R nearest, where R is the number of relevant images.
+- MAP@R: (1/R) * sum over i = 1..R of (relevant among the i nearest / i if the i-th is relevant, else 0)
+  (Musgrave, Belongie, Lim 2020, arXiv 2003.08505). MAP@R and R-Precision are means over the queries with R > 0.
 
-Ties never flatter: an irrelevant image whose similarity equals that of a relevant one ranks above it. So a network that
-maps everything to one point scores 0, and the order of the images cannot matter.
+Ties never improve a score: an irrelevant image with the same similarity as a relevant one ranks above it. A network
+that maps everything to one point therefore scores 0, and the order of the images cannot matter.
 """
 
 from collections.abc import Sequence
@@ -36,18 +36,18 @@ def retrieval(
     """All retrieval metrics of one set of embeddings, as fractions.
 
     embeddings (n, d) float32, rows of unit length; labels (n,) int64; both on the same device. Without `gallery` every
-    row is a query against all others (CUB, Cars, SOP); with `gallery` (m, d) and `gallery_labels` (m,) the embeddings
-    are queries and only the gallery is searched (In-Shop). Returns {"recall@K": for every K, "map@r", "r_precision"},
-    the last two nan if no query has a relevant image.
+    row is a query against all others (CUB, Cars, SOP). With `gallery` (m, d) and `gallery_labels` (m,) the embeddings
+    are queries, and only the gallery is searched (In-Shop). Returns {"recall@K": for every K, "map@r", "r_precision"};
+    the last two are nan if no query has a relevant image.
 
-    `counting` names how Recall@K counts (MAP@R and R-Precision are always exact):
+    `counting` says how Recall@K counts (MAP@R and R-Precision are always exact):
     - "exact": as above, ties rank against the query.
     - "strict": only irrelevant images of strictly greater similarity rank above the best relevant one (the released
-      In-Shop code): ties flatter, a collapsed network gets 1.0.
-    - "drop_first": rank everything, the query included, ties by lower index; drop the first as "the query itself"; look
-      for the label in the next K (Proxy-AN's code; ProxyGML's on SOP). Where images repeat, the one dropped may be
-      another, and the query then finds itself. Not for a gallery.
-    Where no two images of different classes are equally similar to a query the three agree.
+      In-Shop code). Ties improve the score, and a collapsed network gets 1.0.
+    - "drop_first": rank everything, including the query, ties by lower index; drop the first as "the query itself";
+      look for the label in the next K (Proxy-AN's code; ProxyGML's on SOP). If images repeat, another image than the
+      query may be dropped, and the query then finds itself. Not for a gallery. The three agree if no two images of
+      different classes are equally similar to a query.
 
     Raises ValueError for empty input, K < 1, nan or infinite values, shapes or types that do not fit.
     """
@@ -66,7 +66,8 @@ def recall_at_k(
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
 ) -> dict[str, float]:
-    """`retrieval`'s {"recall@K": ...} alone, cheaper: what training looks at after every epoch."""
+    """Only the {"recall@K": ...} of `retrieval`, with exact counting, at a lower cost. Training evaluates with it.
+    Arguments and errors are as in `retrieval`."""
     first, _, _ = per_query(embeddings, labels, gallery, gallery_labels, "exact", first_only=True)
     return _recalls(first, ks)
 
@@ -75,9 +76,9 @@ def recall_at_k(
 def nearest(embeddings: Tensor, queries: Tensor, k: int, *, gallery: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k most similar others of some images: (indices (q, k) int64, similarities (q, k) float32), best first.
 
-    embeddings (n, d) float32; queries (q,) int64, rows of embeddings; neighbours are rows of `gallery` (m, d) or,
-    without one, of embeddings, the query left out by its index. Equal similarities: lower index first. k shrinks to
-    what there is.
+    embeddings (n, d) float32; queries (q,) int64, rows of embeddings. Neighbours are rows of `gallery` (m, d), or of
+    embeddings without a gallery; the query is then left out by its index. Of equal similarities the lower index comes
+    first. If there are fewer than k images to find, k is reduced to their number.
     Raises ValueError as `retrieval` does, and IndexError for queries out of range.
     """
     check_embeddings(embeddings, gallery)

@@ -1,4 +1,4 @@
-"""The similarities behind the retrieval metrics: products of embeddings, a strip at a time."""
+"""The similarities behind the retrieval metrics: products of embeddings, one strip at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,25 +6,27 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Ties must be ties: equal pairs of vectors have to get equal bits wherever they stand, or rounding and the order of the
-# images would decide. A matrix product adds up every entry in one order, given by the shapes, except for remainders at
-# the edges and for a single row or column, which have their own kernels. So all products that are compared with each
-# other here have one and the same shape, in multiples of 64, with padding.
+# Ties must be exact: equal pairs of vectors must get equal bits wherever they are in the matrix. Otherwise rounding and
+# the order of the images would decide. A matrix product adds every entry in the same order, given by the shapes, except
+# for remainders at the edges and for a single row or column, which have their own kernels. All products that are
+# compared with each other therefore have the same shape here, in multiples of 64, with padding.
 
 UNIT = 1e-5
-"""How far the length of a row may be from 1 that is meant to be 1: float32 rounds each of its numbers."""
+"""A row counts as having length 1 if its length differs from 1 by less, because float32 rounds each of its numbers."""
 
 
 def in_float64(rows: Tensor) -> Tensor:
-    """`rows` (n, d) in float64. Where all their lengths are 1 to float32's precision, they are 1 to float64's after."""
+    """`rows` (n, d) in float64. If all lengths are 1 in float32's precision, the rows are scaled to length 1 in
+    float64."""
     exact = rows.double()
     lengths = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
     return exact.div_(lengths) if bool(((lengths - 1).abs() < UNIT).all()) else exact
 
 
 def strips(queries: Tensor, searched: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Similarities of a few queries at a time to everything searched: (rows, (rows, m + padding), a flat buffer of
-    that size), the columns of padding -inf. Both are reused: done with before the next is asked for."""
+    """Similarities of a few queries at a time to all searched images: (the slice of queries, their similarities (rows,
+    m + padding), a flat buffer of that size). Columns of padding are -inf. Similarities and buffer are reused, so the
+    caller must finish with them before it asks for the next strip."""
     columns = len(searched) + 64 - len(searched) % 64
     height = max(64, min(512, 2**23 // columns // 64 * 64, -(-len(queries) // 64) * 64))
     padded = torch.nn.functional.pad(searched, (0, 0, 0, columns - len(searched))).T
@@ -40,8 +42,9 @@ def strips(queries: Tensor, searched: Tensor) -> Iterator[tuple[slice, Tensor, T
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Products in float32 whatever the caller has set for training: no TF32 (10 bits of mantissa: similarities off by
-    up to 1e-3, so neighbours closer than that swap, and ties appear), no autocast."""
+    """Compute products in full float32, whatever the caller has set for training: without autocast and without TF32.
+    With TF32's mantissa of 10 bits, similarities would be off by up to 1e-3, closer neighbours would swap, and ties
+    would appear."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -52,7 +55,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def check_embeddings(queries: Tensor, gallery: Tensor | None) -> None:
-    """ValueError, saying what is wrong, unless both are finite float32 (rows, dimensions), not empty, equally wide."""
+    """Raise `ValueError` unless both are finite float32 (rows, dimensions), not empty, and equally wide."""
     for name, values in (("embeddings", queries), ("gallery", gallery)):
         if values is None:
             continue

@@ -1,6 +1,7 @@
-"""What trains in an epoch. The papers' code freezes less, more or later than it means to: the recipe's keys say what.
+"""Which parameters train in an epoch. The papers' code freezes less, more or later than it intends; the recipe's keys
+describe what the code really does.
 
-Everything follows from recipe and epoch, nothing from the epochs before, so that a resumed run trains the same.
+Everything depends only on the recipe and the epoch, not on earlier epochs, so a resumed run trains in the same way.
 """
 
 import torch
@@ -10,14 +11,14 @@ from pipeline.networks.network import EmbeddingNetwork, batch_norms
 
 
 def set_trainable(network: EmbeddingNetwork, recipe: Recipe, epoch: int) -> None:
-    """Put `network` in training mode for an epoch, counted from 1; call it as each begins.
+    """Put `network` in training mode for an epoch, counted from 1. Call this at the start of each epoch.
 
-    It sets which of the backbone's parameters require gradients and which batch norms keep to their running statistics;
-    the head always trains. Batch norms whose statistics are not fixed update them in an epoch of the head alone too, as
-    in the papers' code. Where `frozen_gradients` is zero, the training loop must zero gradients, not set them to None.
+    It sets which parameters of the backbone require gradients, and which batch norms use their running statistics. The
+    head always trains. Batch norms whose statistics are not fixed update them in head-only epochs as well, as in the
+    papers' code. If `frozen_gradients` is zero, the training loop must set gradients to zero, not to None.
     """
     head_only = epoch in recipe.head_only_epochs
-    # PyTorch before 2.0 zeroed the gradients that there were; a parameter that had never trained had none.
+    # PyTorch before 2.0 set existing gradients to zero. A parameter that had never trained had no gradient.
     trained_before = any(before not in recipe.head_only_epochs for before in range(1, epoch))
     network.train()
     for parameter in network.backbone.parameters():

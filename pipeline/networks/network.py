@@ -1,4 +1,4 @@
-"""The network that is trained and evaluated: a backbone, pooling, a head to the embedding, unit length."""
+"""The network that is trained and evaluated: a backbone, pooling, and a head that gives embeddings of unit length."""
 
 import inspect
 import os
@@ -24,12 +24,12 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def pooled(features: Tensor, pooling: str) -> Tensor:
-    """Features (batch, features) of maps (batch, features, height, width); vectors, which the poolings none and
-    class_token are for, as they are.
+    """Features (batch, features) of maps (batch, features, height, width). With the poolings none and class_token the
+    features are vectors already, and are returned unchanged.
 
-    `mean` and `amax` stand in for PyTorch's adaptive pooling, whose backward passes have no deterministic form on
-    GPUs. They differ where maxima tie: `amax` gives each an equal share of the gradient, the pooling all of it to one.
-    After a ReLU most ties are zeros, which pass no gradient on either way.
+    `mean` and `amax` replace PyTorch's adaptive pooling, whose backward passes have no deterministic form on GPUs. They
+    differ for equal maxima: `amax` gives each an equal share of the gradient, adaptive pooling gives all of it to one.
+    After a ReLU most equal maxima are zeros, through which no gradient passes in either case.
     """
     if pooling in ("none", "class_token"):
         return features
@@ -38,8 +38,9 @@ def pooled(features: Tensor, pooling: str) -> Tensor:
 
 
 def make_backbone(name: str, pooling: str, input_size: int) -> Any:
-    """The backbone that a recipe names, `<file>` or `<file>/<variant>`, drawn from torch's generator: an `nn.Module`
-    with the attributes that pipeline/networks/backbones asks for."""
+    """The backbone that a recipe names, `<file>` or `<file>/<variant>`, with weights drawn from torch's generator: an
+    `nn.Module` with the attributes that pipeline/networks/backbones/__init__.py requires. Raises `BadInputError` for a
+    name that is not known."""
     file, _, variant = name.partition("/")
     backbone = submodule("networks.backbones", file).Backbone
     if "variant" not in inspect.signature(backbone).parameters:
@@ -52,7 +53,8 @@ def make_backbone(name: str, pooling: str, input_size: int) -> Any:
 
 
 def outlined(recipe: Recipe) -> Any:
-    """The backbone of a recipe without memory for its numbers, for what is to be known of it."""
+    """The backbone of a recipe on the meta device, without memory for its numbers, to inspect its attributes and
+    shapes."""
     with torch.device("meta"):
         return make_backbone(recipe.backbone, recipe.pooling, recipe.input_size)
 
@@ -60,7 +62,7 @@ def outlined(recipe: Recipe) -> Any:
 class EmbeddingNetwork(nn.Module):
     """Normalised images (batch, channels, height, width) to embeddings (batch, dimension) of unit length.
 
-    What is not `backbone` is the head, drawn from torch's generator like the backbone.
+    All parts other than `backbone` are the head. Like the backbone, the head is drawn from torch's generator.
     """
 
     def __init__(self, recipe: Recipe):
@@ -83,15 +85,16 @@ class EmbeddingNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings, in the dtype of the images."""
-        # Here and not around the step: a backward pass in autocast would round the loss's products, too.
+        # Autocast is here and not around the step, because a backward pass in autocast would also round the loss's
+        # products.
         with torch.autocast(images.device.type, torch.bfloat16, self.precision == "bfloat16", cache_enabled=False):
             embeddings = self.embedding(self.norms(pooled(self.backbone(images), self.pooling)))
-        # Before their length is divided by: in bfloat16 that is 1 to three digits only.
+        # Convert before the division by the length, because in bfloat16 unit length holds to only three digits.
         return normalize(embeddings.to(images.dtype))
 
 
 class Features(nn.Module):
-    """What a network's backbone gives, pooled, of unit length, in place of its embeddings."""
+    """A network that gives the pooled features of another network's backbone, of unit length, instead of embeddings."""
 
     def __init__(self, network: EmbeddingNetwork):
         super().__init__()
@@ -105,13 +108,15 @@ class Features(nn.Module):
 
 
 def initial_network(recipe: Recipe) -> EmbeddingNetwork:
-    """The network of `recipe` before training: drawn from torch's generator, its backbone pretrained if it is to be.
+    """The network of `recipe` before training: drawn from torch's generator, with pretrained weights in the backbone if
+    the recipe says so.
 
-    Raises `BadInputError` for a weights file that is missing, another one, or does not fit in every name and shape.
+    Raises `BadInputError` for a weights file that is missing, is another file, or does not fit in every name and shape.
     """
     network = EmbeddingNetwork(recipe)
     if recipe.pretrained:
-        # Where it is used: a run from scratch does not read these files, nor import what fetches them.
+        # Imported here, because a run from scratch does not read these files and does not need the code that fetches
+        # them.
         from pipeline.networks.weights import load_pretrained
 
         load_pretrained(recipe, network.backbone)
@@ -119,7 +124,8 @@ def initial_network(recipe: Recipe) -> EmbeddingNetwork:
 
 
 def load_network(recipe: Recipe, weights: Path, device: torch.device) -> EmbeddingNetwork:
-    """The network of `recipe` with the weights that a run kept, every name and shape checked."""
+    """The network of `recipe` with the weights that a run kept, on `device`. Raises `BadInputError` if the file is
+    missing or does not fit in every name and shape."""
     network = EmbeddingNetwork(recipe)
     try:
         network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
@@ -132,8 +138,8 @@ def load_network(recipe: Recipe, weights: Path, device: torch.device) -> Embeddi
 
 @contextmanager
 def computing(recipe: Recipe) -> Iterator[None]:
-    """Round products to TF32 while the block runs, if that is the recipe's precision: for the network, forward and
-    backward. All else is whole float32."""
+    """Round products to TF32 while the block runs, if that is the recipe's precision. Use it for the network's forward
+    and backward pass. Everything else is full float32."""
     _allow_tf32(recipe.precision == "tf32")
     try:
         yield
@@ -146,20 +152,24 @@ def _allow_tf32(allowed: bool) -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device that a params file's machine.device means; "auto" is a GPU if there is one."""
+    """The device that a params file's machine.device means; "auto" is a GPU if there is one, otherwise the CPU. Raises
+    `BadInputError` for "cuda" without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInputError("machine.device is cuda but torch sees no GPU: pass --gpus all to docker, or use auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def prepare(recipe: Recipe, device: str) -> torch.device:
-    """Choose the device and make torch repeat its bits on it."""
+    """Choose the device, and set up torch so that it gives the same bits each time on that device."""
     chosen = choose_device(device)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order next time
+    # Without this, cuBLAS may add in another order the next time.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _allow_tf32(False)
-    # As use_deterministic_algorithms(True), which imports torch's compiler besides: 2 s at the start of every stage.
+    # The same as use_deterministic_algorithms(True), which also imports torch's compiler: 2 s at the start of every
+    # stage.
     torch.set_deterministic_debug_mode("error")
-    # Filling every new tensor costs a tenth of a small network's step; it only makes reads of unset memory repeat.
+    # Filling every new tensor costs a tenth of a small network's step. It would only make reads of unset memory
+    # repeatable.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(recipe.cpu_threads)
     return chosen

@@ -1,4 +1,5 @@
-"""What is wrong between a recipe and its backbone, found on an outline of it: no image is read, nothing is computed."""
+"""Checks that a recipe and its backbone fit. They use an outline of the backbone (torch's meta device): no image is
+read, and nothing is computed."""
 
 from typing import Any
 
@@ -16,12 +17,12 @@ ATTRIBUTES = ("channels", "features", "spatial", "input_size")
 
 
 def backbone_problems(recipe: Recipe) -> list[str]:
-    """What is wrong between a recipe and its backbone, whose module is imported; each begins with the recipe's key."""
+    """The problems between a recipe and its backbone, whose module is imported. Each begins with the recipe's key."""
     try:
         backbone = outlined(recipe)
     except BadInputError as error:
         return [f"backbone: {error}"]
-    except Exception as error:  # whatever a file of one's own, or a library, may raise
+    except Exception as error:  # A user's own file, or a library, may raise any error.
         return [f"backbone: {recipe.backbone} cannot be built with {_sizes(recipe)}: {_first_line(error)}"]
     lacking = [name for name in ATTRIBUTES if not hasattr(backbone, name)]
     if lacking:
@@ -31,7 +32,7 @@ def backbone_problems(recipe: Recipe) -> list[str]:
 
 
 def check_backbone(recipe: Recipe, source: str) -> None:
-    """Raise `BadInputError` where a recipe and its backbone do not fit; `source` is the file and the key of the recipe,
+    """Raise `BadInputError` if a recipe and its backbone do not fit. `source` is the file and the key of the recipe,
     such as "params.yaml: recipes.cub"."""
     path, _, key = source.rpartition(": ")
     if found := backbone_problems(recipe):
@@ -47,7 +48,7 @@ def _sizes(recipe: Recipe) -> str:
 
 
 def _settings_problems(recipe: Recipe, backbone: Any) -> list[str]:
-    """Keys of the recipe that are not as the backbone's attributes want them."""
+    """Keys of the recipe that contradict the backbone's attributes."""
     found = [
         f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
         for key in ("mean", "std")
@@ -69,7 +70,7 @@ def _settings_problems(recipe: Recipe, backbone: Any) -> list[str]:
 
 
 def _shape_problems(recipe: Recipe, backbone: Any) -> list[str]:
-    """Whether a batch passes, and gives what the attributes promise."""
+    """The problem if a batch does not pass the backbone, or does not give the shape that the attributes promise."""
     images = torch.empty(2, backbone.channels, recipe.input_size, recipe.input_size, device="meta")
     try:
         with torch.inference_mode():
@@ -86,7 +87,7 @@ def _shape_problems(recipe: Recipe, backbone: Any) -> list[str]:
 
 
 def _chance_problems(recipe: Recipe, backbone: nn.Module) -> list[str]:
-    """Layers that draw at random in training from a generator that no checkpoint keeps."""
+    """Layers that draw random numbers in training from a generator whose state no checkpoint keeps."""
     for name, layer in backbone.named_modules():
         if getattr(layer, "drop_prob", 0) or (isinstance(layer, _DropoutNd) and layer.p):
             return [f"backbone: {recipe.backbone} draws at random in training ({name}), which no resumed run repeats"]
@@ -94,7 +95,7 @@ def _chance_problems(recipe: Recipe, backbone: nn.Module) -> list[str]:
 
 
 def _input_problems(recipe: Recipe) -> list[str]:
-    """Whether published weights of a library get the pixels that they were trained with."""
+    """Keys of the recipe that give a library's published weights other pixels than those they were trained with."""
     file, _, variant = recipe.backbone.partition("/")
     if not variant or not recipe.pretrained or recipe.weights:
         return []

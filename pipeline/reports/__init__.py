@@ -1,1 +1,1 @@
-"""Pages to look at: what the runs of a grid gave, in one self-contained file."""
+"""Report pages: the results of a grid's runs, in one self-contained file."""

@@ -1,4 +1,4 @@
-"""Tables for pages: the cells of metrics/tables, each with the runs that it stands for."""
+"""Tables for pages: the cells of metrics/tables, each with the runs behind it."""
 
 import os
 from dataclasses import dataclass, field
@@ -28,15 +28,15 @@ SIGNS = {
     "not run": ("○", "unknown"),
     "REHEARSAL": ("R", "bad"),
 }
-"""How a verdict begins -> its sign and its colour's name."""
+"""The beginning of a verdict -> its sign and the name of its colour."""
 
 COLUMNS = {"best test epoch": "best_test_epoch", "last epoch": "last_epoch", "held-out": "held_out"}
-"""The column of a comparison -> the rule that chose its weights."""
+"""Column of a comparison -> the rule that chose its weights."""
 
 
 @dataclass(frozen=True)
 class SeedLine:
-    """What a cell opens to, of one run."""
+    """The line on one run that is shown when a cell is opened."""
 
     seed: str
     value: str
@@ -60,7 +60,7 @@ class PageCell:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a table: its head and its lines, the first cell of which names the row."""
+    """A part of a table: its head and its lines. The first cell of a line names the row."""
 
     title: str
     head: list[str]
@@ -98,7 +98,7 @@ def verdict_cell(text: str) -> PageCell:
 
 
 def blocks(grid: ShownGrid, table: ShownTable, folder: Path) -> list[Block]:
-    """The blocks of a table, as metrics/tables has them."""
+    """The blocks of a table, as in metrics/tables, with links from a page in `folder`."""
     if table.table.layout == "ranked":
         found = _ranked(grid, table, folder)
     else:
@@ -138,7 +138,7 @@ def _compared(grid: ShownGrid, table: ShownTable, folder: Path) -> list[Block]:
             cells = [PageCell(text) for text in line]
             for place, rule in rules.items():
                 cells[axes + place] = PageCell(line[axes + place], seed_lines(grid, row, rule, metric, folder))
-            # A row that is none of the grid's, such as raw pixels, has its name alone.
+            # A row that is not a row of the grid, such as raw pixels, has only its name.
             blank = [PageCell("")] * (len(table.table.rows) - axes)
             lines.append([*cells[:axes], *blank, *cells[axes:-1], verdict_cell(line[-1])])
         found.append(Block(dataset, [*table.table.rows, *COMPARED], lines))

@@ -1,6 +1,6 @@
-"""Figures of a report as data addresses: SVG where lines are drawn, and the same runs give the same bytes.
+"""Figures of a report as data addresses, SVG for line drawings. The same runs give the same bytes.
 
-They are narrow, so that they can be read on a telephone, and need no colour.
+The figures are narrow, so that they can be read on a telephone, and need no colour.
 """
 
 import base64
@@ -23,18 +23,18 @@ from pipeline.tables.charts import STYLE, sweep
 from pipeline.tables.rows import Cell, Row, is_extra
 
 WIDTH = 4.8
-"""Of a figure, in inches of 96 pixels."""
+"""The width of a figure, in inches of 96 pixels."""
 
 INK, PAPERS, BAND = "#1f2937", "#b45309", "#d1d5db"
 
 
 def data_address(kind: str, content: bytes) -> str:
-    """A file as an address that holds all of it."""
+    """A file's content as a data address. `kind` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an address, and closed."""
+    """A figure as a data address. The figure is closed."""
     content = io.BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
@@ -42,8 +42,8 @@ def svg(figure: Figure) -> str:
 
 
 def dots(entries: Sequence[tuple[str, Cell, float | None]], label: str) -> str:
-    """One line an entry (name, our cell, the printed number in percent): a tick for each seed, the mean, the 95 %
-    t-interval, and the printed number as a hollow diamond beside it."""
+    """A figure with one line for each entry (name, our cell, the printed number in percent): a tick for each seed, the
+    mean, the 95 % t-interval, and the printed number as a hollow diamond."""
     with matplotlib.rc_context(STYLE):
         figure, panel = pyplot.subplots(figsize=(WIDTH, 0.7 + 0.27 * len(entries)), layout="constrained")
         for place, (_, cell, printed) in enumerate(entries):
@@ -65,24 +65,24 @@ def dots(entries: Sequence[tuple[str, Cell, float | None]], label: str) -> str:
 
 
 def intervals(table: ShownTable, dataset: str) -> str | None:
-    """Recall@1 of the rows of a table on a dataset, and the printed numbers; None where there is neither."""
+    """A figure with Recall@1 of the rows of a table on a dataset, and the printed numbers; None if there is neither."""
     entries = []
     for row in table.rows:
         printed = table.published.rows.get(row.key, {}).get("recall@1") if table.published else None
         cell = row.cell(table.selection, "recall@1")
-        # What is not trained may be so far off that nothing else could be seen beside it.
+        # Rows without training are left out. They may be so far away that differences of the others would not be seen.
         if row.dataset == dataset and not is_extra(row) and (cell.values or printed is not None):
             entries.append((row.name, cell, printed))
     return dots(entries, f"Recall@1, percent, {table.selection.replace('_', ' ')}") if entries else None
 
 
 def peeking(rows: list[Row]) -> str:
-    """What choosing the epoch on the test set adds to Recall@1 of each row, paired by seed."""
+    """A figure of what choosing the epoch on the test set adds to Recall@1 of each row, paired by seed."""
     return dots([(row.key, row.peeking("last_epoch"), None) for row in rows], "best test epoch less last epoch, points")
 
 
 def sweep_chart(table: ShownTable) -> str:
-    """The paper's curve under ours, as beside the table."""
+    """The figure of the paper's sweep under ours. It is the same as the file beside the table."""
     assert table.published is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sweep.svg"
@@ -93,8 +93,9 @@ def sweep_chart(table: ShownTable) -> str:
 def curves(
     rows: dict[str, list[ShownRun]], metric: str, label: str, printed: dict[str, dict[str, float]]
 ) -> str | None:
-    """A number by epoch, one panel a row: its runs as lines (dashed where held-out classes were looked at), the range
-    of all rows' runs behind them, the printed numbers as hollow diamonds. None where no run has the number."""
+    """A figure of a metric by epoch, with one panel for each row: its runs as lines (dashed if not evaluated on the
+    test set), the range of all rows' runs behind them, and printed numbers as hollow diamonds. None if no run has the
+    metric."""
     lines = {name: [line for run in runs if (line := _line(run, metric))[1]] for name, runs in rows.items()}
     lines = {name: of_row for name, of_row in lines.items() if of_row}
     if not lines:
@@ -143,8 +144,8 @@ def _line(run: ShownRun, metric: str) -> tuple[list[int], list[float], bool]:
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> str:
-    """A map, points float32 (images, 2), as pixels, coloured by class; with the classes' names in their middle where
-    these are few and short."""
+    """A map of points, float32 (images, 2), as a PNG picture, coloured by class. The names of classes are shown in the
+    middle of their points if they are few and short."""
     figure: Any = Figure(figsize=(6.4, 6.4), dpi=100)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -152,7 +153,8 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> st
     panel = figure.add_axes((0, 0, 1, 1))
     panel.axis("off")
     classes, colours = np.unique(labels, return_inverse=True)
-    # Neighbouring numbers get different colours; there are more classes than anybody tells apart.
+    # Neighbouring class numbers get different colours. There may be more classes than colours that people can tell
+    # apart.
     hues = (colours * 0.618034) % 1
     panel.scatter(*points.T, c=hues, cmap="hsv", vmin=0, vmax=1, s=9, linewidths=0, alpha=0.75)
     short = all(len(names[label]) <= 12 and names[label].isascii() for label in classes)
@@ -167,7 +169,7 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> st
 
 
 def _palette(content: bytes) -> bytes:
-    """A PNG with at most 64 colours."""
+    """The same PNG picture with at most 64 colours."""
     from PIL import Image
 
     smaller = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Galleries: queries with their nearest images, confused classes, and images with equal bytes under two labels."""
+"""Galleries: queries with their nearest images, confused classes, and images with equal bytes but different labels."""
 
 import base64
 import io
@@ -14,11 +14,12 @@ from pipeline.data.index import Entry
 from pipeline.data.packed import PackedImages, shown
 
 SIDE, QUALITY = 72, 70
-"""Of thumbnails: the longer side in pixels, and WebP's quality."""
+"""The longer side of thumbnails in pixels, and the quality for WebP."""
 
 
 class Thumbnails:
-    """The images of a dataset that a page shows, each stored once, by its number in the packed index."""
+    """Thumbnails of the images of a dataset that a page shows. Each is stored once, by its number in the packed
+    index."""
 
     def __init__(self, dataset: str):
         self.dataset = dataset
@@ -26,7 +27,7 @@ class Thumbnails:
         self.addresses: dict[int, str] = {}
 
     def entry(self, image: int) -> Entry:
-        """The index's row of an image, whose thumbnail the page will have."""
+        """The index's row of an image. Its thumbnail is added. Raises `BadInputError` if there is no such image."""
         if not 0 <= image < len(self.packed):
             raise BadInputError(f"{self.packed.folder} has no image {image}: run the stage of the runs again")
         if image not in self.addresses:
@@ -38,26 +39,27 @@ class Thumbnails:
         return self.packed.entries[image]
 
     def picture(self, image: int) -> "Picture":
-        """An image as a page shows it."""
+        """The picture of an image for a page. Its thumbnail is added."""
         entry = self.entry(image)
         return Picture(f"{self.dataset}-{image}", shown(entry.name), shown(entry.class_name))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A thumbnail on a page, by its id there. Names are made printable: no mark in them turns the text around them."""
+    """A thumbnail on a page, by its id on the page. Names are made printable, so that no sign in them reverses the
+    direction of text."""
 
     identity: str
     name: str
     class_name: str
     right: bool | None = None
-    """Whether a neighbour has the query's class; None of a query."""
+    """Whether a neighbour has the query's class; None for a query."""
     similarity: float = 1.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A query and the images that it found, the nearest first."""
+    """A query and the images that it found, nearest first."""
 
     query: Picture
     neighbours: list[Picture]
@@ -66,8 +68,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What one run found: answers by what they show, its confused classes (the two names, an example of each, and how
-    many queries), and Recall@1 of the hardest and the easiest classes (name, fraction)."""
+    """The gallery of one run: answers by kind ("The worst" and so on); confused classes, as pictures of an example
+    query and of its nearest image, and the number of such queries; and Recall@1 of the hardest and the easiest classes,
+    as name and fraction."""
 
     title: str
     answers: dict[str, list[Answer]]
@@ -77,7 +80,7 @@ class Gallery:
 
 
 def read_queries(path: Path) -> dict[str, np.ndarray]:
-    """A queries.npz; one that is missing or of an older version is bad input."""
+    """The arrays of a queries.npz, by name. Raises `BadInputError` if it is missing, damaged or of an older version."""
     again = "evaluate its run again (`dvc repro`)"
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -108,8 +111,8 @@ def _answer(thumbnails: Thumbnails, found: dict[str, np.ndarray], place: int) ->
 
 
 def choose(found: dict[str, np.ndarray], labels: np.ndarray, count: int) -> dict[str, list[int]]:
-    """Places of the worst queries (the latest first hit, one a class), the best (the highest average precision and the
-    surest neighbour, one a class), and random ones."""
+    """The places of `count` queries of each kind: the worst (latest first hit, one for each class), the best (highest
+    average precision, then highest similarity, one for each class), and random ones."""
     precision = np.nan_to_num(found["average_precision"], nan=-1)
     answerable = found["first_hit"] >= 0
     worst = np.lexsort((precision, -found["first_hit"]))
@@ -130,7 +133,8 @@ def _one_a_class(order: np.ndarray, labels: np.ndarray, count: int) -> list[int]
 
 
 def gallery(thumbnails: Thumbnails, path: Path, title: str, count: int = 6, pairs: int = 12) -> Gallery:
-    """The gallery of the run whose queries.npz is at `path`: `count` queries of each kind, `pairs` confused classes."""
+    """The gallery of the run whose queries.npz is at `path`: `count` queries of each kind, and `pairs` pairs of
+    confused classes. Raises `BadInputError` if the file does not fit the dataset."""
     found = read_queries(path)
     entries = thumbnails.packed.entries
     if found["query"].max() >= len(entries):
@@ -153,7 +157,7 @@ def gallery(thumbnails: Thumbnails, path: Path, title: str, count: int = 6, pair
 
 
 def two_labels(thumbnails: Thumbnails, most: int = 12) -> tuple[int, list[list[Picture]]]:
-    """Images with equal bytes under two labels or more: how many such groups there are, and the first `most`."""
+    """Groups of images with equal bytes but different labels: the number of groups, and the first `most` of them."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in thumbnails.packed.entries:
         groups[entry.sha256].append(entry)

@@ -10,12 +10,13 @@ from pipeline.reports.figures import scatter
 from pipeline.reports.galleries import read_queries
 
 MAPPED = 1500
-"""Images on a map at most: t-SNE's time grows faster than their number, and more dots hide one another."""
+"""The most images on a map, because t-SNE's time grows faster than their number, and more dots would hide each
+other."""
 ITERATIONS = 500
 
 
 def spread(labels: np.ndarray, most: int) -> np.ndarray:
-    """Rows of at most `most` of some images, spread evenly over every class, in order; labels int (images,)."""
+    """The rows, in order, of at most `most` images, evenly from every class. `labels` are int (images,)."""
     if len(labels) <= most:
         return np.arange(len(labels))
     # The first image of every class, then the second of each, and so on.
@@ -27,8 +28,8 @@ def spread(labels: np.ndarray, most: int) -> np.ndarray:
 
 
 def embedding_map(path: Path, packed: PackedImages) -> tuple[str, int] | None:
-    """The map of the embeddings that a queries.npz holds, as an address, and how many images are on it; None where it
-    holds none, or too few for a map."""
+    """The map of the embeddings in a queries.npz, as a data address, and the number of its images; None if there are no
+    embeddings, or too few for a map."""
     found = read_queries(path)
     if "embeddings" not in found:
         return None
@@ -36,7 +37,7 @@ def embedding_map(path: Path, packed: PackedImages) -> tuple[str, int] | None:
     rows = spread(labels, MAPPED)
     if len(rows) < 10:
         return None
-    # Where it is used: its import takes a second.
+    # Imported here, because the import takes a second.
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(rows) - 1) / 3)

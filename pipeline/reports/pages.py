@@ -1,4 +1,4 @@
-"""Pages of a grid, of all grids, and of one run, each a single file that asks for nothing and runs no script."""
+"""Pages of a grid, of all grids, and of one run. Each is a single file that loads nothing else and runs no script."""
 
 import os
 from collections import Counter
@@ -22,11 +22,11 @@ from pipeline.tables.rows import Row, is_extra
 REPORTS = Path("metrics/reports")
 
 BASELINES = ("untrained", "raw_pixels")
-"""Protocols of rows that say what no training gives."""
+"""The protocols of rows that show results without any training."""
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from a template of this folder. Everything that is put into it is escaped."""
+    """A page made from a template of this package. All content is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -36,7 +36,7 @@ def render(template: str, **content: Any) -> str:
 
 @dataclass(frozen=True)
 class DatasetLook:
-    """What a report shows of the images of a dataset."""
+    """What a report shows for a dataset's images: galleries, images with two labels, and a map."""
 
     dataset: str
     galleries: list[Gallery]
@@ -47,13 +47,14 @@ class DatasetLook:
 
 
 def baseline_of(rows: list[tuple[float, Row, GridRun]]) -> tuple[float, Row, GridRun]:
-    """Of candidates, the best first: what no training gives, or else the worst."""
+    """The baseline among candidates, which are sorted with the best first: a row without training, otherwise the worst
+    row."""
     return next((row for row in rows if row[2].run.protocol in BASELINES), rows[-1])
 
 
 def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
-    """The galleries of the best row on a dataset and of the baseline, what no training gives or else the worst row, and
-    the best row's map. Thumbnails go into `stored`, by their id."""
+    """The galleries of the best row on a dataset and of the baseline (see `baseline_of`), and the map of the best row.
+    Thumbnails are added to `stored`, by their id."""
     rows = grid.candidates(dataset)
     if not rows:
         return DatasetLook(dataset, [], (0, []), None, "", "no run has kept what its queries found")
@@ -80,7 +81,7 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
 
 
 def counts(grid: ShownGrid) -> dict[str, int]:
-    """How many printed numbers have each verdict, by how it begins."""
+    """The beginning of a verdict -> the number of printed numbers with this verdict."""
     said = Counter(
         next(start for start in SIGNS if verdict.startswith(start))
         for table in grid.tables
@@ -90,14 +91,16 @@ def counts(grid: ShownGrid) -> dict[str, int]:
 
 
 def run_counts(grid: ShownGrid) -> dict[str, int]:
-    """How many planned runs are there, and why the others are not."""
+    """The numbers of planned runs, of done runs, and of runs that failed, are missing, have other settings, or were
+    taken over."""
     found = {"planned": sum(len(row.runs) for table in grid.tables for row in table.rows), "done": len(grid.runs)}
     kinds = {"failures": "failed", "missing": "not run", "outdated": "of other settings", "taken_over": "taken over"}
     return found | {name: len(grid.names(kind)) for kind, name in kinds.items()}
 
 
 def costs(runs: list[ShownRun]) -> list[str]:
-    """A machine's line: runs, hours, seconds a run, images/s in training, memory, the GPU's memory and energy."""
+    """The line of a machine: its runs, hours, seconds for each run (median), images/s in training (median), memory and
+    GPU memory in GB (highest), and the GPU's energy in kWh."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
     speeds = [speed for run in runs for speed in run.making.get("images_per_second", ())]
     memory = [run.making["peak_memory_bytes"] for run in runs if run.making]
@@ -115,7 +118,7 @@ def costs(runs: list[ShownRun]) -> list[str]:
 
 
 def table_figures(grid: ShownGrid, table: ShownTable) -> dict[str, list[tuple[str, str]]]:
-    """The figures of a table, (address, what it shows): `intervals` and `curves`."""
+    """The figures of a table, `intervals` and `curves`: data address and description of each."""
     drawn: list[tuple[str, str]] = []
     learning: list[tuple[str, str]] = []
     printed = table.published.curves if table.published else {}
@@ -137,12 +140,12 @@ def table_figures(grid: ShownGrid, table: ShownTable) -> dict[str, list[tuple[st
 
 
 def title_of(grid: ShownGrid) -> str:
-    """What the report of a grid is called."""
+    """The title of a grid's report."""
     return grid.paper or f"Report of the grid {grid.name}"
 
 
 def report(grid: ShownGrid, folder: Path) -> str:
-    """The page of a grid, to be written into `folder`."""
+    """The page of a grid, with links for a page in `folder`."""
     stored: dict[str, str] = {}
     looks = [look(grid, dataset, stored) for dataset in grid.datasets]
     peeking = [(table, rows) for table in grid.tables if (rows := peeking_rows(table.rows))]
@@ -173,7 +176,7 @@ def report(grid: ShownGrid, folder: Path) -> str:
 
 
 def write_report(name: str) -> Path:
-    """Write the report of a grid, and the keys of the runs that it shows beside it; gives its place."""
+    """Write the report of a grid, and beside it the keys of the runs that it shows. Return the report's path."""
     path, grid = REPORTS / name / "index.html", ShownGrid(name)
     write_text(path, report(grid, path.parent))
     write_json(path.with_name("made_from.json"), {str(place): run.record.key for place, run in grid.runs.items()})
@@ -181,7 +184,7 @@ def write_report(name: str) -> Path:
 
 
 def write_overview(names: list[str]) -> Path:
-    """Write the page that links the reports that there are of some grids, and give its place."""
+    """Write the page that links to the existing reports of some grids. Return its path."""
     path = REPORTS / "index.html"
     grids = [ShownGrid(name) for name in names if (REPORTS / name / "index.html").is_file()]
     lines = [(grid, title_of(grid), counts(grid), run_counts(grid)) for grid in grids]
@@ -190,7 +193,7 @@ def write_overview(names: list[str]) -> Path:
 
 
 def write_gallery(queries: Path, dataset: str, title: str, count: int, out: Path) -> None:
-    """Write the gallery of one run alone."""
+    """Write a page with the gallery of a single run to `out`."""
     thumbnails = Thumbnails(dataset)
     shown = gallery(thumbnails, queries, title, count)
     twice = two_labels(thumbnails)

@@ -1,5 +1,5 @@
-"""What a report shows of a grid: its tables with their rows, read as the tables read them, and what is known of each
-run."""
+"""The content of a grid's report: its tables with their rows, read in the same way as for metrics/tables, and what is
+known about each run."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ UNKNOWN_MACHINE = "a machine that was not noted"
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run that has a metrics file, and what its made.json says of its training and its evaluation, if it is there."""
+    """A run that has a metrics file, and the entries of its made.json for its training and its evaluation, if there are
+    any."""
 
     run: GridRun
     record: MetricsRecord
@@ -30,18 +31,18 @@ class ShownRun:
 
     @property
     def making(self) -> dict[str, Any]:
-        """When and where it was trained, or evaluated where nothing was trained."""
+        """When and where the run was trained, or evaluated if it was not trained."""
         return self.made.get("training") or self.made.get("evaluation") or {}
 
     @property
     def seconds(self) -> float | None:
-        """Of training and evaluation; None where they were not noted."""
+        """The seconds of training and evaluation; None if they were not noted."""
         return sum(work["seconds"] for work in self.made.values()) if self.made else None
 
     @property
     def gpu_joules(self) -> float | None:
-        """The GPU's energy in training and evaluation, each where it was counted; of a GPU that runs shared, its share.
-        None where it was not."""
+        """The GPU's energy in joules in training and evaluation, as far as it was counted; None if it was not counted.
+        If runs shared the GPU, it is divided by their number."""
         counted = [
             work["gpu_joules"] / work["runs_on_device"]
             for work in self.made.values()
@@ -51,7 +52,7 @@ class ShownRun:
 
     @property
     def machine(self) -> str:
-        """The GPU, or the processor where none was used."""
+        """The GPU, or the processor if no GPU was used, as text."""
         machine = self.making.get("machine")
         if machine is None:
             return UNKNOWN_MACHINE
@@ -65,14 +66,14 @@ class ShownRun:
 
     @property
     def revision(self) -> str:
-        """The first digits of the commit that it was made with; with a plus where files had been changed."""
+        """The first digits of the commit with which the run was made, with a plus if files had been changed."""
         git = self.making.get("git", {})
         revision = (git.get("revision") or "")[:10]
         return f"{revision}{'' if git.get('clean') else '+'}" if revision else "not noted"
 
 
 def _made(run: GridRun, record: MetricsRecord) -> dict[str, Any]:
-    """What made.json says of the training and the evaluation of a record, less what it says of others."""
+    """The entries of made.json that belong to the training and the evaluation of a record."""
     keys = {"evaluation": record.key} | ({"training": record.run.key} if record.run else {})
     made = read_json(run.made) if run.made.is_file() else {}
     return {work: of for work, of in made.items() if of["key"] == keys.get(work)}
@@ -80,7 +81,7 @@ def _made(run: GridRun, record: MetricsRecord) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table and all that there is of it."""
+    """A table with all that a report shows of it."""
 
     name: str
     title: str
@@ -89,7 +90,7 @@ class ShownTable:
     metrics: list[str]
     published: PublishedTable | None
     printed_by_others: list[PublishedTable]
-    """Printed tables whose references belong beside it."""
+    """Printed tables whose other methods are shown with this table."""
 
     @property
     def foreign(self) -> bool:
@@ -98,11 +99,11 @@ class ShownTable:
 
     @property
     def selection(self) -> str:
-        """The rule that chose the weights of the numbers that are drawn."""
+        """The rule that chose the weights, for the numbers in figures."""
         return "best_test_epoch" if self.published else ranking_selection(self.rows)
 
     def verdicts(self) -> list[tuple[str, str]]:
-        """The row and the metric, and the verdict, of every printed number."""
+        """For every printed number: its row and metric as text, and the verdict."""
         if self.published is None:
             return []
         lines = comparison(self.rows, self.published, "±")
@@ -112,7 +113,7 @@ class ShownTable:
 
 
 class ShownGrid:
-    """A grid's tables, and its runs by their metrics file."""
+    """A grid's tables, and its runs by their metrics files."""
 
     def __init__(self, grid: str):
         self.name = grid
@@ -135,7 +136,7 @@ class ShownGrid:
 
     @cached_property
     def runs(self) -> dict[Path, ShownRun]:
-        """The runs that the tables count, by their metrics file."""
+        """The runs that the tables show, by their metrics files."""
         shown: dict[Path, ShownRun] = {}
         for table in self.tables:
             for row in table.rows:
@@ -148,7 +149,7 @@ class ShownGrid:
 
     @cached_property
     def made_once(self) -> list[ShownRun]:
-        """The runs, each once where several tables share it."""
+        """The runs, each only once even if several tables share it."""
         return list({run.record.key: run for run in self.runs.values()}.values())
 
     def names(self, kind: str) -> list[str]:
@@ -163,7 +164,7 @@ class ShownGrid:
         return dict(sorted(machines.items()))
 
     def candidates(self, dataset: str) -> list[tuple[float, Row, GridRun]]:
-        """Recall@1, row and first run of the rows on a dataset that kept what their queries found, the best first."""
+        """Recall@1, row and first run of the rows on a dataset that kept the results of their queries, best first."""
         found = {}
         for table in self.tables:
             for row in table.rows if table.selection != "held_out_classes" else ():
@@ -174,7 +175,7 @@ class ShownGrid:
         return sorted(found.values(), key=lambda found: (-found[0], found[1].name))
 
     def _has_queries(self, run: GridRun) -> bool:
-        """Whether what a run's queries found is there, of the evaluation that its metrics file is of."""
+        """Whether the results of a run's queries exist and belong to the same evaluation as its metrics file."""
         shown = self.runs.get(run.metrics)
         there = (run.queries / "queries.npz").is_file()
         return shown is not None and there and store.key_of(run.queries) == shown.record.key

@@ -1,1 +1,1 @@
-"""What a run is: its settings, its key, its record, and the store of runs that asks for it by key."""
+"""What a run is: its settings, its key and its record; and the store, which holds runs by their keys."""

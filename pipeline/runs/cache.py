@@ -1,5 +1,8 @@
-"""Runs that DVC's cache holds, by dvc.lock: DVC removes a stage's outputs before it runs it again, and the store of a
-fresh clone is empty, so what was pulled would be lost to a stage that starts for another reason."""
+"""Runs that DVC's cache holds, found by dvc.lock.
+
+DVC removes a stage's outputs before it runs the stage again, and the store of a fresh clone is empty. Without this
+module, a stage that starts for another reason could not use the runs that were pulled.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ SHOWN = ("data/runs", "data/queries")
 
 
 def _cache() -> Path | None:
-    """Where DVC keeps files here; None outside of a repository of DVC's."""
+    """The folder in which DVC keeps files here; None outside of a DVC repository."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
@@ -26,7 +29,7 @@ def _cache() -> Path | None:
 
 
 def _locked() -> Iterator[str]:
-    """The hashes that the dvc.lock files have of the folders of runs and queries."""
+    """The hashes of the folders of runs and queries in the dvc.lock files."""
     for lock in (Path("dvc.lock"), Path("papers/dvc.lock")):
         if not lock.is_file():
             continue
@@ -38,7 +41,8 @@ def _locked() -> Iterator[str]:
 
 
 def take_in(wanted: set[str]) -> int:
-    """Put the runs and evaluations of some keys into the store that DVC's cache holds whole; gives their number."""
+    """Put the runs and evaluations with the `wanted` keys into the store if DVC's cache has all of their files. Returns
+    their number."""
     taken = 0
     hashes = list(_locked())
     cache = _cache() if hashes and wanted else None

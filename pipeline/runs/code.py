@@ -1,7 +1,8 @@
-"""The code that computes, as one hash: of what runs, not of how it is written down.
+"""One hash of the code that computes. It depends on what the code does, not on how it is written.
 
-A hash covers the files of this package that a file imports, and those that they import. What cannot change a finished
-run's bytes is left out of it: docstrings, comments, layout, annotations of functions, messages of errors, prints.
+A hash covers the files of this package that a file imports, and the files that these import. Everything that cannot
+change a finished run's bytes is left out: docstrings, comments, layout, annotations of functions, messages of errors,
+prints.
 """
 
 import ast
@@ -26,7 +27,7 @@ NOT_COMPUTING = {
     "networks/outline.py": "refuses networks, or lets them pass as they are",
     "runs/": "decides what is run, not how",
 }
-"""Files, or folders, that no hash covers, and why."""
+"""Files and folders that no hash covers, and why."""
 
 NO_CONTENT = ("lineno", "col_offset", "end_lineno", "end_col_offset", "type_comment", "type_params", "kind", "ctx")
 
@@ -38,7 +39,7 @@ def _plain(node: Any) -> Any:
     if isinstance(node, ast.Constant):
         return ["Constant", repr(node.value)]
     if isinstance(node, ast.Raise):
-        # Which error it is may be caught; what it says is for people.
+        # Code may depend on the kind of error, because it can catch it. The message is only for people.
         error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return ["Raise", _plain(error)]
     if isinstance(node, ast.arg):
@@ -52,7 +53,7 @@ def _plain(node: Any) -> Any:
 
 
 def _idle(node: Any) -> bool:
-    """Whether a statement computes nothing: a docstring, or another text that stands alone, or a print."""
+    """Whether a statement computes nothing: a docstring, another string on its own, or a print."""
     if not isinstance(node, ast.Expr):
         return False
     value = node.value
@@ -61,12 +62,12 @@ def _idle(node: Any) -> bool:
 
 
 def tree_hash(source: str) -> str:
-    """SHA-256 of what a module's source text computes."""
+    """SHA-256 of the parts of a module's source text that compute."""
     return hashlib.sha256(repr(_plain(ast.parse(source))).encode()).hexdigest()
 
 
 def _file(name: str) -> Path | None:
-    """The file of a module of this package by its dotted name; None for other names."""
+    """The file of the module of this package with a dotted name; None for other names."""
     first, *rest = name.split(".")
     if first != "pipeline":
         return None
@@ -81,7 +82,7 @@ def _computes(file: Path) -> bool:
 
 @functools.cache
 def _read(file: Path) -> tuple[str, frozenset[Path]]:
-    """A file's tree hash, and the files of this package that it imports, inside its functions too."""
+    """A file's tree hash, and the files of this package that it imports, also inside of functions."""
     source = file.read_text(encoding="utf-8")
     imported: set[Path] = set()
     for node in ast.walk(ast.parse(source)):
@@ -95,7 +96,8 @@ def _read(file: Path) -> tuple[str, frozenset[Path]]:
 
 
 def files_of(*modules: str) -> list[Path]:
-    """The files that compute in what the modules import, given by their dotted names, and in what those import."""
+    """The files that compute: those of the modules, given by their dotted names, and all files that they import,
+    directly or through other files."""
     found: set[Path] = set()
     ahead = [path for name in modules if (path := _file(name)) is not None]
     while ahead:
@@ -107,15 +109,16 @@ def files_of(*modules: str) -> list[Path]:
 
 
 def code_hash(*modules: str) -> str:
-    """One SHA-256 over `files_of` some modules: each file's place in the package and the hash of its tree."""
+    """One SHA-256 over `files_of` the modules: over each file's place in the package and the hash of its tree."""
     lines = [f"{_read(file)[0]}  {file.relative_to(PACKAGE).as_posix()}\n" for file in files_of(*modules)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @functools.cache
 def _loss_arguments(loss: str) -> tuple[dict[str, Any], frozenset[str]]:
-    """Of the settings of a file of pipeline/losses their defaults, and the names of those that are floats; read from
-    its text: importing it would import torch, which takes longer than all the rest of asking for a key."""
+    """The defaults of the settings of a file of pipeline/losses, and the names of the settings that are floats. They
+    are read from the file's text. Importing the file would import torch, which takes longer than the rest of computing
+    a key."""
     tree = ast.parse((PACKAGE / "losses" / f"{loss}.py").read_text(encoding="utf-8"))
     for kind in tree.body:
         if isinstance(kind, ast.ClassDef) and kind.name == "Loss":
@@ -134,7 +137,8 @@ def _is_float(annotation: ast.expr | None) -> bool:
 
 
 def loss_settings(loss: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a file of pipeline/losses with its defaults; 12 of a float is 12.0, so that both are one run."""
+    """The settings of a file of pipeline/losses, with its defaults. For a float setting 12 becomes 12.0, so that both
+    mean the same run."""
     defaults, floats = _loss_arguments(loss)
     return {
         name: float(value) if name in floats and type(value) is int else value

@@ -1,7 +1,7 @@
-"""What a run costs, before any is made: the arithmetic of its images' passes through the network.
+"""The cost of a run, before it is made: the floating-point operations of its images' passes through the network.
 
-It orders runs, longest first, and shares out the time left. It is no forecast of seconds: how many operations a second
-a machine does differs by network and precision.
+It is used to order runs, longest first, and to estimate the time left. It does not predict seconds, because the number
+of operations that a machine does in a second differs by network and precision.
 """
 
 import functools
@@ -14,17 +14,18 @@ from pipeline.runs.grid import GridRun
 from pipeline.runs.run import Run
 
 BACKWARD = 2
-"""A backward pass costs two forward ones: gradients of what comes in, and of the weights."""
+"""A backward pass costs as much as two forward passes: one for the gradients of the inputs, one for those of the
+weights."""
 
 MODELLED = 33e12
-"""Operations a second of these networks that an H100 would do in float32: a model, not a measurement."""
+"""Operations per second that an H100 would do for these networks in float32. This is a model, not a measurement."""
 
 
 @functools.cache
 def operations(backbone: str, pooling: str, size: int) -> int:
-    """Floating-point operations of one image of size x size pixels passing forward through a backbone; a multiplication
-    and an addition are two."""
-    import torch  # here, so that asking for a run's state need not import it
+    """The floating-point operations of a backbone's forward pass for one image of size x size pixels. A multiplication
+    and an addition count as two."""
+    import torch  # here, so that asking for a run's state does not import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from pipeline.networks.network import make_backbone
@@ -37,18 +38,20 @@ def operations(backbone: str, pooling: str, size: int) -> int:
 
 @functools.cache
 def images_in(manifest: Path) -> int | None:
-    """The number of images of a manifest; None where it is not made yet."""
+    """The number of images of a manifest; None if it is not made yet."""
     return manifest.read_text(encoding="utf-8").count("\n") - 1 if manifest.is_file() else None
 
 
 def _published(dataset: str, *parts: str) -> int:
-    """Images of a dataset's parts as published; half the training set for what was not; 0 where nothing was."""
+    """The published number of images of a dataset's parts. A part without a published number counts as half the
+    training set. 0 if nothing was published."""
     counts = {part: of.images for part, of in dataset_module(dataset).EXPECTED.items()}
     return sum(counts[part] or (counts.get("train") or 0) // 2 for part in parts if part in counts)
 
 
 def training_images(run: Run) -> int:
-    """Images of an epoch: as the list of them has it, or about, by the published counts, where it is not made yet."""
+    """The number of images of an epoch: by the manifest, or an estimate by the published counts if the manifest is not
+    made yet."""
     listed = images_in(run.manifest)
     if listed is not None:
         return listed
@@ -61,7 +64,7 @@ def training_images(run: Run) -> int:
 
 
 def searched_images(run: Run) -> int:
-    """Images that a look at the run's network embeds, or about."""
+    """The number of images that are embedded each time that the run's network is evaluated, or an estimate of it."""
     if run.protocol == "choose_epoch":
         parts = ["held_out_test"]
     else:
@@ -74,18 +77,18 @@ def searched_images(run: Run) -> int:
 
 
 def looks(recipe: Recipe) -> int:
-    """How often a training looks at the test set."""
+    """How often a training evaluates on the test set."""
     every = recipe.evaluated_epochs
     return len(every) if isinstance(every, list) else recipe.epochs // every
 
 
 EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 1, "ensemble": 0}
-"""Weights that are evaluated after a run, by its protocol."""
+"""Protocol of a run -> the number of its weights that are evaluated after it."""
 
 
 def cost(run: GridRun) -> float:
-    """Floating-point operations of a run, training and evaluation; a held-out run counts as if it trained to the last
-    epoch. 0 for what is not trained."""
+    """The floating-point operations of a run's training and evaluation. A held-out run counts as if it trained to the
+    last epoch. A run that is not trained has the cost 0."""
     if not run.run.trained:
         return 0.0
     recipe = run.run.recipe
@@ -96,6 +99,6 @@ def cost(run: GridRun) -> float:
 
 
 def longest_first(runs: list[GridRun]) -> list[GridRun]:
-    """Runs in the order in which workers take them: the longest first, so that no long one is left alone at the end. A
-    run that chooses an epoch counts with the run that waits for it."""
+    """Runs in the order in which workers take them: the longest first, so that no long run is left alone at the end. A
+    run that chooses an epoch counts double, because another run waits for it."""
     return sorted(runs, key=lambda run: -cost(run) * (2 if run.run.protocol == "choose_epoch" else 1))

@@ -1,7 +1,7 @@
-"""Runs in progress for TensorBoard: what their live histories say, epoch by epoch.
+"""TensorBoard for runs in progress: the values of their live histories, epoch by epoch.
 
-While a run trains, `data/store/<key>.history.csv` gets a line an epoch. The process that started the runs reads it, so
-nothing of this is in a run, and no result can depend on it.
+While a run trains, `data/store/<key>.history.csv` gets a line for each epoch. The process that started the runs reads
+this file. The run itself does nothing for TensorBoard, so no result can depend on it.
 """
 
 import csv
@@ -20,11 +20,11 @@ from pipeline.runs.states import keys_of
 
 EVENTS = Path("data/tensorboard")
 SECONDS = 2.0
-"""Between two looks."""
+"""The time between two readings of the histories."""
 
 
 def check_package() -> None:
-    """Raise `BadInputError` where the package that writes for TensorBoard is not installed."""
+    """Raise `BadInputError` if the package tensorboard is not installed."""
     try:
         importlib.import_module("tensorboard")
     except ImportError:
@@ -35,7 +35,7 @@ def check_package() -> None:
 
 
 class Follower:
-    """Writes the histories of some runs, as far as they have come, below `EVENTS`, by the runs' names."""
+    """Writes the histories of some runs, as far as they exist, to folders below `EVENTS` with the runs' names."""
 
     def __init__(self, runs: list[GridRun], machines: dict[str, Machine]):
         trained = [run for run in runs if run.run.trained]
@@ -44,14 +44,14 @@ class Follower:
         self.epochs = dict.fromkeys(self.keys, 0)
 
     def look(self) -> None:
-        """Write what is new."""
+        """Write the lines that are new since the last call."""
         from torch.utils.tensorboard import SummaryWriter
 
         for place, key in self.keys.items():
             lines = read_lines(store.beside(key, "history.csv")) or read_lines(store.folder(key) / "history.csv")
             new = lines[self.epochs[place] :]
             if new and place not in self.writers:
-                remove(EVENTS / place)  # of an earlier try, all of which is written again
+                remove(EVENTS / place)  # events of an earlier try: all lines are written again
                 self.writers[place] = SummaryWriter(str(EVENTS / place))
             for line in new:
                 for name, value in line.items():
@@ -63,7 +63,7 @@ class Follower:
 
 
 def read_lines(history: Path) -> list[dict[str, str]]:
-    """The lines of a history; none where it is not there."""
+    """The lines of a history; none if the file does not exist."""
     try:
         with history.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -73,7 +73,7 @@ def read_lines(history: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def followed(runs: list[GridRun], machines: dict[str, Machine]) -> Iterator[None]:
-    """Follow runs while the block does them; `machines` by grid."""
+    """Follow runs while the block makes them. `machines` is grid -> its `Machine`."""
     follower, ended = Follower(runs, machines), threading.Event()
 
     def follow() -> None:

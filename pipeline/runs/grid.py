@@ -1,6 +1,6 @@
-"""Grids: the runs of the tables of a params file, and the names that people see them by.
+"""Grids: the runs of the tables of a params file, and the names under which people see them.
 
-A grid is a folder of papers/ with a params.yaml, called by the folder's name; `default` is the project's own
+A grid is a folder of papers/ with a params.yaml, and has the folder's name. The grid `default` is the project's own
 params.yaml.
 """
 
@@ -26,17 +26,17 @@ ENDINGS: dict[Protocol, str] = {
     "untrained": "",
     "ensemble": "_ensemble",
 }
-"""What follows the seed in a run's name."""
+"""Protocol -> the text after the seed in a run's name."""
 
 RAW_PIXELS, UNTRAINED, ENSEMBLE = "raw_pixels", "untrained", "ensemble_of_"
-"""Names of the rows that tables add, the last one before the name of the row that it is of."""
+"""The names of the rows that tables add. The last one is followed by the name of the row whose runs are combined."""
 
 CHOSEN = Path("papers/chosen.yaml")
-"""The grids that are stages of DVC here, as `pipeline.choose` writes them."""
+"""The file with the grids that are DVC stages here. `pipeline.choose` writes it."""
 
 
 def grid_folder(grid: str) -> Path:
-    """The folder of a grid's params.yaml; an unknown grid is bad input."""
+    """The folder of a grid's params.yaml. Raises `BadInputError` for an unknown grid."""
     folder = Path() if grid == DEFAULT else Path("papers") / grid
     if not (folder / "params.yaml").is_file():
         raise BadInputError(f"{folder / 'params.yaml'} is missing: choose a grid among {', '.join(known_grids())}")
@@ -60,14 +60,14 @@ class GridRun:
     grid: str
     table: str
     row: str
-    """The row's name: its values, as `folder_name` puts them together."""
+    """The row's name: its values, joined by `folder_name`."""
     run: Run
     values: tuple[str, ...] = ()
-    """The row's values, one an axis of the table, as text; none of a row that is no row of the grid."""
+    """The row's values as text, one for each axis of the table. Empty if the row is not a row of the grid."""
 
     @property
     def place(self) -> Path:
-        """The run's name, below data/runs and the like: <grid>/<dataset>/<table>/<row>/<seed>."""
+        """The run's name below data/runs and similar folders: <grid>/<dataset>/<table>/<row>/<seed>."""
         seed = f"{self.run.seed}{ENDINGS[self.run.protocol]}"
         return Path(self.grid, self.run.dataset, self.table, self.row, seed)
 
@@ -78,7 +78,7 @@ class GridRun:
 
     @property
     def queries(self) -> Path:
-        """The folder that shows what the evaluation kept beside the metrics."""
+        """The folder that shows the files that the evaluation kept beside the metrics."""
         return Path("data/queries") / self.place
 
     @property
@@ -88,12 +88,12 @@ class GridRun:
 
     @property
     def error(self) -> Path:
-        """The file that says why the run failed, where it did."""
+        """The file that says why the run failed, if it did."""
         return self.metrics.with_name(f"{self.place.name}.error.json")
 
     @property
     def made(self) -> Path:
-        """The file that says when and on what machine it was made."""
+        """The file that says when and on which machine the run was made."""
         return Path("metrics/made") / self.place.with_name(f"{self.place.name}.json")
 
 
@@ -103,7 +103,8 @@ def rows_of(table: Table) -> Iterator[tuple[Any, ...]]:
 
 
 def _changed(path: Path, table: str, run: Run, changes: dict[str, Any]) -> Run:
-    """A run with some keys of its recipe or its loss changed, as a row says."""
+    """A run with some keys of its recipe or its loss changed, as a row says. Raises `BadInputError` if the changed
+    recipe is impossible."""
     recipe = {key: value for key, value in changes.items() if key in Recipe.model_fields}
     loss = {key: value for key, value in changes.items() if key not in recipe}
     try:
@@ -115,7 +116,7 @@ def _changed(path: Path, table: str, run: Run, changes: dict[str, Any]) -> Run:
 
 
 def row_run(path: Path, params: Params, name: str, dataset: str, values: tuple[Any, ...], seed: int) -> Run:
-    """The run, by the papers' protocol, of a row of the table `name` of the params file at `path`."""
+    """The run of a row of the table `name` of the params file at `path`, by the papers' protocol."""
     table = params.tables[name]
     row = dict(zip(table.rows, values, strict=True))
     recipe = f"{row.pop('recipe')}_{dataset}" if "recipe" in row else None
@@ -125,7 +126,8 @@ def row_run(path: Path, params: Params, name: str, dataset: str, values: tuple[A
 
 
 def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -> list[GridRun]:
-    """The runs of a grid, or of one dataset or table of it, in the order in which they are to be run."""
+    """The runs of a grid, or of one dataset or one table of it, in the order of the params file. Raises `BadInputError`
+    for an unknown grid, dataset or table."""
     path = grid_folder(grid) / "params.yaml"
     params = read_params(path)
     if table is not None and table not in params.tables:
@@ -142,7 +144,8 @@ def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -
 
 
 def untrained_run(path: Path, params: Params, dataset: str, recipe: str) -> Run:
-    """What the recipe of this name of the params file at `path` starts from, on a dataset."""
+    """The evaluation, on a dataset, of the untrained network of a recipe of the params file at `path`. Raises
+    `BadInputError` for an unknown recipe."""
     if recipe not in params.recipes:
         raise BadInputError(f"{path}: recipes.{recipe}: there is no such recipe, add it")
     source = f"{path}: recipes.{recipe}"
@@ -150,7 +153,8 @@ def untrained_run(path: Path, params: Params, dataset: str, recipe: str) -> Run:
 
 
 def _members(path: Path, params: Params, name: str, dataset: str, values: tuple[Any, ...]) -> tuple[Run, ...]:
-    """The runs of all seeds of a row, where there are several; held-out ones where no other is tested."""
+    """The runs of all seeds of a row, by the protocol `test` if the table has it, otherwise by `held_out`. Empty if
+    there is only one seed, or if the table only chooses epochs."""
     table = params.tables[name]
     tests = [row_run(path, params, name, dataset, values, seed) for seed in table.seeds]
     if len(tests) < 2 or table.protocols == ["choose_epoch"]:

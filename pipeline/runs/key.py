@@ -1,19 +1,20 @@
-"""The one meaning of "the same run": its key, the SHA-256 of all that decides its bytes, and of nothing else.
+"""The definition of "the same run": its key. This is the SHA-256 of everything that decides the run's bytes, and of
+nothing else.
 
-A training's key holds
-- its settings: dataset, loss and all its settings, seed, protocol, subset, and the recipe but for what evaluation alone
-  reads; defaults of the recipe's keys are left out, so that a new key changes no run that does not use it;
-- the data: the packed index, which has the place and the SHA-256 of every image, and the manifests that it reads, by
-  their hashes; the SHA-256 that the pretrained weights must have; where another run chose the epoch, that run's key;
-- the code that computes, by syntax tree: what the training loop, the loss and the backbone import (`runs/code.py`);
+The key of a training covers
+- its settings: dataset, loss and all its settings, seed, protocol, subset, and the recipe without the keys that only
+  evaluation reads; defaults of the recipe's keys are left out, so a new key changes no run that does not use it;
+- its data, by their hashes: the packed index, which has the place and the SHA-256 of every image, and the manifests
+  that the run reads; the SHA-256 that the pretrained weights must have; if another run chose the epoch, that run's key;
+- the code that computes, by its syntax tree: what the training loop, the loss and the backbone import (`runs/code.py`);
 - the versions of the packages that compute (`runs/packages.py`);
-- the kind of device, cpu or cuda, and the instructions that the CPU's kernels are held to.
+- the kind of device, cpu or cuda, and the instructions that the CPU's kernels use.
 
-Not in it: what does not change the bytes, such as the engine, the number of loader processes, file names, the grid and
-the table that ask for the run, Python's version, comments. What card a GPU is, the record says.
+The key does not cover what does not change the bytes: the engine, the number of loader processes, file names, the grid
+and the table that ask for the run, Python's version, comments. The model of the GPU is only in made.json.
 
-An evaluation's key holds the training's key, the code of the evaluation, and what it reads besides: the test manifests
-and the recipe's keys that only it reads. So another metric trains nothing.
+The key of an evaluation covers the training's key, the code of the evaluation, and what only the evaluation reads: the
+test manifests and some of the recipe's keys. A changed metric therefore trains nothing again.
 """
 
 import functools
@@ -37,16 +38,16 @@ EVALUATION = "pipeline.evaluation.evaluation"
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of what is JSON, whatever the order of its keys."""
+    """SHA-256 of a value that JSON can represent. The order of its keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 @functools.cache
 def device_kind(device: str) -> str:
-    """cpu or cuda, as machine.device says; auto is cuda where torch sees a GPU."""
+    """cpu or cuda, as machine.device says; auto is cuda if torch sees a GPU."""
     if device != "auto":
         return device
-    # Where the system has no driver there is nothing to ask torch, whose import takes seconds.
+    # Without a driver there is no need to ask torch, whose import takes seconds.
     if not any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia")):
         return "cpu"
     import torch
@@ -60,7 +61,8 @@ def _hash(path: Path, size: int, changed: int) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, computed once while its size and time stay."""
+    """SHA-256 of a file, computed only once while its size and time do not change. Raises `NotReadyError` if the file
+    does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -69,7 +71,7 @@ def file_hash(path: Path) -> str:
 
 
 class NotReadyError(BadInputError):
-    """A file of a run's data is not there yet, so the run has no key."""
+    """A file of a run's data does not exist yet, so the run has no key."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -77,16 +79,20 @@ class NotReadyError(BadInputError):
 
 
 def retrieved_manifests(dataset: str) -> list[Path]:
-    """The manifests of what is retrieved: test, or query and gallery where the dataset has those."""
+    """The manifests of the retrieved images: test, or query and gallery if the dataset has these."""
     splits = Path("data/splits") / dataset
     parts = ("query", "gallery") if (splits / "query.csv").is_file() else ("test",)
     return [splits / f"{part}.csv" for part in parts]
 
 
 def pretrained_hash(recipe: Recipe) -> dict[str, Any]:
-    """What the pretrained weights of a recipe must be: their SHA-256, as the recipe says, as published or pinned by the
-    first good download, be they there or not, or as they are where none is known; and which entries are left out.
-    What is left out of a library's weights follows from the library's version, which is in the key."""
+    """The SHA-256 that the pretrained weights of a recipe must have, and the entries that are left out of them.
+
+    The SHA-256 is the one in the recipe, the published one, or the one pinned by the first good download; the file need
+    not exist for these. If none is known, it is that of the file. The entries that are left out of a library's weights
+    follow from the library's version, which is in the key. Raises `BadInputError` if the network has no published
+    weights.
+    """
     backbone = recipe.backbone
     if recipe.weights is not None:
         return {"sha256": recipe.weights.sha256, "without": recipe.weights.drop}
@@ -106,7 +112,7 @@ def backbone_module(recipe: Recipe) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """A key, and what it is the hash of, which the record shows."""
+    """A key (`digest`), and the content that it is the hash of. The record shows the content."""
 
     digest: str
     content: dict[str, Any]
@@ -116,11 +122,11 @@ SEEN = (
     *("backbone", "pretrained", "pooling", "input_size", "test_resize", "smallest_crop", "test_fit", "decoded_size"),
     *("channel_order", "pixel_maximum", "mean", "std", "precision", "memory_format", "cpu_threads"),
 )
-"""The recipe's keys that decide what its backbone gives of an image before training."""
+"""The recipe's keys that decide what its backbone gives for an image before training."""
 
 
 def _not_trained(run: Run, device: str) -> dict[str, Any]:
-    """What decides the embeddings of what is not trained itself."""
+    """Everything that decides the embeddings of a run that is not trained."""
     if run.members:
         return {"protocol": run.protocol, "members": [evaluation_key(member, device).digest for member in run.members]}
     settings = run.settings()
@@ -136,10 +142,10 @@ def _machine(device: str) -> dict[str, Any]:
 
 
 def training_key(run: Run, device: str) -> Key:
-    """The key of a run's training on a device as machine.device says it. Raises `NotReadyError` where its data are not
-    all there."""
+    """The key of a run's training. `device` is a value of machine.device. Raises `NotReadyError` if some of its data do
+    not exist."""
     settings = run.settings()
-    # Of weights of one's own their hash counts, which is among the data, and not the file's name.
+    # For the user's own weights the hash counts, which is among the data, and not the file's name.
     left_out = (*EVALUATED, "weights")
     settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key not in left_out}
     manifests = [run.manifest]
@@ -161,10 +167,10 @@ def training_key(run: Run, device: str) -> Key:
 
 
 def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
-    """The key of the evaluation of a run's weights; of those that were trained under the key `trained`, or under the
-    one that the run has now."""
+    """The key of the evaluation of a run's weights: of those trained under the key `trained`, or else under the run's
+    current key. Raises `NotReadyError` if some of its data do not exist."""
     files = [Path("data/packed") / run.dataset / "index.csv"]
-    if run.protocol == "choose_epoch":  # only its history is read
+    if run.protocol == "choose_epoch":  # such a run is only evaluated by its history
         files.append(Path("data/splits") / run.dataset / "held_out_test.csv")
     else:
         files += retrieved_manifests(run.dataset)

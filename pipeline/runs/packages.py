@@ -1,4 +1,5 @@
-"""The installed packages that compute: what requirements.lock pins, less what is known not to change a result."""
+"""The installed packages that compute: those that requirements.lock pins, without those that are known not to change a
+result."""
 
 import functools
 import importlib.metadata
@@ -30,13 +31,13 @@ NOT_COMPUTING = {
     "packaging": "compares version numbers",
     "narwhals": "data frames, which are not used",
 }
-"""Packages that no key holds, with what they alone require, and why."""
+"""Packages that are in no key, together with packages that only they require, and why."""
 
 
 @functools.cache
 def computing(cuda: bool) -> tuple[str, ...]:
-    """The names of the packages that compute, by the lock's own words on who requires whom; CUDA's libraries on a GPU
-    only."""
+    """The names of the packages that compute. The comments in the lock say which package requires which. CUDA's
+    libraries are included only for a GPU (`cuda`)."""
     requires: dict[str, set[str]] = {}
     for block in re.split(r"^(?=[a-z0-9])", LOCK.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         name = re.match(r"[\w.-]+", block)[0]  # type: ignore[index]  # by the split above
@@ -54,7 +55,7 @@ def computing(cuda: bool) -> tuple[str, ...]:
 
 @functools.cache
 def versions(cuda: bool) -> dict[str, str | None]:
-    """The installed version of each package that computes; None where it is not installed."""
+    """The installed version of each package that computes; None if it is not installed."""
     return {name: _version(name) for name in computing(cuda)}
 
 

@@ -1,7 +1,7 @@
-"""What is written down of a run: its record, run.json, and its metrics file, each with a number of its schema.
+"""What is recorded about a run: its record, run.json, and its metrics file, each with the number of its schema.
 
-Both hold nothing that differs between two machines that compute the same bytes. Times and machines are in a file of
-their own, made.json, which is compared with nothing.
+Both hold nothing that differs between two machines that compute the same bytes. Times and machines are in a separate
+file, made.json, with which nothing is compared.
 """
 
 from pathlib import Path
@@ -22,15 +22,15 @@ Count = Annotated[int, Ge(1)]
 
 
 class TakenOver(BaseModel):
-    """Says that a run's bytes were made by other code, which was found to give the same bytes (`pipeline.adopt`)."""
+    """Says that a run's bytes were made by other code, which gave the same bytes in a check (`pipeline.adopt`)."""
 
     model_config = STRICT
 
     key: str
-    """That it was made under."""
+    """The key under which the run was made."""
     because: str
     compared: str
-    """The key of the run that was trained again, and how far."""
+    """The key of the run that was trained again for the check, and to which epoch."""
 
 
 class TrainingRecord(BaseModel):
@@ -48,23 +48,23 @@ class TrainingRecord(BaseModel):
     subset: dict[str, float | int]
     recipe: Recipe
     data: dict[str, Any]
-    """SHA-256 of the index and the manifests that were read; what the pretrained weights had to be; the key of the run
-    that chose the epoch."""
+    """The SHA-256 of the index and of the manifests that were read; the required SHA-256 of the pretrained weights; the
+    key of the run that chose the epoch."""
     code: str
     device: Literal["cpu", "cuda"]
     instructions: str
     packages: dict[str, str | None]
     epochs: Count
-    """The last one that was trained."""
+    """The last epoch that was trained."""
     images: Count
     classes: Count
     files: dict[str, str]
-    """SHA-256 of the weights and the history, by name."""
+    """Name -> SHA-256 of the weights and of the history."""
     taken_over: TakenOver | None = None
 
 
 class Retrieved(BaseModel):
-    """What was searched among."""
+    """The retrieved images: queries and gallery together."""
 
     model_config = STRICT
 
@@ -73,7 +73,7 @@ class Retrieved(BaseModel):
 
 
 class MetricsRecord(BaseModel):
-    """The metrics file of a run, or of what was not trained, such as the images themselves."""
+    """The metrics file of a run. The run may also be one without training, such as that of the images themselves."""
 
     model_config = STRICT
 
@@ -82,9 +82,9 @@ class MetricsRecord(BaseModel):
     dataset: str
     retrieved: Retrieved
     metrics: dict[str, dict[str, float | int | str | None]]
-    """By the rule that chose the weights: fractions, and the epoch."""
+    """The rule that chose the weights -> the metrics, as fractions, and the epoch."""
     history: list[dict[str, float | int]]
-    """Loss, and Recall@K where it was looked at, by epoch; empty of what was not trained."""
+    """Loss by epoch, and Recall@K for the epochs that were evaluated; empty for a run without training."""
     run: TrainingRecord | None
     data: dict[str, Any]
     code: str
@@ -92,14 +92,14 @@ class MetricsRecord(BaseModel):
     instructions: str
     packages: dict[str, str | None]
     files: dict[str, str]
-    """SHA-256 of what was kept beside the metrics, by name."""
+    """Name -> SHA-256 of the files that were kept beside the metrics."""
 
 
 Record = TypeVar("Record", bound=BaseModel)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:
-    """A record; one that is missing, damaged or of another schema is bad input."""
+    """A record of the given kind. Raises `BadInputError` if it is missing, damaged or of another schema."""
     content = read_json(path)
     if isinstance(content, dict) and content.get("schema_number") != SCHEMA:
         raise BadInputError(
@@ -115,7 +115,7 @@ def read_record(path: Path, kind: type[Record]) -> Record:
 
 
 def check_files(folder: Path, files: dict[str, str]) -> None:
-    """Raise `BadInputError` unless the files of a record are there with the bytes that it says."""
+    """Raise `BadInputError` unless the files of a record exist and have the SHA-256 in the record."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

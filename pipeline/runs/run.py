@@ -1,4 +1,4 @@
-"""A run: everything that decides what it trains, in values, wherever they were written down."""
+"""A run: the values of all settings that decide what it trains, wherever they were written."""
 
 import csv
 import math
@@ -11,38 +11,38 @@ from pipeline.base.files import BadInputError
 from pipeline.runs.code import loss_settings
 
 Protocol = Literal["test", "choose_epoch", "held_out", "raw_pixels", "untrained", "ensemble"]
-"""test: trained on all training classes, looked at on the test set, kept at the best test epoch and the last.
-choose_epoch: trained on one half of the training classes and looked at on the other; only its history is kept.
-held_out: trained on all training classes up to the epoch that was best in a run of choose_epoch, without a look.
+"""test: trained on all training classes and evaluated on the test set; the best test epoch and the last one are kept.
+choose_epoch: trained on one half of the training classes and evaluated on the other half; only its history is kept.
+held_out: trained on all training classes, without evaluation, up to the epoch that was best in a choose_epoch run.
 raw_pixels: not trained; the images themselves are evaluated.
-untrained: not trained; what the recipe's backbone gives before training, pooled, is evaluated.
-ensemble: nothing more is trained; the embeddings of several runs, side by side, are evaluated."""
+untrained: not trained; the pooled features of the recipe's backbone before training are evaluated.
+ensemble: nothing more is trained; the concatenated embeddings of several runs are evaluated."""
 
 EVALUATED = ("counting", "kmeans")
-"""The recipe's keys that evaluation alone reads."""
+"""The recipe's keys that only evaluation reads."""
 
 TRAINED: tuple[Protocol, ...] = ("test", "choose_epoch", "held_out")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training. Two runs that are equal here, on the same data, code, packages and kind of device, give the same
-    bytes. `source` and `loss_source` say for messages where the settings are written down."""
+    """One training. Two runs with equal values here give the same bytes on the same data, code, packages and kind of
+    device. `source` and `loss_source` say, for messages, where the settings are written."""
 
     dataset: str
     recipe: Recipe
     loss: str
     """A file of pipeline/losses."""
     loss_settings: dict[str, Any]
-    """All keyword arguments of its class, defaults too."""
+    """All keyword arguments of its class, including defaults."""
     seed: int
     protocol: Protocol = "test"
     rate: float | None = None
-    """Of a partial training set."""
+    """The rate of a partial training set."""
     gamma: int | None = None
-    """Of an imbalanced training set."""
+    """The gamma of an imbalanced training set."""
     chosen_by: "Run | None" = None
-    """The run of choose_epoch, where the protocol is held_out."""
+    """The choose_epoch run, if the protocol is held_out."""
     members: "tuple[Run, ...]" = ()
     """The runs of an ensemble."""
     source: str = "params.yaml: recipes"
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def manifest(self) -> Path:
-        """The list of the training images."""
+        """The manifest of the training images."""
         if self.rate is not None:
             return Path("data/subsets") / self.dataset / f"partial_{self.rate}.csv"
         if self.gamma is not None:
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether there is anything to train."""
+        """Whether the run is trained."""
         return self.protocol in TRAINED
 
     @property
@@ -70,11 +70,11 @@ class Run:
 
     @property
     def subset(self) -> dict[str, float | int]:
-        """The rate or the gamma of the training set, by that name; nothing for the whole one."""
+        """{"rate": ...} or {"gamma": ...} of the training set; empty for the whole training set."""
         return {name: value for name in ("rate", "gamma") if (value := getattr(self, name)) is not None}
 
     def settings(self) -> dict[str, Any]:
-        """What was settled before the run, as JSON values; with what evaluation reads."""
+        """All settings of the run as JSON values, including those that only evaluation reads."""
         return {
             "dataset": self.dataset,
             "loss": self.loss,
@@ -96,8 +96,8 @@ def make_run(
     recipe: str | None = None,
     **choices: Any,
 ) -> Run:
-    """A run of the entries `recipe` (the dataset's if not given) and `loss` of the params file at `path`. `choices` are
-    further fields of `Run`."""
+    """A run with the entries `recipe` (the dataset's if not given) and `loss` of the params file at `path`. `choices`
+    are further fields of `Run`. Raises `BadInputError` if an entry does not exist."""
     recipe_name = recipe or dataset
     if recipe_name not in params.recipes:
         raise BadInputError(f"{path}: recipes.{recipe_name}: there is no such recipe, add it")
@@ -111,7 +111,8 @@ def make_run(
 def checked_run(
     path: Path, dataset: str, loss: str, seed: int, recipe: str | None, changes: list[str], **choices: Any
 ) -> Run:
-    """`make_run` after the whole check of the params file, its recipe's network and its loss, which imports torch."""
+    """`make_run`, with a full check of the params file, of the recipe's network and of the loss. It imports torch.
+    Raises `BadInputError` with the problems."""
     from pipeline.networks.outline import check_backbone  # here, because it imports torch
 
     run = make_run(path, read_params(path, recipe or dataset, loss, changes), dataset, loss, seed, recipe, **choices)
@@ -120,7 +121,8 @@ def checked_run(
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history.csv, one an epoch: numbers by column, without those of epochs that were not evaluated."""
+    """The lines of a history.csv, one for each epoch: column -> number. Empty values of epochs without an evaluation
+    are left out. Raises `BadInputError` if the file is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -133,7 +135,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             if line["epoch"] != len(history) + 1 or not all(
                 math.isfinite(value) for value in line.values() if isinstance(value, float)
             ):
-                raise ValueError(f"epoch {line['epoch']} is out of its place or holds a number that is not finite")
+                raise ValueError(f"epoch {line['epoch']} is in the wrong place or has a number that is not finite")
             history.append(line)
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: train the run that writes it (`dvc repro`)") from None
@@ -143,9 +145,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def best_epoch(history: list[dict[str, Any]], path: Path) -> int:
-    """The first epoch of highest Recall@1 in the history read from `path`, counted from 1."""
+    """The first epoch with the highest Recall@1, counted from 1, in the history that was read from `path`. Raises
+    `BadInputError` if there is none."""
     evaluated = [line for line in history if "recall@1" in line]
     if not evaluated or not all(0 <= line["recall@1"] <= 1 for line in evaluated):
-        raise BadInputError(f"{path}: no epoch of it was evaluated, or a Recall@1 is not from 0 to 1: train it again")
+        raise BadInputError(f"{path}: no epoch was evaluated, or a Recall@1 is not from 0 to 1: train the run again")
     best: int = max(evaluated, key=lambda line: line["recall@1"])["epoch"]
     return best

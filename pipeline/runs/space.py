@@ -1,4 +1,4 @@
-"""What the runs of a grid take on disk, by the networks of their recipes."""
+"""The disk space that the weights of a grid's runs take, computed from the networks of their recipes."""
 
 import functools
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 from pipeline.runs.grid import grid_runs
 
 KEPT = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 0, "ensemble": 0}
-"""Files of weights that a run keeps, by its protocol."""
+"""Protocol of a run -> the number of files of weights that it keeps."""
 
 
 class Space(NamedTuple):
-    """Of a grid: its datasets, the number of its runs, and the bytes that their weights take."""
+    """A grid's datasets, the number of its runs, and the bytes that their weights take."""
 
     datasets: set[str]
     runs: int
@@ -20,7 +20,7 @@ class Space(NamedTuple):
 @functools.cache
 def _trunk(backbone: str, pooling: str, size: int) -> tuple[int, int]:
     """The bytes of a backbone's weights and buffers, and the number of its features."""
-    import torch  # here, so that doctor can say that it is missing
+    import torch  # here, so that doctor can report that torch is missing
 
     from pipeline.networks.network import make_backbone
 
@@ -30,7 +30,7 @@ def _trunk(backbone: str, pooling: str, size: int) -> tuple[int, int]:
 
 
 def space(grid: str) -> Space:
-    """What a grid takes. Raises `BadInputError` as `grid_runs` does."""
+    """The space that a grid takes. Raises `BadInputError` as `grid_runs` does."""
     runs, size = grid_runs(grid), 0
     for run in runs:
         if KEPT[run.run.protocol]:

@@ -1,4 +1,4 @@
-"""Where a run stands, by what the store has of its keys."""
+"""The state of a run, found by what the store has for its keys."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +10,21 @@ from pipeline.runs.key import evaluation_key, training_key
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a run. Asking for them hashes its settings and code; what stands under them changes by the moment."""
+    """The keys of a run. Computing them hashes its settings and code. What the store has under them can change at any
+    time."""
 
     own: tuple[str, ...]
-    """Of its training, where there is one, and of its evaluation."""
+    """The keys of its training, if it is trained, and of its evaluation."""
     awaited: tuple[str, ...]
-    """Of what has to be done before: the training that chooses its epoch, or all of an ensemble's runs."""
+    """The keys that must be done before: of the training that chooses its epoch, or of all runs of an ensemble."""
 
     def done(self) -> bool:
-        """Whether all of the run is."""
+        """Whether the run's training and evaluation are done."""
         return all(map(store.is_done, self.own))
 
     def state(self) -> str:
-        """One of "done", "running", "failed", "not evaluated", "waits" (for a run that has to be done
-        before), "not run"."""
+        """One of "done", "running", "failed", "not evaluated", "waits" (for another run that must be done first),
+        "not run"."""
         if self.done():
             return "done"
         if any(map(store.holder, self.own)):
@@ -37,13 +38,13 @@ class Keys:
         return "not run"
 
     def failure(self) -> dict[str, Any] | None:
-        """The note of the run's last try, where that failed and the run is not done."""
+        """The note of the run's last try, if it failed and the run is not done; otherwise None."""
         return next((note for key in self.own if (note := store.failure(key))), None)
 
 
 def keys_of(run: GridRun, device: str) -> Keys:
-    """The keys that a run has on a device as machine.device says it. Raises `NotReadyError` where its data are not all
-    there."""
+    """The keys of a run. `device` is a value of machine.device. Raises `NotReadyError` if some of its data do not
+    exist."""
     training = training_key(run.run, device).digest if run.run.trained else None
     evaluation = evaluation_key(run.run, device, training).digest
     chooser, members = run.run.chosen_by, run.run.members

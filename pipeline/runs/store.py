@@ -1,11 +1,17 @@
-"""The store of runs: data/store/<key>/ is whole or absent, for trainings and for evaluations alike.
+"""The store of runs: data/store/<key>/ is either whole or absent, for trainings and for evaluations.
 
-Beside a key's folder lie what a run needs until it is done: `<key>.lock`, held by the process that works on it and
-dropped by the system with that process; `<key>.checkpoint`; `<key>.log`; and `<key>.error.json`, which says how its
-last try failed. A run is done when its folder is there, whatever its last try said. Nothing here deletes a run; that is
-`pipeline.prune`.
+Until a run is done, these files are beside its key's folder:
 
-People see runs by names: data/runs/<grid>/<dataset>/<table>/<row>/<seed> and the like hold links to the store's files.
+- `<key>.lock`, held by the process that works on the run; the system drops the lock when that process ends;
+- `<key>.checkpoint`;
+- `<key>.log`;
+- `<key>.error.json`, which says how the last try failed.
+
+A run is done when its folder exists, whatever the last try said. Nothing here deletes a run; only `pipeline.prune`
+does.
+
+People see runs by names: data/runs/<grid>/<dataset>/<table>/<row>/<seed> and similar folders hold links to the store's
+files.
 """
 
 import fcntl
@@ -26,11 +32,11 @@ STORE = Path("data/store")
 
 
 class HeldError(BadInputError):
-    """Another process works on this run."""
+    """Another process is working on this run."""
 
 
 def folder(key: str) -> Path:
-    """Where a key's files are once it is done."""
+    """The folder of a key's files, once the key is done."""
     return STORE / key
 
 
@@ -40,16 +46,16 @@ def beside(key: str, ending: str) -> Path:
 
 
 def is_done(key: str) -> bool:
-    """Whether the key's folder is there, which it is only when it is whole."""
+    """Whether the key's folder exists. It exists only when it is whole."""
     return (STORE / key).is_dir()
 
 
 @contextmanager
 def claim(key: str) -> Iterator[None]:
-    """Hold a key while the block runs. Raises `HeldError`, which says who holds it already.
+    """Hold a key while the block runs. Raises `HeldError`, which names the holder, if another process holds it.
 
-    The lock is the system's, so it goes with the process however that ends. Its file stays: were it removed, one
-    process could lock the old file and another the new.
+    The system drops the lock when the process ends, in whatever way. The lock's file stays. If it were removed, one
+    process could lock the old file and another process the new file.
     """
     STORE.mkdir(parents=True, exist_ok=True)
     path = beside(key, "lock")
@@ -67,7 +73,7 @@ def claim(key: str) -> Iterator[None]:
 
 
 def holder(key: str) -> str | None:
-    """Who works on a key now; None where nobody does."""
+    """The process that works on a key now; None if there is none."""
     try:
         with beside(key, "lock").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -80,8 +86,8 @@ def holder(key: str) -> str | None:
 
 @contextmanager
 def fill(key: str) -> Iterator[Path]:
-    """Yield a folder to write the files of a claimed key into; it is the key's when the block ends well. Then its
-    checkpoint and its note of a failure go."""
+    """Yield a folder, to which the block writes the files of a claimed key. If the block ends without an error, the
+    folder becomes the key's folder, and the key's checkpoint and its note of a failure are removed."""
     with whole(folder(key)) as temporary:
         temporary.mkdir()
         yield temporary
@@ -90,18 +96,19 @@ def fill(key: str) -> Iterator[Path]:
 
 
 def note_error(key: str, error: str) -> None:
-    """Keep what the last try of a run failed with."""
+    """Write the error with which the last try of a run failed, and the time."""
     write_json(beside(key, "error.json"), {"error": error, "time": time.time()})
 
 
 def failure(key: str) -> dict[str, Any] | None:
-    """The note of a run's last try, {"error", "time" in seconds since 1970}, if it failed and the run is not done."""
+    """The note of a run's last try, {"error", "time" in seconds since 1970}, if the try failed and the run is not done;
+    otherwise None."""
     path = beside(key, "error.json")
     return read_json(path) if path.is_file() and not is_done(key) else None
 
 
 def key_of(path: Path) -> str | None:
-    """The key of a run's folder or of a metrics file under one of its names; None for what bears no mark of ours."""
+    """The key in a run's folder or in a metrics file; None if the folder or file is not one of ours."""
     for file in (path / RECORD, path / METRICS) if path.is_dir() else (path,):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -114,7 +121,7 @@ def key_of(path: Path) -> str | None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the file `source`, or a copy where that cannot be."""
+    """Make `target` a hard link to `source`, or a copy if a link is not possible."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
@@ -122,8 +129,9 @@ def link(source: Path, target: Path) -> None:
 
 
 def show(key: str, target: Path) -> None:
-    """Make `target` a folder of links to a done key's files, less made.json. A name that shows another run is first
-    taken into the store, so that nothing is lost; anything else is refused."""
+    """Make `target` a folder of links to the files of a done key, without made.json. If `target` shows another run,
+    that run is first put into the store, so that nothing is lost. Raises `BadInputError` if `target` is anything
+    else."""
     if key_of(target) == key:
         return
     take_in(target)
@@ -137,18 +145,19 @@ def show(key: str, target: Path) -> None:
 
 
 def show_file(key: str, name: str, target: Path) -> None:
-    """Make `target` a copy of one of a done key's files: one that git keeps must not change with the store."""
+    """Make `target` a copy of a file of a done key. It is no link, because a file that git tracks must not change with
+    the store. Raises `BadInputError` if `target` is a file that is not ours."""
     source = folder(key) / name
     if target.is_file() and target.read_bytes() == source.read_bytes():
         return
     if target.exists() and key_of(target) is None:
-        raise BadInputError(f"{target} is a file that this stage did not make: it is not replaced; move it away")
+        raise BadInputError(f"{target} is a file that this stage did not make and does not replace: move it away")
     with whole(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def unshow(target: Path) -> None:
-    """Take away a name that shows another run than it should, if the store keeps what it shows."""
+    """Remove a name that shows the wrong run, if the store has that run."""
     take_in(target)
     key = key_of(target)
     if key is not None and is_done(key):
@@ -156,14 +165,14 @@ def unshow(target: Path) -> None:
 
 
 def take_in(target: Path) -> bool:
-    """Put a run's folder that stands under a name, such as one that `dvc pull` brought, into the store, if it is not
-    there and its files are what its record says."""
+    """Put the run that a folder under a name holds into the store, such as one from `dvc pull`. This is done if the
+    store does not have the run and the files agree with the record. Returns whether it was done."""
     return target.is_dir() and take_in_files({file.name: file for file in target.iterdir()})
 
 
 def take_in_files(files: dict[str, Path]) -> bool:
-    """Put the files of a run or an evaluation, by name, into the store, if it is not there and they are what its record
-    says."""
+    """Put the files of a run or an evaluation, name -> path, into the store. This is done if the store does not have it
+    and the files agree with the record. Returns whether it was done."""
     record = files.get(RECORD) or files.get(METRICS)
     key = key_of(record) if record is not None else None
     if record is None or key is None or is_done(key):

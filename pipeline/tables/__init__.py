@@ -1,1 +1,1 @@
-"""What a table says, and how it is written."""
+"""The content of tables, and their formats."""

@@ -1,4 +1,4 @@
-"""Charts of a paper's sweeps, ours over theirs, as SVG: the same runs give the same bytes."""
+"""Charts of a paper's sweeps as SVG, our numbers drawn over the printed ones. The same runs give the same bytes."""
 
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ STYLE: Any = {
 
 
 def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None:
-    """Recall@1 over the axis that `of.chart` names, one panel a dataset and one colour a combination of the other axes:
-    the printed numbers dashed and hollow, our means full, with the 95 % t-intervals of those of several runs. A panel
-    says how many of its points were not run, and a point of fewer seeds than planned how many it has."""
+    """Draw Recall@1 over the axis that `of.chart` names, and write the chart to `path`.
+
+    There is one panel for each dataset and one colour for each combination of the other axes. Printed numbers are
+    dashed and hollow; our means are filled, with 95 % t-intervals if there are several runs. A panel says how many of
+    its points were not run. A point with fewer seeds than planned says how many it has.
+    """
     place = list(table.rows).index(of.chart or "")
     ticks = [str(value) for value in table.rows[of.chart or ""]]
     with matplotlib.rc_context(STYLE):
@@ -58,7 +61,8 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
 
 
 def _draw(panel: Any, points: list[tuple[int, Row]], of: PublishedTable, named: str, colour: str) -> None:
-    """One line of a panel, the printed numbers and ours; `points` are places on the axis and their rows."""
+    """Draw one line of a panel with the printed numbers and one with ours. `points` are places on the axis and their
+    rows."""
     printed = [(x, value) for x, row in points if (value := of.rows.get(row.key, {}).get("recall@1")) is not None]
     if printed:
         style = {"linestyle": "--", "marker": "o", "markersize": 5, "markerfacecolor": "none", "alpha": 0.6}

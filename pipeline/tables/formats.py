@@ -20,7 +20,7 @@ from pipeline.tables.ranking import ranked
 from pipeline.tables.rows import PEEKING, SELECTIONS, Cell, Row, difference, is_extra
 
 HEADLINE = {"recall@1": "Recall@1", "map@r": "MAP@R"}
-"""What `dvc metrics show` and `dvc metrics diff` list of a row."""
+"""The metrics of a row that `dvc metrics show` and `dvc metrics diff` list -> their headings."""
 
 REHEARSED = " (REHEARSAL)"
 
@@ -34,7 +34,7 @@ def _lacking(rows: list[Row]) -> str | None:
 def latex(
     axes: list[str], datasets: list[str], rows: list[Row], metrics: list[str], layout: str, table: PublishedTable | None
 ) -> str:
-    """A booktabs tabular with one block a selection rule, or a dataset."""
+    """A booktabs tabular with one block for each selection rule, or for each dataset."""
     blocks: dict[str, list[list[str]]]
     if layout == "ranked":
         selection, blocks, head = ranking_selection(rows), {}, ["", "Recall@1"]
@@ -67,7 +67,7 @@ def _tex(line: list[str]) -> str:
 
 
 def comma_separated(rows: list[Row], metrics: list[str], table: PublishedTable | None) -> str:
-    """One line a row, selection rule and metric that was run or printed."""
+    """CSV with one line for each row, selection rule and metric that was run or printed."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     head = "dataset row selection metric mean half_width n planned published difference verdict runs"
@@ -94,7 +94,7 @@ def comma_separated(rows: list[Row], metrics: list[str], table: PublishedTable |
 
 
 def learning_curves(tables: dict[str, list[Row]]) -> str:
-    """Loss, and Recall@1 where it was looked at, by epoch, of every run, as CSV: what `dvc plots` draws."""
+    """CSV with the loss, and Recall@1 if it was evaluated, of every run and epoch. `dvc plots` draws it."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["table", "dataset", "row", "run", "epoch", "loss", "recall@1"])
@@ -108,15 +108,16 @@ def learning_curves(tables: dict[str, list[Row]]) -> str:
 
 
 def numbers(cell: Cell) -> dict[str, float | int]:
-    """A cell's mean, half-width where there is one, number of runs, and by-seed values, as fractions."""
+    """A cell's mean, its half-width if there is one, both as fractions, and its number of runs. `planned` is added if
+    the number of planned runs differs."""
     half = {} if cell.half_width is None else {"half_width": round(cell.half_width, 6)}
     planned = {} if len(cell.values) == cell.planned else {"planned": cell.planned}
     return {"mean": round(cell.mean, 6), **half, "n": len(cell.values), **planned}
 
 
 def aggregate(rows: list[Row], metrics: list[str], layout: str) -> dict[str, Any]:
-    """All numbers of a table: mean, half-width and number of runs by dataset, row, selection rule and metric; of a
-    ranked one the tests, too."""
+    """All numbers of a table: mean, half-width and number of runs by dataset, row, selection rule and metric. A ranked
+    table also has the tests."""
     found: dict[str, Any] = {"REHEARSAL": REHEARSAL} if any(row.foreign for row in rows) else {}
     for row in rows:
         cells = {rule: {metric: row.cell(rule, metric) for metric in metrics} for rule in SELECTIONS}
@@ -138,7 +139,8 @@ def aggregate(rows: list[Row], metrics: list[str], layout: str) -> dict[str, Any
 
 
 def headline(row: Row) -> dict[str, float]:
-    """Recall@1 and MAP@R of a row in percent, means over its runs, by a rule that did not look at the test set."""
+    """Recall@1 and MAP@R of a row, as means over its runs in percent, by a selection rule that does not use the test
+    set."""
     for rule in ("last_epoch", "held_out", "held_out_classes"):
         cells = {name: row.cell(rule, metric) for metric, name in HEADLINE.items()}
         if cells["Recall@1"].values:
@@ -148,6 +150,6 @@ def headline(row: Row) -> dict[str, float]:
 
 
 def is_headline(content: Any) -> bool:
-    """Whether a JSON file's content is a headline, which may be written anew or removed."""
+    """Whether the content of a JSON file is a headline, which may be replaced or removed."""
     names = {f"{name}{mark}" for name in HEADLINE.values() for mark in ("", REHEARSED)}
     return isinstance(content, dict) and content.keys() <= names

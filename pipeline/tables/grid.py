@@ -1,4 +1,4 @@
-"""What the tables of a grid are made from: its params file, what its paper printed, and the metrics that they show."""
+"""What the tables of a grid are made from: the params file, the paper's printed numbers, and the metrics to show."""
 
 from pipeline.base.config import Params, Table, read_params
 from pipeline.runs.grid import grid_folder
@@ -6,7 +6,7 @@ from pipeline.tables.published import Published, check_table, read_published
 
 
 def read_grid(grid: str) -> tuple[Params, Published | None]:
-    """The params file of a grid and, where it has one, its published.yaml, which is checked against it."""
+    """The params file of a grid, and its published.yaml if it has one. Raises `BadInputError` if they do not agree."""
     folder = grid_folder(grid)
     params = read_params(folder / "params.yaml")
     file = folder / "published.yaml"
@@ -18,7 +18,7 @@ def read_grid(grid: str) -> tuple[Params, Published | None]:
 
 
 def metrics_of(params: Params, table: Table, detailed: bool) -> list[str]:
-    """The metrics that a table shows."""
+    """The metrics that a table shows; more of them if it is `detailed`."""
     recipes = [recipe for name, recipe in params.recipes.items() if name in table.datasets]
     recalls = [f"recall@{k}" for recipe in recipes for k in recipe.recall_at]
     if table.protocols == ["choose_epoch"]:

@@ -17,7 +17,7 @@ EXTRA = {
     "untrained": "What the network gives before training, pooled",
     "ensemble": "The embeddings of all seeds together, not to be compared with single runs",
 }
-"""What the rows are that a table adds, by their protocol."""
+"""Protocol of a row that a table adds -> a description of the row."""
 RANKED_METRICS = [RANKED_BY, "map@r", "nmi_arithmetic"]
 
 
@@ -27,7 +27,8 @@ def heading(metric: str) -> str:
 
 
 def padded(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table whose first line is its head, padded so that it reads well in a terminal."""
+    """The lines of a Markdown table, padded so that it is easy to read in a terminal. The first line of `table` is the
+    head."""
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     lines = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in table]
     lines.insert(1, ["-" * width for width in widths])
@@ -35,7 +36,7 @@ def padded(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def rules_run(rows: list[Row]) -> list[str]:
-    """The selection rules that a table has: those of its protocols."""
+    """The selection rules of a table, which follow from its protocols."""
     protocols = {run.run.protocol for row in rows for run in row.runs}
     wanted = {"test": ("best_test_epoch", "last_epoch"), "held_out": ("held_out",), "choose_epoch": ()}
     if protocols == {"choose_epoch"}:
@@ -44,12 +45,13 @@ def rules_run(rows: list[Row]) -> list[str]:
 
 
 def lacking(row: Row) -> str:
-    """What stands in a cell without a number: a row that a table added does not have every selection rule."""
+    """The text of a cell without a number. A row that a table added does not have every selection rule."""
     return "–" if is_extra(row) and any(row.found.values()) else "not run"
 
 
 def by_selection(rows: list[Row], metrics: list[str], plus_minus: str) -> dict[str, list[list[str]]]:
-    """Without printed numbers: one block a selection rule, one line a row, one column a metric."""
+    """The text of a table without printed numbers: one block for each selection rule, one line for each row, one column
+    for each metric."""
     several = len({row.dataset for row in rows}) > 1
     return {
         SELECTIONS[rule]: [
@@ -64,14 +66,14 @@ def by_selection(rows: list[Row], metrics: list[str], plus_minus: str) -> dict[s
 
 
 def judged(row: Row, cell: Cell, printed: float | None, table: PublishedTable) -> str:
-    """What a row's number says of the printed one; nothing where the row was not printed but added here."""
+    """The verdict on a printed number; "–" if the table added the row and nothing was printed for it."""
     if row.foreign:
         return REHEARSAL.split(":")[0]
     return "–" if is_extra(row) else verdict(cell, printed, table, bool(row.failures))
 
 
 def comparison(rows: list[Row], table: PublishedTable, plus_minus: str) -> list[tuple[Row, list[str]]]:
-    """With printed numbers: one line each."""
+    """The text of a table with printed numbers: each row and one line for each of its metrics."""
     lines = []
     for row in rows:
         for metric, printed in table.rows.get(row.key, {"recall@1": None}).items():
@@ -92,17 +94,17 @@ def comparison(rows: list[Row], table: PublishedTable, plus_minus: str) -> list[
 
 
 def complete(rows: list[Row], selection: str) -> list[Row]:
-    """The rows that have all their runs under a selection rule."""
+    """The rows of the grid that have all their runs under a selection rule."""
     return [row for row in rows if len(row.found[selection]) == row.planned and not is_extra(row)]
 
 
 def ranking_selection(rows: list[Row]) -> str:
-    """The rule that a ranking goes by: one that did not look at the test set."""
+    """The selection rule of a ranking: one that does not use the test set."""
     return next(rule for rule in ("last_epoch", "held_out", "held_out_classes") if rule in rules_run(rows))
 
 
 def ranking_lines(places: list[Ranked], selection: str, plus_minus: str) -> list[list[str]]:
-    """A ranking's head and lines."""
+    """The head of a ranking and its lines, as text."""
     tested = any(place.p is not None for place in places)
     metrics = [metric for metric in RANKED_METRICS if places[0].row.cell(selection, metric).values]
     head = ["", *map(heading, metrics), "Recall@1 less the best's", *(["p", "p, Holm"] if tested else [])]
@@ -116,7 +118,7 @@ def ranking_lines(places: list[Ranked], selection: str, plus_minus: str) -> list
 
 
 def rank(rows: list[Row], datasets: list[str]) -> list[str]:
-    """The ranked layout: one block a dataset."""
+    """The lines of a page in the ranked layout: one block for each dataset."""
     lines, selection = [], ranking_selection(rows)
     for dataset in datasets:
         of_dataset = [row for row in rows if row.dataset == dataset]
@@ -145,12 +147,12 @@ def rank(rows: list[Row], datasets: list[str]) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """A network's name without what differs between spellings: ResNet-50 and resnet50 are one."""
+    """A network's name without differences of spelling: ResNet-50 and resnet50 become the same."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 
 def of_networks(published: Published, rows: list[Row]) -> list[PublishedTable]:
-    """The printed tables with what others printed for the networks of a ranked table, and nothing else."""
+    """The printed tables, with only those other methods that have a network of a ranked table's rows."""
     networks = {plain(run.run.recipe.backbone) for row in rows for run in row.runs}
     same = [
         table.model_copy(update={"references": [row for row in table.references if plain(row.network) in networks]})
@@ -160,7 +162,7 @@ def of_networks(published: Published, rows: list[Row]) -> list[PublishedTable]:
 
 
 def others(published: Published, datasets: list[str], rows: list[Row]) -> list[str]:
-    """What others printed for the networks of a ranked table."""
+    """The lines of a page with other methods' printed numbers for the networks of a ranked table."""
     lines: list[str] = []
     for table in of_networks(published, rows):
         shown = references(table, datasets)
@@ -171,7 +173,7 @@ def others(published: Published, datasets: list[str], rows: list[Row]) -> list[s
 
 
 def references(table: PublishedTable, datasets: list[str]) -> list[str]:
-    """The other methods' rows as the paper prints them."""
+    """The lines of a page with the other methods' rows, as the paper prints them."""
     lines: list[str] = []
     for title, block in reference_blocks(table, datasets).items():
         lines += [f"**{title}.**", "", *padded(block)]
@@ -179,7 +181,7 @@ def references(table: PublishedTable, datasets: list[str]) -> list[str]:
 
 
 def reference_blocks(table: PublishedTable, datasets: list[str]) -> dict[str, list[list[str]]]:
-    """What each dataset's other methods have printed, by a title: lines of text, the head first."""
+    """The printed numbers of other methods on each dataset: title -> lines of text, the head first."""
     blocks = {}
     for dataset in datasets:
         rows = [row for row in table.references if dataset in row.numbers]
@@ -196,7 +198,8 @@ def reference_blocks(table: PublishedTable, datasets: list[str]) -> dict[str, li
 
 
 def curves(rows: list[Row], table: PublishedTable) -> list[str]:
-    """What the paper shows of Recall@1 by epoch, and ours beside it: means over the runs that were looked at then."""
+    """The lines of a page with the paper's Recall@1 by epoch and ours beside it, as means over the runs that were
+    evaluated at that epoch."""
     lines: list[str] = []
     for row in rows:
         printed = table.curves.get(row.key)
@@ -212,24 +215,24 @@ def curves(rows: list[Row], table: PublishedTable) -> list[str]:
 
 
 def peeking_rows(rows: list[Row]) -> list[Row]:
-    """The rows that have seeds to tell from chance what choosing the epoch on the test set adds."""
+    """The rows with enough seeds to tell the effect of choosing the epoch on the test set from chance."""
     return [row for row in rows if len(row.peeking("last_epoch").values) > 1 and not is_extra(row)]
 
 
 def peeking_lines(rows: list[Row]) -> list[list[str]]:
-    """A line of `PEEKING_HEAD` for each row."""
+    """For each row one line with the columns of `PEEKING_HEAD`."""
     return [[row.key, *(row.peeking(rule).text("±", "+", "–") for rule in PEEKING.values())] for row in rows]
 
 
 def peeking(rows: list[Row]) -> list[str]:
-    """What choosing the epoch on the test set adds."""
+    """The lines of a page on what choosing the epoch on the test set adds."""
     lines = peeking_lines(peeking_rows(rows))
     title = "**Peeking: what choosing the epoch on the test set adds, in points, paired by seed.**"
     return [title, "", *padded([PEEKING_HEAD, *lines])] if lines else []
 
 
 def numbers_mean(rows: list[Row]) -> str:
-    """What a number of the table is."""
+    """A sentence that says what a number of the table is."""
     planned = sorted({row.planned for row in rows if not is_extra(row)})
     extra = list(dict.fromkeys(row.runs[0].run.protocol for row in rows if is_extra(row)))
     once = f"; {', '.join(extra)}: one measurement" if extra else ""
@@ -240,7 +243,7 @@ def numbers_mean(rows: list[Row]) -> str:
 
 
 def what_lacks(rows: list[Row]) -> list[str]:
-    """Sentences on the runs that are planned and not in the table."""
+    """Sentences on the planned runs that are not in the table, and on runs taken over from other code."""
     lines = []
     count = sum(len(row.missing) + len(row.failures) + len(row.outdated) for row in rows)
     planned = sum(len(row.runs) for row in rows)
@@ -261,7 +264,7 @@ def what_lacks(rows: list[Row]) -> list[str]:
 
 
 def verdicts_explained(table: PublishedTable) -> list[str]:
-    """Where the printed numbers are from, and when one is reproduced."""
+    """The lines of a page that say where the printed numbers come from, and when a number counts as reproduced."""
     error = f", read off it with an error of {table.error} points" if table.error else ""
     allowed = f"{table.tolerance} points" + (f" and the error of reading, {table.error}" if table.error else "")
     return [
@@ -276,7 +279,7 @@ def verdicts_explained(table: PublishedTable) -> list[str]:
 
 
 def links(rows: list[Row], folder: Path) -> list[str]:
-    """Where the metrics and the provenance of every run are, from a page in `folder`."""
+    """The lines of a page with links to the metrics and to made.json of every run. The page is in `folder`."""
     lines = ["The metrics of every run, by seed, and when and where it was made:", ""]
     for row in rows:
         shown = []

@@ -1,7 +1,7 @@
-"""A paper's printed numbers: its published.yaml, the one place where they are written down, checked whole when read.
+"""A paper's printed numbers: its published.yaml. They are written only there, and all are checked when it is read.
 
-A table of it belongs to the table of the same name in the params.yaml beside it. Its rows are named like the folders of
-runs, <dataset>/<value>-<value>; its values are in percent, null where the number is not known to us.
+A table in it belongs to the table of the same name in the params.yaml beside it. Its rows are named like the folders of
+runs, <dataset>/<value>-<value>. Its values are in percent, or null if we do not know the number.
 """
 
 import re
@@ -43,11 +43,12 @@ Text = Annotated[str, AfterValidator(_line)]
 Percent = Annotated[float, Ge(0), Le(100)]
 Points = Annotated[float, Ge(0), Le(100)]
 Numbers = Annotated[dict[Annotated[str, AfterValidator(_metric)], Percent | None], Len(1)]
-"""Metric, as the metrics files name it -> percent."""
+"""Metric, with its name in the metrics files -> percent."""
 
 
 class Retrieved(BaseModel):
-    """How many images of how many classes the printed numbers were measured on, queries and gallery together."""
+    """The number of images, and of their classes, on which the printed numbers were measured, queries and gallery
+    together."""
 
     model_config = STRICT
 
@@ -56,42 +57,43 @@ class Retrieved(BaseModel):
 
 
 class Reference(BaseModel):
-    """Another method's row of a printed table, which is not run here."""
+    """Another method's row of a printed table. The method is not run here."""
 
     model_config = STRICT
 
     method: Text
     network: Text
     numbers: Annotated[dict[Name, Numbers], Len(1)]
-    """By dataset."""
+    """Dataset -> printed numbers."""
 
 
 class PublishedTable(BaseModel):
-    """One printed table or chart; all its numbers have one source."""
+    """One printed table or chart. All its numbers have the same source."""
 
     model_config = STRICT
 
     title: Text
     source: Text
-    """Where its numbers are from: page, table, slide."""
+    """Where its numbers come from: page, table, slide."""
     kind: Literal["primary", "secondary", "chart", "unknown"]
-    """From the authors; from somebody else's table; read off a chart; not had."""
+    """primary: from the authors. secondary: from somebody else's table. chart: read off a chart. unknown: we do not
+    have the numbers."""
     error: Points
-    """Of reading off a chart, in points; otherwise 0."""
+    """The error of reading numbers off a chart, in points; 0 for other kinds."""
     tolerance: Points
-    """In points: how far our mean may be from a printed number that lies outside of our interval."""
+    """The largest allowed distance, in points, of our mean from a printed number outside of our interval."""
     tolerance_reason: Text
     unknown: Text | None
     """Why the numbers that are null are not known."""
     chart: str | None
-    """For a sweep: the axis of the rows that the paper's chart has on its x axis."""
+    """For a sweep: the axis of the rows that is the x axis of the paper's chart."""
     rows: dict[Annotated[str, AfterValidator(_row)], Numbers]
-    """By <dataset>/<value>-<value>."""
+    """<dataset>/<value>-<value> -> printed numbers."""
     curves: dict[Annotated[str, AfterValidator(_row)], dict[Annotated[str, AfterValidator(_epoch)], Percent]] = {}
-    """Recall@1 by epoch of training, where the paper shows it, by row."""
+    """Row -> epoch of training -> Recall@1, if the paper shows it."""
     references: list[Reference]
     notes: list[Text]
-    """What is known about reproducing it, in sentences."""
+    """Sentences on what is known about reproducing the table."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "PublishedTable":
@@ -100,9 +102,9 @@ class PublishedTable(BaseModel):
         if None in values and not self.unknown:
             raise ValueError("some numbers are null: say why in `unknown`")
         if (self.kind == "unknown") != (values.count(None) == len(values)):
-            raise ValueError("the kind unknown is for tables of which no number is known, give the numbers' own kind")
+            raise ValueError("use the kind unknown if no number of the table is known, and only then")
         if (self.error > 0) != (self.kind == "chart"):
-            raise ValueError("an error above 0 goes with the kind chart, and with no other")
+            raise ValueError("give an error above 0 for the kind chart, and 0 for other kinds")
         return self
 
 
@@ -113,7 +115,7 @@ class Published(BaseModel):
 
     paper: Text
     retrieved: dict[Name, Retrieved]
-    """By dataset."""
+    """Dataset -> images and classes."""
     tables: dict[Name, PublishedTable]
 
     @model_validator(mode="after")
@@ -126,7 +128,7 @@ class Published(BaseModel):
 
 
 def read_published(path: Path) -> Published:
-    """Read and check a published.yaml."""
+    """Read and check a published.yaml. Raises `BadInputError` with all problems found."""
     try:
         return Published.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -134,8 +136,9 @@ def read_published(path: Path) -> Published:
 
 
 def check_table(path: Path, published: Published, name: str, table: Table) -> None:
-    """Raise `BadInputError` where the published.yaml at `path` has no table of this name, or where it says nothing of
-    a dataset that `table`, its namesake in the params file, searches, or names a chart's axis that it does not have."""
+    """Raise `BadInputError` unless the published.yaml at `path` fits `table`, the table called `name` in the params
+    file: it must have a table of this name, `retrieved` must have all datasets of `table`, and a chart's axis must be
+    one of `table`."""
     if name not in published.tables:
         raise BadInputError(
             f"{path}: tables.{name}: there is no such table, choose one of {', '.join(published.tables)}"

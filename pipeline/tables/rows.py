@@ -1,4 +1,4 @@
-"""What a table says: the runs of its rows, their means and intervals, and verdicts on printed numbers."""
+"""The content of a table: the runs of its rows, their means and intervals, and verdicts on printed numbers."""
 
 import math
 import statistics
@@ -18,16 +18,17 @@ SELECTIONS = {
     "held_out": "Held-out: epoch chosen on held-out training classes, then trained on all of them",
     "held_out_classes": "Held-out training classes: what an epoch or a setting may be chosen by",
 }
-"""The rule that chose the weights -> what it is."""
+"""The rule that chose the weights -> its description."""
 
 PEEKING = {"best_minus_last": "last_epoch", "best_minus_held_out": "held_out"}
-"""What choosing on the test set adds to Recall@1: the name of the difference -> what is subtracted, seed by seed."""
+"""What choosing the epoch on the test set adds to Recall@1: name of the difference -> the selection rule whose Recall@1
+is subtracted, seed by seed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one row: `values`, fractions, one a run, by seed, the metrics files they come from, and how many
-    runs there should be."""
+    """One metric of one row: `values` are fractions, one for each run, by seed; `files` are the metrics files that they
+    come from; `planned` is the number of planned runs."""
 
     values: list[float]
     files: list[Path]
@@ -35,20 +36,20 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Mean over the runs."""
+        """The mean over the runs."""
         return statistics.fmean(self.values)
 
     @property
     def half_width(self) -> float | None:
-        """Half-width of the 95 % t-interval of the mean; None for a single run."""
+        """The half-width of the 95 % t-interval of the mean; None for a single run."""
         n = len(self.values)
         if n < 2:
             return None
         return float(stdtrit(n - 1, 0.975)) * statistics.stdev(self.values) / math.sqrt(n)
 
     def text(self, plus_minus: str, sign: str = "", none: str = "not run") -> str:
-        """In percent: the mean, the half-width where there is one, and n where it is not what was planned; `none` where
-        there is no run."""
+        """The mean in percent, the half-width if there is one, and n if it is not the planned number; `none` if there
+        is no run."""
         if not self.values:
             return none
         half, n = self.half_width, len(self.values)
@@ -66,19 +67,19 @@ class Row:
     found: dict[str, dict[int, tuple[Path, dict[str, float]]]] = field(
         default_factory=lambda: {rule: {} for rule in SELECTIONS}
     )
-    """By the rule that chose the weights and by seed: the metrics file, and the metrics."""
+    """Rule that chose the weights -> seed -> metrics file and metrics."""
     learning: list[tuple[GridRun, list[dict[str, float | int]]]] = field(default_factory=list)
-    """Of each trained run: its history, by epoch."""
+    """Each trained run and its history by epoch."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Why runs failed, by the run's name."""
+    """Name of a run -> why it failed."""
     missing: list[str] = field(default_factory=list)
     """The names of the runs that have no metrics file and have not failed."""
     outdated: list[str] = field(default_factory=list)
-    """The names of the runs whose metrics file is of other settings; it is not shown."""
+    """The names of the runs whose metrics file has other settings than now. These files are not shown."""
     taken_over: dict[str, str] = field(default_factory=dict)
-    """Why runs made by other code count, by the run's name."""
+    """Name of a run that other code made -> why it counts."""
     foreign: str | None = None
-    """What was searched among, where that is not what the printed numbers were measured on."""
+    """The images that were searched, if they are not those on which the printed numbers were measured."""
 
     @property
     def key(self) -> str:
@@ -87,17 +88,17 @@ class Row:
 
     @property
     def planned(self) -> int:
-        """How many seeds the row has."""
+        """The number of seeds of the row."""
         return len({run.run.seed for run in self.runs})
 
     @property
     def values(self) -> tuple[str, ...]:
-        """The row's values, one an axis of its table, as text."""
+        """The row's values as text, one for each axis of its table; the row's name if the table added the row."""
         return self.runs[0].values or (self.name,)
 
     @property
     def histories(self) -> list[dict[int, float]]:
-        """Of each run by the papers' protocol: Recall@1 on the test set by epoch, where it was looked at."""
+        """For each run by the papers' protocol: epoch -> Recall@1 on the test set, if it was evaluated."""
         looks = [
             [line for line in history if "recall@1" in line]
             for run, history in self.learning
@@ -106,12 +107,12 @@ class Row:
         return [{int(line["epoch"]): line["recall@1"] for line in lines} for lines in looks]
 
     def cell(self, selection: str, metric: str) -> Cell:
-        """One metric under one selection rule."""
+        """The cell of one metric under one selection rule."""
         runs = [(path, metrics[metric]) for path, metrics in self.found[selection].values() if metric in metrics]
         return Cell([value for _, value in runs], [path for path, _ in runs], self.planned)
 
     def peeking(self, subtracted: str) -> Cell:
-        """Recall@1 at the best test epoch less that of another selection rule, of the seeds that have both."""
+        """Recall@1 at the best test epoch minus that of another selection rule, for the seeds that have both."""
         pairs = [
             (best, other)
             for seed, best in self.found["best_test_epoch"].items()
@@ -122,7 +123,7 @@ class Row:
 
 
 def _settings_differ(run: GridRun, record: MetricsRecord) -> bool:
-    """Whether a metrics file is of other settings than its run has now."""
+    """Whether a metrics file has other settings than its run has now."""
     if record.run is None:
         return False
     now, made = run.run.settings(), record.run.model_dump(mode="json")
@@ -131,7 +132,8 @@ def _settings_differ(run: GridRun, record: MetricsRecord) -> bool:
 
 
 def collect(runs: list[GridRun], published: Published | None) -> Row:
-    """One row from its runs' metrics files. A run that is there outranks any note that it failed."""
+    """One row, read from the metrics files of its runs. If a run has a metrics file, a note that it failed is
+    ignored."""
     row = Row(runs[0].run.dataset, runs[0].row, runs)
     for run in runs:
         name = f"{row.key}/{run.place.name}"
@@ -147,7 +149,7 @@ def collect(runs: list[GridRun], published: Published | None) -> Row:
             continue
         for selection, metrics in record.metrics.items():
             numbers = {metric: value for metric, value in metrics.items() if isinstance(value, float)}
-            # What has not been trained is the same before and after.
+            # A run without training has the same metrics under both rules.
             for rule in ("best_test_epoch", "last_epoch") if selection == "no_training" else (selection,):
                 row.found[rule][run.run.seed] = run.metrics, numbers
         if record.history:
@@ -161,7 +163,7 @@ def collect(runs: list[GridRun], published: Published | None) -> Row:
 
 
 def collect_table(runs: list[GridRun], published: Published | None) -> list[Row]:
-    """The rows of a table from all of its runs, in their order."""
+    """The rows of a table, made from all of its runs, in the order of the runs."""
     rows: dict[tuple[str, str], list[GridRun]] = {}
     for run in runs:
         rows.setdefault((run.run.dataset, run.row), []).append(run)
@@ -169,17 +171,18 @@ def collect_table(runs: list[GridRun], published: Published | None) -> list[Row]
 
 
 def is_extra(row: Row) -> bool:
-    """Whether a row is one that the table added: the images themselves, the network without training, an ensemble."""
+    """Whether the table added the row: for the images themselves, for the network without training, or for an
+    ensemble."""
     return not row.runs[0].run.trained
 
 
 def difference(cell: Cell, printed: float | None) -> float | None:
-    """Our mean less the printed number, in points."""
+    """Our mean minus the printed number, in points; None if there is no run or no printed number."""
     return None if printed is None or not cell.values else 100 * cell.mean - printed
 
 
 def verdict(cell: Cell, printed: float | None, table: PublishedTable, failed: bool) -> str:
-    """What our number says of the printed one."""
+    """Whether our number reproduces the printed one, as text."""
     apart = difference(cell, printed)
     if not cell.values:
         return "failed" if failed else "not run"

@@ -1,1 +1,1 @@
-"""What a training step is made of: images, batches, checkpoints."""
+"""Training: images, batches, steps, checkpoints, and the loop over epochs."""

@@ -1,5 +1,6 @@
-"""Which images make up each batch of each epoch: functions of (seed, epoch, place in the epoch), so that a resumed run
-goes on with the very next batch. Both kinds have `steps`, the batches of an epoch, and `epoch`, which gives them."""
+"""Which images are in each batch of each epoch: functions of (seed, epoch, place in the epoch), so that a resumed run
+continues with the next batch. Both classes have `steps`, the number of batches in an epoch, and `epoch`, which gives
+the batches."""
 
 import numpy as np
 
@@ -7,24 +8,25 @@ from pipeline.base import sampling
 
 
 class Shuffled:
-    """All images in random order, taken in turn; the last batch is as small as it comes."""
+    """All images in random order, taken in turn. The last batch may be smaller."""
 
     def __init__(self, images: int, batch_size: int, seed: int):
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.steps = -(-images // batch_size)
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The rows of each batch, int64 (batch_size,)."""
+        """The rows of each batch of an epoch, int64 (batch_size,)."""
         order = sampling.order(self.seed, epoch, self.images)
         return [order[start : start + self.batch_size] for start in range(0, self.images, self.batch_size)]
 
 
 class ClassBalanced:
-    """Proxy-AN's batches (docs/protocols.md): some classes drawn without replacement, a few images of each.
+    """Proxy-AN's batches (docs/protocols.md): some classes, drawn without replacement, and a few images of each.
 
-    The images of a class are taken in a shuffled order, over the ends of epochs; when too few are left for another
-    batch it is shuffled anew. A class with fewer images than a batch wants gives random ones, with repeats. `labels`
-    are int64 (images,) from 0 up; every class counts the same, or as much as it has images if `by_class_size`.
+    The images of a class are taken in a shuffled order, which continues from one epoch to the next. When too few are
+    left for another batch, the class is shuffled again. If a class has fewer images than a batch needs, images are
+    drawn at random, with repeats. `labels` are int64 (images,), counted from 0. All classes are equally likely; with
+    `by_class_size` a class is as likely as its number of images.
     """
 
     def __init__(
@@ -45,11 +47,11 @@ class ClassBalanced:
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The rows of each batch, int64 (batch_size,), class by class."""
+        """The rows of each batch of an epoch, int64 (batch_size,), class by class."""
         if epoch < self._next:
             self._next, self._taken = 1, np.zeros_like(self._taken)
         while self._next < epoch:
-            # Epochs that lie behind: only how often each class was drawn matters.
+            # For earlier epochs it only matters how often each class was drawn.
             self._taken += np.bincount(self._drawn(self._next).ravel(), minlength=len(self._taken))
             self._next += 1
         self._next += 1
@@ -59,7 +61,7 @@ class ClassBalanced:
         """The classes of each batch, int64 (steps, classes), in the order of their draws."""
         drawn: list[dict[int, None]] = [{} for _ in range(self.steps)]
         turn = 0
-        # One after another, those that come again passed over: the same as drawing without replacement.
+        # Drawing one after another and ignoring repeats is the same as drawing without replacement.
         while any(len(found) < self.classes for found in drawn):
             draws = sampling.uniform(self.seed, f"classes, turn {turn}", epoch, (self.steps, self.classes))
             for found, labels in zip(drawn, np.searchsorted(self.bounds, draws, "right").tolist(), strict=True):
@@ -69,7 +71,7 @@ class ClassBalanced:
         return np.array([list(found)[: self.classes] for found in drawn])
 
     def _take(self, label: int) -> np.ndarray:
-        """The next images of a class."""
+        """The rows of a class's next images, int64 (samples_per_class,)."""
         members, taken = self.members[label], int(self._taken[label])
         self._taken[label] += 1
         if len(members) < self.samples:

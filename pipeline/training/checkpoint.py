@@ -1,5 +1,5 @@
-"""Checkpoints of runs in progress: whole or absent. A run's lies beside its folder in the store, under its key, so it
-is never another run's."""
+"""Checkpoints of runs in progress, which are either whole or absent. A run's checkpoint is beside the run's folder in
+the store and has the run's key in its name, so no other run uses it."""
 
 import signal
 from pathlib import Path
@@ -11,26 +11,27 @@ import torch
 from pipeline.base.files import whole
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a run that was asked to stop (SIGTERM or Ctrl-C), saved, and will go on when it is started again."""
+"""Exit code of a run that was asked to stop (SIGTERM or Ctrl-C) and has saved. It resumes when it is started again."""
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, and has saved."""
+    """A run was asked to stop, and has saved its checkpoint."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state`: tensors, numbers, texts, lists and dicts of those."""
+    """Write `state`, which holds tensors, numbers, texts, and lists and dicts of these."""
     with whole(path) as temporary:
         torch.save(state, temporary)
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The state that was saved, tensors on the CPU; None where there is none."""
+    """The saved state, with tensors on the CPU; None if there is no checkpoint."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
 class Termination:
-    """Whether SIGTERM or Ctrl-C has come, for a loop to look at between steps; a second one ends the process."""
+    """Whether SIGTERM or Ctrl-C has come (`came`). A loop checks it between steps. A second signal of the same kind
+    ends the process."""
 
     def __init__(self) -> None:
         self.came = False

@@ -1,4 +1,4 @@
-"""The Triton kernel of random crops; `crops.plain` says the same in PyTorch's words."""
+"""The Triton kernel of random crops. `crops.plain` computes the same with PyTorch."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.training.crops import FIELDS, Crops
 
 BLOCK = 1024
-"""Values of the result that one program makes."""
+"""The number of values of the result that one program computes."""
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _crop(pixels, boxes, tables, out, size, channels, fields: tl.constexpr, bloc
 
 
 def by_kernel(pixels: Tensor, crops: Crops, size: int, channels: int, block: int = BLOCK) -> Tensor:
-    """As `crops.crop`, all of it on one device; on a CPU with TRITON_INTERPRET=1 alone."""
+    """The same as `crops.crop`, with all arguments on one device. On a CPU it works only with TRITON_INTERPRET=1."""
     out = torch.empty(len(crops.boxes), channels, size, size, dtype=torch.uint8, device=pixels.device)
     programs = (len(out), triton.cdiv(channels * size * size, block))
     _crop[programs](pixels, crops.boxes, crops.tables, out, size, channels, fields=FIELDS, block=block)

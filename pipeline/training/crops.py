@@ -1,9 +1,10 @@
 """Random crops of decoded images on the device, equal in every byte to those that `images.cropped` makes on the CPU.
 
-PyTorch resizes uint8 images on the CPU in integers: of each axis, width first, a pixel is a weighted sum of neighbours
-with weights of at most 15 bits, rounded to uint8. CUDA's own `interpolate` works in float, and 10 to 15 % of its values
-differ by 1. So the weights are made here, in float64 on the host, as PyTorch makes them, and two forms use them:
-`plain`, in PyTorch's words, which says what is computed, and the Triton kernel of `crop_kernel.py`, which is fast.
+PyTorch resizes uint8 images on the CPU in integers, first along the width and then along the height: a pixel is a
+weighted sum of neighbours, with weights of at most 15 bits, rounded to uint8. `interpolate` on CUDA uses floats, and 10
+to 15 % of its values differ by 1. The weights are therefore made here, in float64 on the host, as PyTorch makes them.
+Two functions use them: `plain`, written in PyTorch, which is easy to read, and the Triton kernel of `crop_kernel.py`,
+which is fast.
 """
 
 from functools import lru_cache
@@ -14,31 +15,31 @@ import torch
 from torch import Tensor
 
 FIELDS = 9
-"""Numbers that say a crop: first byte of the box, bytes from one row of the image to the next, 1 if it is mirrored;
-then where the table of the width begins, its taps and bits, and the same of the height."""
+"""The number of values that describe a crop: the first byte of the box; the bytes from one row of the image to the
+next; 1 if it is mirrored; the start of the table of the width, its taps and its bits; and the same for the height."""
 
 MOST_BITS, WEIGHT_BITS = 22, 15
-"""Of the fraction of a weight, and of a weight: as PyTorch has them."""
+"""The most bits of a weight's fraction, and the bits of a weight, as in PyTorch."""
 
 
 class Crops(NamedTuple):
-    """Which boxes of which images make up a batch: `boxes` int64 (batch, FIELDS), and `tables` int32 (numbers,), in
-    which each length of a box has its first source pixels (size,) and its weights (size, taps)."""
+    """The crops of a batch: `boxes` int64 (batch, FIELDS), and `tables` int32 (numbers,). For each length of a box,
+    `tables` has the first source pixels (size,) and the weights (size, taps)."""
 
     boxes: Tensor
     tables: Tensor
 
 
 class Table(NamedTuple):
-    """How `size` pixels are made of a length: int32 (size + size * taps,), the first source pixel of each and then its
-    weights; `bits` of each weight are its fraction."""
+    """How a length is resized to `size` pixels: `numbers` int32 (size + size * taps,) has the first source pixel of
+    each of the `size` pixels, and then the weights of each. `bits` bits of each weight are its fraction."""
 
     numbers: np.ndarray
     taps: int
     bits: int
 
 
-@lru_cache(maxsize=8192)  # most datasets have fewer lengths; of 224 pixels each takes 5 to 20 kB
+@lru_cache(maxsize=8192)  # most datasets have fewer lengths; a table for 224 pixels takes 5 to 20 kB
 def resize_table(length: int, size: int) -> Table:
     """The weights that resize `length` pixels to `size`, bilinear with antialiasing."""
     scale = length / size
@@ -50,14 +51,15 @@ def resize_table(length: int, size: int) -> Table:
     places = np.arange(taps)
     distances = places + first[:, None] - centres[:, None] + 0.5
     weights = np.where(places < counts[:, None], np.maximum(0.0, 1 - np.abs(distances * inverse)), 0.0)
-    # One after another, as PyTorch adds them: numpy's own sum, and Python's since 3.12, round otherwise.
+    # Added one after another, as in PyTorch. numpy's sum, and Python's since 3.12, round differently.
     totals = np.add.accumulate(weights, axis=1)[:, -1:]
     weights /= np.where(totals == 0, 1, totals)
     bits = 0
     while bits < MOST_BITS and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << WEIGHT_BITS:
         bits += 1
     whole = (weights * (1 << bits) + 0.5).astype(np.int32)
-    # No window reaches over the end, so that nobody has to look where it ends: it begins earlier, with weights of 0.
+    # A window that would reach beyond the end begins earlier instead, with weights of 0. No reader has to check the
+    # end.
     early = np.maximum(first + taps - length, 0)
     moved = np.zeros_like(whole)
     for row, by in enumerate(early.tolist()):
@@ -68,8 +70,8 @@ def resize_table(length: int, size: int) -> Table:
 def plan(
     offsets: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, channels: int, size: int
 ) -> Crops:
-    """The crops of a batch. `offsets` are the images' first bytes and `widths` their pixels a row, int64 (batch,);
-    `boxes` int64 (batch, 4) as `images.boxes` gives them; `flips` bool (batch,)."""
+    """The crops of a batch, of `size` pixels. `offsets` are the first bytes of the images and `widths` their pixels per
+    row, int64 (batch,) each; `boxes` are int64 (batch, 4) as `images.boxes` gives them; `flips` are bool (batch,)."""
     places: dict[int, tuple[int, int, int]] = {}
     tables: list[np.ndarray] = []
     end = 0
@@ -85,17 +87,17 @@ def plan(
 
 
 def crop(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
-    """Crops of `pixels`, uint8 (bytes,), images one after another as (height, width, channels): uint8 (batch, channels,
-    size, size) on their device."""
+    """The crops of a batch, uint8 (batch, channels, size, size), on the device of `pixels`. `pixels`, uint8 (bytes,),
+    holds the images one after another as (height, width, channels)."""
     if not pixels.is_cuda:
         return plain(pixels, crops, size, channels)
-    from pipeline.training.crop_kernel import by_kernel  # Triton is needed, and loaded, on a GPU alone
+    from pipeline.training.crop_kernel import by_kernel  # Triton is needed, and imported, only on a GPU
 
     return by_kernel(pixels, Crops(*(part.to(pixels.device, non_blocking=True) for part in crops)), size, channels)
 
 
 def plain(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
-    """What the kernel computes, in PyTorch's words."""
+    """The same as the kernel, written in PyTorch. Arguments and result are as in `crop`."""
     found = []
     for start, stride, mirrored, *axes in crops.boxes.tolist():
         across, down = (_table(crops.tables, size, *axes[place : place + 2]) for place in (0, 3))
@@ -107,7 +109,7 @@ def plain(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
 
 
 def _table(tables: Tensor, size: int, start: int, taps: int) -> tuple[Tensor, Tensor]:
-    """First source pixels (size,) and weights (size, taps)."""
+    """The first source pixels (size,) and the weights (size, taps) of the table that begins at `start`."""
     weights = start + size
     return tables[start:weights], tables[weights : weights + size * taps].view(size, taps)
 

@@ -10,16 +10,18 @@ from pipeline.training.images import normalise
 from pipeline.training.loading import CentredImages
 
 EMBEDDING_BATCH = 256
-"""Images that are embedded at a time."""
+"""The number of images that are embedded at a time."""
 
 
 @torch.inference_mode()
 def embed(network: nn.Module, images: Tensor | CentredImages, recipe: Recipe, device: torch.device) -> Tensor:
-    """Embeddings, float32 (images, dimension) on `device`, of uint8 images, in evaluation mode.
+    """Embeddings, float32 (images, dimension) on `device`, of uint8 images (images, channels, height, width), in
+    evaluation mode.
 
-    Batches are of one size, the last filled up, so that an embedding does not depend on how many images there are.
+    All batches have the same size, and the last is filled with zeros, so an embedding does not depend on the number of
+    images.
     """
-    # Of each module, for training may keep batch norms in evaluation mode.
+    # The mode of each module is kept, because training may keep batch norms in evaluation mode.
     training = [module for module in network.modules() if module.training]
     network.eval()
     parts = []

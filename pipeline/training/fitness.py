@@ -1,4 +1,4 @@
-"""Whether a device is fit to train on: what `pipeline.doctor` says of it."""
+"""Checks whether a device is fit for training. `pipeline.doctor` reports them."""
 
 import os
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ State = Literal["ok", "warn", "fail"]
 Finding = tuple[str, State, str, str]
 
 APART = 1e-3
-"""How far a device's float32 numbers may be from the CPU's, in shares of the largest: sums are in another order. TF32
-would be 10 times as far."""
+"""The largest allowed difference between the float32 numbers of a device and of the CPU, as a share of the largest
+number. They differ because sums are in another order. TF32 would differ 10 times as much."""
 
 
 def lines(device: torch.device) -> Iterator[Finding]:
-    """Name, state, what was found, and the fix, of each line."""
+    """The lines of the report on a device: name, state, what was found, and the fix."""
     if device.type == "cuda":
         yield tf32(torch.cuda.get_device_capability(device), os.environ.get("NVIDIA_TF32_OVERRIDE"))
         why = problem(device)
@@ -33,7 +33,8 @@ def lines(device: torch.device) -> Iterator[Finding]:
 
 
 def tf32(capability: tuple[int, int], override: str | None) -> Finding:
-    """Whether the GPU has TF32, and whether the environment forces or forbids it for all programs."""
+    """Whether a GPU of this compute capability has TF32, and whether the environment variable NVIDIA_TF32_OVERRIDE
+    forces or forbids TF32 for all programs."""
     if override is not None and override != "0":
         fix = "unset NVIDIA_TF32_OVERRIDE: recipes of float32 would be rounded to TF32"
         return "TF32", "fail", f"NVIDIA_TF32_OVERRIDE={override} forces it", fix
@@ -53,7 +54,7 @@ def tf32(capability: tuple[int, int], override: str | None) -> Finding:
 
 
 def step(device: torch.device) -> list[Tensor]:
-    """A small network's embeddings, gradients and weights after a step on a device, on the CPU."""
+    """The embeddings, gradients and weights of a small network after a step on a device, copied to the CPU."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten()
     network = nn.Sequential(*layers, nn.Linear(32 * 31 * 31, 128))
@@ -69,7 +70,8 @@ def step(device: torch.device) -> list[Tensor]:
 
 
 def bits(device: torch.device) -> Iterator[Finding]:
-    """Whether a small step with deterministic algorithms gives the same bits twice, and the CPU's numbers."""
+    """Whether a small step with deterministic algorithms gives the same bits twice, and the same numbers as on the CPU
+    to `APART`."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("error")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -85,7 +87,8 @@ def bits(device: torch.device) -> Iterator[Finding]:
     if device.type == "cpu":
         return
     expected = step(CPU)
-    # The bias before a batch norm has no gradient but for rounding: each is held against the largest of all.
+    # The gradient of the bias before a batch norm is only rounding error. So differences are compared with at least
+    # 1e-3 of the largest number of all.
     largest = max(float(value.abs().max()) for value in expected)
     apart = max(
         float((one - other).abs().max()) / max(float(other.abs().max()), 1e-3 * largest)

@@ -1,7 +1,8 @@
-"""CUDA graphs of the network's forward and backward pass: one launch in place of hundreds, of the same kernels.
+"""CUDA graphs of the network's forward and backward pass: one launch of the same kernels instead of hundreds.
 
-A graph is used only where a check, whenever what trains changes, finds the same bits as without: weights, running
-statistics, proxies and moments after three steps. So no result depends on it; that it is used makes a run faster alone.
+A graph is used only if a check finds the same bits as without it: the same weights, running statistics, proxies and
+moments after three steps. The check is repeated whenever other parameters train. So no result depends on the graph; it
+only makes a run faster.
 """
 
 import copy
@@ -25,14 +26,15 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def capture(network: nn.Module, images: Tensor) -> Forward:
-    """The network's forward and backward pass in its present state of training, for images of this shape, as graphs.
+    """The network's forward and backward pass as CUDA graphs, for its current training state and for images of this
+    shape (batch, channels, height, width).
 
-    The network itself is left as it was: PyTorch's function puts another `forward` into it, and its runs before the
-    capture move the running statistics of batch norms. Raises `RuntimeError` where it cannot be captured.
+    PyTorch's function replaces the network's `forward`, and its runs before the capture change the running statistics
+    of batch norms. Both are undone, so the network stays as it was. Raises `RuntimeError` if it cannot be captured.
     """
     mode: dict[str, Any] = {"capture_error_mode": "thread_local"}
     if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
-        # It then forbids all threads to take memory meanwhile, and the one that pins batches would end the run.
+        # The capture then forbids all threads to allocate memory, and the thread that pins batches would stop the run.
         if any("_pin_memory" in thread.name for thread in threading.enumerate()):
             raise RuntimeError("this PyTorch cannot capture while loader processes are at work: machine.workers: 0")
         mode = {}
@@ -48,7 +50,8 @@ def capture(network: nn.Module, images: Tensor) -> Forward:
 
 
 def _bytes(value: Any) -> Any:
-    """A state as something whose equality is that of all bits: 0 and -0 differ, and NaN equals itself."""
+    """A state, converted so that two states are equal only if all bits are equal: 0 and -0 differ, and NaN equals
+    itself."""
     if isinstance(value, Tensor):
         return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
@@ -57,8 +60,9 @@ def _bytes(value: Any) -> Any:
 
 
 class GraphedNetwork:
-    """What a training step calls in place of the network. It is the network itself unless graphs are `wanted`, and for
-    every batch of another shape than that of the epoch's first, such as the last, smaller one."""
+    """A training step calls this instead of the network. It calls the graphs if graphs are `wanted` and work, otherwise
+    the network. It also calls the network for a batch with another shape than the epoch's first batch, such as a
+    smaller last batch."""
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class GraphedNetwork:
         self.recipe, self.network, self.criterion, self.optimiser = recipe, network, criterion, optimiser
         self.device, self.wanted = device, wanted
         self.found: dict[str, str] = {}
-        """What came of it, by the epoch from which on: for the record of the run's making."""
+        """The epoch from which on -> whether graphs were used, and why not. made.json records it."""
         self._phase: Any = None
         self._graphed: Forward | None = None
         self._shape: torch.Size | None = None
@@ -88,8 +92,8 @@ class GraphedNetwork:
         return self._graphed(images)
 
     def _own_gradients(self) -> None:
-        """Take gradients out of the graph's own memory. The first ones are put there without a copy; zeroed in place
-        and added to, they would be counted twice."""
+        """Move gradients out of the graph's own memory. PyTorch uses the graph's memory for the first gradients without
+        a copy. If they were zeroed in place and added to, they would be counted twice."""
         for parameter in self._parameters():
             if parameter.grad is not None and parameter.grad is not self._own.get(parameter):
                 self._own[parameter] = parameter.grad = parameter.grad.clone()
@@ -98,7 +102,9 @@ class GraphedNetwork:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def begin(self, epoch: int, pixels: Tensor, labels: Tensor) -> None:
-        """Look, with an epoch's first batch, whether what trains is what it was; if not, capture and check anew."""
+        """Call this with an epoch's first batch, uint8 pixels (batch, channels, height, width) and int64 labels
+        (batch,). If other parameters train than before, or the shape has changed, capture and check the graphs
+        again."""
         if not self.wanted:
             return
         trains = tuple(parameter.requires_grad for parameter in self.network.parameters())
@@ -114,7 +120,7 @@ class GraphedNetwork:
             same = self._after_steps(None, images.shape, pixels, labels, before) == self._after_steps(
                 graphed, images.shape, pixels, labels, before
             )
-        except RuntimeError as error:  # what a graph cannot hold, or memory that is not there
+        except RuntimeError as error:  # a graph cannot hold an operation, or memory is missing
             self._restore(before)
             found = f"not used: {str(error).splitlines()[0]}"
         else:
@@ -127,7 +133,7 @@ class GraphedNetwork:
     def _after_steps(
         self, graphed: Forward | None, shape: torch.Size, pixels: Tensor, labels: Tensor, before: dict[str, Any]
     ) -> Any:
-        """The state after some steps, from which it is put back."""
+        """The state after `CHECKED_STEPS` steps, as bytes. The state `before` is then restored."""
         self._graphed, self._shape = graphed, shape
         try:
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -141,14 +147,14 @@ class GraphedNetwork:
             self._restore(before)
 
     def _state(self) -> dict[str, Any]:
-        """A copy of all that a step changes."""
+        """A copy of everything that a step changes."""
         parts: dict[str, Any] = {"network": self.network, "criterion": self.criterion, "optimiser": self.optimiser}
         state = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
         gradients = [parameter.grad for parameter in self._parameters()]
         return state | {"gradients": [None if gradient is None else gradient.clone() for gradient in gradients]}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Put a state back, which stays as it is."""
+        """Restore a state. `state` itself is not changed by later steps."""
         self.network.load_state_dict(state["network"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))

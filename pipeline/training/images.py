@@ -1,4 +1,4 @@
-"""Pixels: random and central crops of uint8 images, and what the network takes of them."""
+"""Pixels: random and central crops of uint8 images, and their conversion to the network's input."""
 
 from functools import lru_cache
 
@@ -13,15 +13,15 @@ from pipeline.networks.network import MEMORY_FORMATS
 ATTEMPTS = 10
 ASPECTS = (3 / 4, 4 / 3)
 CROP_DRAWS = 2 * ATTEMPTS + 2
-"""Uniform draws behind one box: areas, aspects, and its place from the top and from the left."""
+"""The number of uniform draws for one box: areas, aspects, and the box's distances from the top and from the left."""
 
 
 def boxes(sizes: np.ndarray, draws: np.ndarray, smallest: float) -> np.ndarray:
     """Boxes of random crops, int64 (images, 4): top, left, height, width; torchvision's RandomResizedCrop.
 
-    `sizes` are int64 (images, 2), height and width; `draws` float64 (images, CROP_DRAWS) in [0, 1). Of ten boxes with a
-    uniform share of the area from `smallest` to 1 and a log-uniform aspect from 3/4 to 4/3 the first that fits is
-    taken; if none does, the largest central one of an aspect within those bounds.
+    `sizes` are int64 (images, 2), height and width in pixels; `draws` are float64 (images, CROP_DRAWS) in [0, 1). Ten
+    boxes are drawn, with a uniform share of the area from `smallest` to 1 and a log-uniform aspect from 3/4 to 4/3. The
+    first that fits is taken. If none fits, it is the largest central box with an aspect within these bounds.
     """
     height, width = sizes[:, :1], sizes[:, 1:]
     area = height * width * (smallest + (1 - smallest) * draws[:, :ATTEMPTS])
@@ -38,21 +38,22 @@ def boxes(sizes: np.ndarray, draws: np.ndarray, smallest: float) -> np.ndarray:
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> Tensor:
-    """uint8 (height, width, channels) to another size, bilinear with antialiasing: uint8 (channels, height, width)."""
+    """uint8 (height, width, channels), resized bilinearly with antialiasing: uint8 (channels, height, width)."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     return interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def cropped(pixels: np.ndarray, box: np.ndarray, size: int, flip: bool) -> Tensor:
-    """A box of uint8 (height, width, channels) as uint8 (channels, size, size), mirrored if `flip`."""
+    """A box (top, left, height, width) of uint8 (height, width, channels) as uint8 (channels, size, size), mirrored if
+    `flip`."""
     top, left, height, width = box
     image = resized(pixels[top : top + height, left : left + width], size, size)
     return image.flip(-1) if flip else image
 
 
 def centred(pixels: np.ndarray, resize: int, size: int) -> Tensor:
-    """uint8 (height, width, channels), its shorter side resized to `resize` and `size` pixels cropped from the middle,
-    rounding as torchvision does: uint8 (channels, size, size)."""
+    """uint8 (height, width, channels) with the shorter side resized to `resize`, and the middle cropped to `size`
+    pixels: uint8 (channels, size, size). Rounding is as in torchvision."""
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     if shorter != resize:
@@ -70,8 +71,8 @@ def squashed(pixels: np.ndarray, size: int) -> Tensor:
 
 
 def padded(pixels: np.ndarray, size: int, colour: list[int]) -> Tensor:
-    """uint8 (height, width, channels), its longer side resized to `size`, in the middle of a square of `colour`, a
-    number from 0 to 255 for each channel: uint8 (channels, size, size)."""
+    """uint8 (height, width, channels) with the longer side resized to `size`, in the middle of a square filled with
+    `colour`: uint8 (channels, size, size). `colour` has a number from 0 to 255 for each channel."""
     height, width = pixels.shape[:2]
     longer = max(height, width)
     height, width = max(1, size * height // longer), max(1, size * width // longer)
@@ -82,15 +83,15 @@ def padded(pixels: np.ndarray, size: int, colour: list[int]) -> Tensor:
 
 
 def mean_colour(recipe: Recipe, channels: int) -> list[int]:
-    """The recipe's mean as a colour of images as they are decoded, RGB or grey, from 0 to 255."""
+    """The recipe's mean as a colour of decoded images, RGB or grey, from 0 to 255."""
     values = [round(255 / recipe.pixel_maximum * value) for value in recipe.mean]
     values = [min(255, max(0, value)) for value in (values * channels)[:channels]]
     return values[::-1] if recipe.channel_order == "bgr" else values
 
 
 def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
-    """uint8 (batch, channels, height, width), RGB or grey, to float32 on `device`: in the recipe's channel order,
-    scaled to 0..pixel_maximum, less the mean, over the standard deviation."""
+    """uint8 (batch, channels, height, width), RGB or grey, to float32 of the same shape on `device`: in the recipe's
+    channel order, scaled to 0..pixel_maximum, minus the mean, divided by the standard deviation."""
     pixels = images.to(device, non_blocking=True)
     if recipe.channel_order == "bgr":
         pixels = pixels.flip(1)
@@ -101,5 +102,6 @@ def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
 
 @lru_cache
 def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers, one a channel, kept on the device: every copy to a GPU from memory that is not pinned waits for it."""
+    """Numbers, one for each channel, kept on the device, because every copy to a GPU from memory that is not pinned
+    waits for the GPU."""
     return torch.tensor(values, device=device)[:, None, None]

@@ -1,4 +1,4 @@
-"""Images of a run, from its manifests to batches: decoded once where memory allows, cropped or shifted in uint8."""
+"""Images of a run, from its manifests to batches: decoded once if memory allows, cropped or shifted in uint8."""
 
 import math
 import signal
@@ -28,13 +28,13 @@ from pipeline.training.resident import ResidentImages
 CPU = torch.device("cpu")
 
 MEMORY_SHARE = 0.4
-"""Of the memory at hand, what decoded training images, and resized test images, may each take."""
+"""The share of the free memory that decoded training images, and resized test images, may each take."""
 
 
 def read_training(manifest: Path) -> tuple[list[int], Tensor]:
-    """Image numbers and labels of a training manifest; labels, int64 (images,), renumbered from 0 in class order.
+    """Image numbers and labels of a training manifest. Labels, int64 (images,), are renumbered from 0 in class order.
 
-    Raises `BadInputError` where the manifest is not what its stage wrote, or has a single class.
+    Raises `BadInputError` if the manifest is not what its stage wrote, or has a single class.
     """
     rows = _rows(manifest)
     labels, renumbered = np.unique([row.label for row in rows], return_inverse=True)
@@ -44,8 +44,8 @@ def read_training(manifest: Path) -> tuple[list[int], Tensor]:
 
 
 class RetrievedImages(NamedTuple):
-    """The images to be retrieved: of `numbers`, with `labels` int64 (images,). The first `queries` of them are searched
-    for among the rest, the gallery; where `queries` is None, each is searched for among all others."""
+    """The images to be retrieved: their `numbers`, and their `labels` int64 (images,). The first `queries` images are
+    searched for among the rest, the gallery. If `queries` is None, each image is searched for among all others."""
 
     manifests: list[Path]
     numbers: list[int]
@@ -53,7 +53,7 @@ class RetrievedImages(NamedTuple):
     queries: int | None
 
     def search(self, embeddings: Tensor) -> dict[str, Any]:
-        """The arguments of `retrieval.retrieval` that say who is searched for among whom, from all embeddings (images,
+        """The arguments of `retrieval.retrieval` for queries and gallery, made from all embeddings (images,
         dimension)."""
         labels = self.labels.to(embeddings.device)
         if self.queries is None:
@@ -67,10 +67,10 @@ class RetrievedImages(NamedTuple):
 
 
 def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
-    """The test manifest of a dataset's splits, or its query and gallery manifests where it has those (In-Shop); or the
-    held-out half of the training classes.
+    """The images of a dataset's test manifest, or of its query and gallery manifests if it has these (In-Shop). With
+    `held_out`, the images of the held-out half of the training classes.
 
-    Raises `BadInputError` where a manifest is not what its stage wrote, or no query has an image to find.
+    Raises `BadInputError` if a manifest is not what its stage wrote, or if no query has an image to find.
     """
     apart = not held_out and (splits / "query.csv").is_file()
     manifests = [splits / f"{part}.csv" for part in _parts(held_out, apart)]
@@ -97,7 +97,8 @@ def _rows(manifest: Path) -> list[Row]:
 
 
 def as_stored(packed: PackedImages, numbers: Sequence[int], channels: int, size: int) -> Tensor:
-    """Images that are `size` pixels wide and high already, as uint8 (images, channels, size, size)."""
+    """Images that already are `size` pixels wide and high, as uint8 (images, channels, size, size). Raises
+    `BadInputError` for an image of another size."""
     for number in numbers:
         entry = packed.entries[number]
         if (entry.height, entry.width) != (size, size):
@@ -110,8 +111,8 @@ def as_stored(packed: PackedImages, numbers: Sequence[int], channels: int, size:
 
 
 class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Training images of the network's size, uint8 (images, channels, height, width), each moved by up to `shift`
-    pixels. Fetched a batch at a time by (epoch, positions in the epoch, rows)."""
+    """Training images of the network's input size, uint8 (images, channels, height, width), each moved by up to `shift`
+    pixels. They are fetched one batch at a time, by (epoch, positions in the epoch, rows)."""
 
     def __init__(self, images: Tensor, labels: Tensor, shift: int, flip: bool, seed: int):
         self.images, self.labels, self.shift, self.flip, self.seed = images, labels, shift, flip, seed
@@ -133,10 +134,12 @@ class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class CroppedImages(Dataset[tuple[Tensor | Crops, Tensor]]):
-    """Training images of any size, each cropped at random, resized to the network's size and mirrored or not. On a
-    device with room for them they stay there, decoded (`resident`), and what is fetched says how to crop them; else
-    they are cropped when they are fetched, decoded once where they fit into the memory, otherwise as they are read.
-    Fetched as `ShiftedImages` are."""
+    """Training images of any size, each cropped at random, resized to the network's input size, and mirrored or not.
+
+    If a GPU has room for them, the decoded images stay on the GPU (`resident`), and fetching gives their crops'
+    positions. Otherwise fetching gives cropped images. They are decoded once if they fit into memory, otherwise each
+    time they are fetched. They are fetched in the same way as `ShiftedImages`.
+    """
 
     def __init__(
         self,
@@ -161,7 +164,8 @@ class CroppedImages(Dataset[tuple[Tensor | Crops, Tensor]]):
             self.source = DecodedImages(packed, numbers, channels)
 
     def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor | Crops, Tensor]:
-        """Images, uint8 (batch, channels, size, size), or how to crop them, and labels, int64 (batch,)."""
+        """Images, uint8 (batch, channels, size, size), or `Crops` that say how to crop them; and labels, int64
+        (batch,)."""
         epoch, positions, rows = batch
         found = boxes(self.sizes[rows], _draws(self.seed, "crop", epoch, positions, CROP_DRAWS), self.smallest)
         flips = _draws(self.seed, "flip", epoch, positions, 1)[:, 0] < (0.5 if self.flip else 0)
@@ -181,7 +185,8 @@ def _epoch_draws(seed: int, purpose: str, epoch: int, count: int, columns: int) 
 
 def _draws(seed: int, purpose: str, epoch: int, positions: np.ndarray, columns: int) -> np.ndarray:
     """The uniform draws of some positions of an epoch, float64 (positions, columns)."""
-    # Drawn for a power of two of positions, so that few calls draw; those of a position are the same for any count.
+    # The number of draws is rounded up to a power of two, so that few calls draw anew. The draws of a position are the
+    # same for any number.
     draws = _epoch_draws(seed, purpose, epoch, 1 << int(positions.max()).bit_length(), columns)
     chosen: np.ndarray = draws[positions]
     return chosen
@@ -196,7 +201,7 @@ def training_images(
     seed: int,
     device: torch.device = CPU,
 ) -> ShiftedImages | CroppedImages:
-    """The training images of the given numbers as the recipe wants them on `device`: shifted, or cropped at random."""
+    """The training images of these numbers, shifted or cropped at random, as the recipe says."""
     if recipe.smallest_crop is None:
         images = as_stored(packed, numbers, channels, recipe.input_size)
         return ShiftedImages(images, labels, recipe.shift, recipe.flip, seed)
@@ -204,8 +209,8 @@ def training_images(
 
 
 class LoadedBatches:
-    """What a loader gives, each batch as `finish` makes it in this process. An image that its processes cannot read is
-    bad input with the message that says so, without the traceback that torch puts before it."""
+    """The batches of a loader, each processed by `finish` in this process. If a loader process cannot read an image,
+    its `BadInputError` is raised here with the same message, without the traceback that torch puts before it."""
 
     def __init__(self, loader: DataLoader[Any], finish: Callable[[Any], Any] = lambda batch: batch):
         self.loader, self.finish = loader, finish
@@ -220,13 +225,13 @@ class LoadedBatches:
         except BadInputError as error:
             raise BadInputError(str(error).rpartition(f"{BadInputError.__name__}: ")[2].strip()) from None
         finally:
-            # Here and not when the iterator is collected: an error's traceback keeps it, and at the process's end its
-            # workers, which ignore SIGTERM, would be waited for without an end.
+            # Stop the workers here, not when the iterator is garbage-collected. An error's traceback keeps the iterator
+            # alive, and at its end the process would wait for ever for the workers, which ignore SIGTERM.
             getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 class CentredImages(Dataset[Tensor]):
-    """Images of any size resized and made square, as the recipe tests them: uint8 tensors."""
+    """Test images of any size, resized and made square as the recipe says: uint8 tensors."""
 
     def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int):
         self.packed, self.numbers, self.channels, self.workers = packed, numbers, channels, workers
@@ -237,7 +242,7 @@ class CentredImages(Dataset[Tensor]):
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> Tensor:
-        """Image at `place` in the list of numbers, uint8 (channels, size, size)."""
+        """The image at `place` in the list of numbers, uint8 (channels, size, size)."""
         pixels = self.packed.decoded(self.numbers[place], self.channels)
         if self.fit == "squash":
             return squashed(pixels, self.size)
@@ -246,7 +251,7 @@ class CentredImages(Dataset[Tensor]):
         return centred(pixels, self.resize, self.size)
 
     def split(self, size: int) -> LoadedBatches:
-        """All images in batches of `size`, as torch.Tensor.split gives them."""
+        """All images in batches of `size`, in the same form as from torch.Tensor.split."""
         return LoadedBatches(DataLoader(self, size, num_workers=self.workers, worker_init_fn=_ignore_termination))
 
 
@@ -258,8 +263,8 @@ def test_images(
     workers: int,
     device: torch.device = CPU,
 ) -> Tensor | CentredImages:
-    """Test images as the network takes them: uint8 (images, channels, size, size), on the device or else in the memory,
-    where that fits; else something that makes them anew each time. Either way with `split`."""
+    """Test images of the network's input size: uint8 (images, channels, size, size) on the device if they fit there,
+    otherwise in memory if they fit there, otherwise `CentredImages`, which makes them each time. All have `split`."""
     if recipe.smallest_crop is None:
         return as_stored(packed, numbers, channels, recipe.input_size)
     images = CentredImages(packed, numbers, channels, recipe, workers)
@@ -276,12 +281,12 @@ def test_images(
 
 
 def _keep(batch: Any) -> Any:
-    """`__getitems__` gives whole batches, so there is nothing to collate."""
+    """The batch itself: `__getitems__` gives whole batches, so there is nothing to collate."""
     return batch
 
 
 class _Epochs:
-    """The batches of all epochs, one after another, each as the keys that training images are fetched by."""
+    """The batches of all epochs, one after another, each as the arguments by which training images are fetched."""
 
     def __init__(self, batches: Shuffled | ClassBalanced, epochs: range, first_step: int):
         self.batches, self.epochs, self.first_step = batches, epochs, first_step
@@ -296,7 +301,8 @@ class _Epochs:
 
 
 def _ignore_termination(worker: int) -> None:
-    """SIGTERM often goes to all processes of a job: the training process saves and ends its workers itself."""
+    """Ignore SIGTERM in a loader process. It often goes to all processes of a job, but the training process must first
+    save, and then ends its workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

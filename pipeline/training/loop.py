@@ -1,8 +1,8 @@
-"""Training: one network with one loss and one seed, from the first epoch or from a checkpoint to the last.
+"""Training: one network with one loss and one seed, from the first epoch or from a checkpoint to the last epoch.
 
-It writes `history.csv` (a line an epoch: mean loss, learning rates, the first digits of the weights' SHA-256, Recall@K
-where the recipe evaluates) and the weights that its protocol keeps: `best_test_epoch.pt` and `last_epoch.pt`, or
-`held_out.pt`, or none of a run that chooses an epoch.
+It writes `history.csv`, with a line for each epoch: mean loss, learning rates, the first digits of the weights'
+SHA-256, and Recall@K if the recipe evaluates that epoch. It also writes the weights that the run's protocol keeps:
+`best_test_epoch.pt` and `last_epoch.pt` for `test`, `held_out.pt` for `held_out`, and none for `choose_epoch`.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ from pipeline.training.shrunk import open_images
 from pipeline.training.step import training_step
 
 CHECKED_EVERY = 50
-"""Steps between looks at the losses: each look waits for the GPU."""
+"""The number of steps between checks of the losses, because each check waits for the GPU."""
 
 
 @dataclass
 class Progress:
-    """What a run has beside its network, loss and optimiser: the epoch and the step that come next, and what lies
-    behind. All of it is in the checkpoint."""
+    """The state of a run other than its network, loss and optimiser: the epoch and step to go on from, and the results
+    so far. All of it is in the checkpoint."""
 
     epoch: int = 1
     step: int = 0
@@ -62,16 +62,16 @@ class Progress:
     best: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
-    """Of all processes that have worked on the run, less the present one."""
+    """The time of all earlier processes that have worked on the run."""
     gpu_joules: float | None = 0.0
-    """The same of its GPU's energy; None where it was not counted."""
+    """The GPU's energy in all earlier processes; None if it was not counted."""
     epoch_seconds: list[float] = field(default_factory=list)
     images_per_second: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Parts:
-    """What a run is made of in memory."""
+    """The objects of a run in memory."""
 
     network: EmbeddingNetwork
     criterion: nn.Module
@@ -84,18 +84,19 @@ class Parts:
     classes: int
 
     def stateful(self) -> dict[str, Any]:
-        """What has a state of its own, by its name in the checkpoint."""
+        """The parts that have a state of their own: name in the checkpoint -> part."""
         return {"network": self.network, "criterion": self.criterion, "optimiser": self.optimiser}
 
 
 def evaluates(recipe: Recipe, epoch: int) -> bool:
-    """Whether the test set is looked at after an epoch, counted from 1."""
+    """Whether the test set is evaluated after an epoch, counted from 1."""
     every = recipe.evaluated_epochs
     return epoch in every if isinstance(every, list) else epoch % every == 0
 
 
 def build_loss(module: str, settings: dict[str, Any], classes: int, dimension: int, source: str) -> nn.Module:
-    """The loss of a file of pipeline/losses; settings that it refuses together are bad input, found at `source`."""
+    """The loss of a file of pipeline/losses. Raises `BadInputError` for settings that the loss refuses; `source` says
+    in the message where the settings are."""
     try:
         loss: nn.Module = submodule("losses", module).Loss(classes, dimension, **settings)
     except ValueError as error:
@@ -104,7 +105,8 @@ def build_loss(module: str, settings: dict[str, Any], classes: int, dimension: i
 
 
 def build(run: Run, device: torch.device, workers: int) -> Parts:
-    """All that a run needs, as it is before the first step."""
+    """All parts of a run, as they are before the first step. Raises `BadInputError` if the run cannot be made or
+    evaluated."""
     recipe, splits = run.recipe, Path("data/splits") / run.dataset
     numbers, labels = read_training(run.manifest)
     whole_set = len(numbers) if run.rate is None else len(read_training(splits / "train.csv")[0])
@@ -129,18 +131,19 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
 
 
 def restore(parts: Parts, saved: dict[str, Any], recipe: Recipe) -> Progress:
-    """Put a checkpoint's state into the parts and give the rest of it."""
+    """Load a checkpoint's state into the parts, and return the rest of the state."""
     for name, part in parts.stateful().items():
         part.load_state_dict(saved.pop(name))
     if recipe.frozen_gradients == "zero":
-        # As they were when the run was broken off: what has been trained has a gradient, be it of zeros.
+        # As when the run was interrupted: every parameter that has been trained has a gradient, even if it is zero.
         for parameter in parts.optimiser.state:
             parameter.grad = torch.zeros_like(parameter)
     return Progress(**saved)
 
 
 def check_finite(losses: list[Tensor], epoch: int, rates: tuple[float, float]) -> None:
-    """Raise `FloatingPointError` if one of an epoch's losses so far is NaN or infinite."""
+    """Raise `FloatingPointError` if one of an epoch's losses so far is NaN or infinite. `rates` are the learning rates
+    of network and proxies, for the message."""
     values = torch.stack(losses).double().cpu()
     if not values.isfinite().all():
         step = int((~values.isfinite()).int().argmax())
@@ -157,7 +160,7 @@ def kept(network: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:
-    """The first 16 digits of the SHA-256 of weights, by which two runs are compared epoch by epoch."""
+    """The first 16 digits of the SHA-256 of weights. Two runs can be compared by it epoch by epoch."""
     hashed = hashlib.sha256()
     for name, value in weights.items():
         hashed.update(name.encode())
@@ -166,7 +169,7 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
 
 
 class Training:
-    """A run in progress on a device. `name` is how messages call it; `last_epoch` the epoch that it ends with."""
+    """A run in progress on a device. `name` is its name in messages, and `last_epoch` the epoch with which it ends."""
 
     def __init__(
         self,
@@ -193,11 +196,11 @@ class Training:
 
     @property
     def spent(self) -> Spent:
-        """By all processes that have worked on the run."""
+        """The time and energy of all processes that have worked on the run, including this one."""
         return Spent(self.progress.seconds, self.progress.gpu_joules) + self.meter.read()
 
     def on_device(self) -> dict[str, Any]:
-        """What made.json says of how the device was used; no result depends on it."""
+        """How the device was used, for made.json. No result depends on it."""
         stay = getattr(self.parts.images, "resident", None) is not None
         return {"images_on_device": stay, "cuda_graphs": self.network.found}
 
@@ -207,7 +210,7 @@ class Training:
         checkpoint.save(self.saved_at, vars(self.progress) | vars(self.spent) | stateful)
 
     def train(self) -> None:
-        """Train to the last epoch. Raises `StoppedError`, after saving, when asked to stop."""
+        """Train to the last epoch. When asked to stop, save and raise `StoppedError`."""
         progress = self.progress
         loader = iter(
             training_batches(
@@ -224,7 +227,7 @@ class Training:
             self.train_epochs(loader)
 
     def train_epochs(self, loader: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Train, look and save, epoch by epoch, with the batches that `loader` gives."""
+        """Train, evaluate and save, epoch by epoch, with the batches of `loader`."""
         progress = self.progress
         for epoch in range(progress.epoch, self.last_epoch + 1):
             start = time.monotonic()
@@ -234,7 +237,7 @@ class Training:
             progress.history.append(line)
             write_history(self.history_file, progress.history)
             seconds, speed = time.monotonic() - start, seen / max(trained - start, 1e-9)
-            if seen:  # nothing, where the process before this one was stopped after the epoch's last step
+            if seen:  # 0 if an earlier process was stopped after the epoch's last step
                 progress.epoch_seconds.append(round(seconds, 3))
                 progress.images_per_second.append(round(speed, 1))
             progress.epoch, progress.step, progress.step_losses = epoch + 1, 0, torch.empty(0)
@@ -242,7 +245,8 @@ class Training:
             self.report(epoch, line, seconds, speed)
 
     def train_epoch(self, epoch: int, loader: Iterator[tuple[Tensor, Tensor]]) -> int:
-        """Take the epoch's steps, from the one that comes next, and return the number of images seen."""
+        """Take the remaining steps of an epoch, and return the number of images seen. When asked to stop, save and
+        raise `StoppedError`."""
         run, parts, progress = self.run, self.parts, self.progress
         rates, seen = learning_rates(run.recipe, epoch), 0
         set_learning_rates(parts.optimiser, run.recipe, epoch)
@@ -272,7 +276,8 @@ class Training:
         return seen
 
     def look(self, epoch: int) -> dict[str, Any]:
-        """The history's line of an epoch that has been trained; keeps the weights where they are the best so far."""
+        """The history's line of an epoch that has just been trained. The weights are kept if they are the best so
+        far."""
         recipe, parts, progress = self.run.recipe, self.parts, self.progress
         rates, weights = learning_rates(recipe, epoch), kept(parts.network)
         line: dict[str, Any] = {
@@ -292,7 +297,7 @@ class Training:
         return line
 
     def report(self, epoch: int, line: dict[str, Any], seconds: float, speed: float) -> None:
-        """Print how an epoch went."""
+        """Print the results of an epoch, its speed and the time left."""
         searched = "held-out" if self.run.protocol == "choose_epoch" else "test"
         recall = f", {searched} Recall@1 {line['recall@1']:.2%}" if "recall@1" in line else ""
         left = tqdm.format_interval(seconds * (self.last_epoch - epoch))
@@ -304,7 +309,7 @@ class Training:
         )
 
     def write(self, folder: Path) -> list[str]:
-        """Write what the protocol keeps into `folder`, which is there, and give the files' names."""
+        """Write the files that the protocol keeps to `folder`, which must exist, and return their names."""
         weights = {"best_test_epoch": self.progress.best_weights, "last_epoch": kept(self.parts.network)}
         if self.run.protocol != "test":
             weights = {"held_out": kept(self.parts.network)} if self.run.protocol == "held_out" else {}
@@ -315,14 +320,15 @@ class Training:
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights so that equal ones give equal bytes: torch writes a file's own name into it, a buffer has none."""
+    """Write weights so that equal weights give equal bytes. They are saved to a buffer first, because torch writes a
+    file's name into the file, and a buffer has no name."""
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     path.write_bytes(buffer.getvalue())
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write the lines of a history so far, as CSV: what was not evaluated is empty."""
+    """Write the lines of a history so far as CSV. Values that were not evaluated are empty."""
     columns = list(dict.fromkeys(name for line in history for name in line)) or ["epoch"]
     content = io.StringIO()
     writer = csv.DictWriter(content, columns, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The batches of a run: which kind, of what size, how many an epoch."""
+"""The batches of a run: their kind, their size and their number in an epoch."""
 
 import torch
 
@@ -8,8 +8,9 @@ from pipeline.training.batches import ClassBalanced, Shuffled
 
 
 def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | ClassBalanced:
-    """The batches of every epoch of a run whose training images have these labels, int64 (images,), out of `whole_set`
-    images of the whole training set. Raises `BadInputError` where there are too few images or classes for one."""
+    """The batches of every epoch of a run. `labels`, int64 (images,), are those of its training images; `whole_set` is
+    the number of images in the whole training set. Raises `BadInputError` if there are too few images or classes for a
+    batch."""
     recipe = run.recipe
     key = f"{run.source}.batch_size: {recipe.batch_size}"
     images, classes = len(labels), int(labels.max()) + 1
@@ -28,9 +29,9 @@ def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | C
             f"{key} with {recipe.samples_per_class} images a class needs more classes than the {classes} of "
             f"{run.manifest}, use a smaller batch"
         )
-    # A partial set's epoch is as long as its share of the whole set is, which has more images than the classes' shares
-    # together. Proxy-AN's code ends an epoch before the images do, and draws one batch, with repeats, from a subset
-    # that is smaller than a batch.
+    # The length of a partial set's epoch follows from its share of the whole set. That is more images than the classes'
+    # rounded shares together. Proxy-AN's code ends an epoch before all images are used. From a subset that is smaller
+    # than a batch, it draws one batch, with repeats.
     counted = images if run.rate is None else int(whole_set * run.rate)
     steps = max((counted - 1) // recipe.batch_size, int(subset))
     if not steps:

@@ -1,6 +1,7 @@
-"""Images that stay on the GPU: decoded once, cropped there, so that neither loader processes nor the bus slow it down.
+"""Images that stay on the GPU: they are decoded once and cropped there, so that neither loader processes nor the bus
+slow the GPU down.
 
-Where they do not fit, or the GPU cannot run the kernel, the loader crops on the CPU. Either way gives the same bytes.
+If they do not fit, or if the GPU cannot run the kernel, the loader crops on the CPU. Both ways give the same bytes.
 """
 
 import os
@@ -18,21 +19,22 @@ from pipeline.training.crops import Crops, crop, plan
 from pipeline.training.images import cropped
 
 GPU_SHARE = 0.2
-"""Of a GPU's free memory, what decoded training images, and resized test images, may each take: the rest is for the
-network, and for other runs that share the GPU."""
+"""The share of a GPU's free memory that decoded training images, and resized test images, may each take. The rest is
+for the network, and for other runs that share the GPU."""
 
 DECODED_AHEAD = 256
-"""Images that are decoded before they are copied to the device."""
+"""The number of images that are decoded before they are copied to the device."""
 
 
 def fits(device: torch.device, size: int) -> bool:
-    """Whether so many bytes of images are to stay on the device: a GPU with room for them."""
+    """Whether the device is a GPU with room for `size` bytes of images."""
     return device.type == "cuda" and size < GPU_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 @lru_cache
 def problem(device: torch.device) -> str:
-    """Why crops cannot be made on the device, empty where they can: a few are made there and on the CPU."""
+    """Why crops cannot be made on the device; empty if they can. A few crops are made there and on the CPU, and
+    compared."""
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (97, 131, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 97, 131], [5, 7, 61, 43], [96, 0, 1, 1], [30, 2, 3, 129]])
@@ -40,14 +42,15 @@ def problem(device: torch.device) -> str:
     crops = plan(np.zeros(len(boxes), np.int64), np.full(len(boxes), 131), boxes, flips, 3, 32)
     try:
         found = crop(torch.from_numpy(image.ravel()).to(device), crops, 32, 3).cpu()
-    except Exception as error:  # Triton lacks a compiler, or knows the GPU not: whatever it is, the loader works
+    except Exception as error:  # Triton has no compiler, does not know the GPU, or anything else: the loader works
         return f"{type(error).__name__}: {error}".splitlines()[0]
     expected = torch.stack([cropped(image, box, 32, flip) for box, flip in zip(boxes, flips, strict=True)])
     return "" if torch.equal(found, expected) else "its crops are not those of the CPU"
 
 
 def usable(device: torch.device, size: int) -> bool:
-    """Whether so many bytes of images are to stay on the device and be cropped there."""
+    """Whether `size` bytes of images should stay on the device and be cropped there. If the GPU has room but cannot
+    crop, the reason is printed on stderr."""
     if not fits(device, size):
         return False
     if why := problem(device):
@@ -59,7 +62,7 @@ class ResidentImages:
     """Images of any size in one flat uint8 tensor on a device."""
 
     def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, size: int, device: torch.device):
-        """Decode the images of these numbers; crops will be of `size` pixels."""
+        """Decode the images of these numbers to the device. Crops will have `size` pixels."""
         self.channels, self.size = channels, size
         shapes = np.array([[packed.entries[number].height, packed.entries[number].width] for number in numbers])
         ends = np.cumsum(shapes.prod(1) * channels)
@@ -74,10 +77,11 @@ class ResidentImages:
                 self.pixels[offset : offset + len(pixels)] = pixels.to(device)
 
     def plan(self, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> Crops:
-        """What `crop` takes to crop boxes, int64 (batch, 4), of the images in these rows, and to mirror some."""
+        """The argument of `crop` for a batch: crops by `boxes`, int64 (batch, 4), of the images in `rows`, int64
+        (batch,), mirrored where `flips`, bool (batch,), is true."""
         return plan(self.offsets[rows], self.widths[rows], boxes, flips, self.channels, self.size)
 
     def crop(self, batch: tuple[Crops, Tensor]) -> tuple[Tensor, Tensor]:
-        """The crops of a batch, uint8 (batch, channels, size, size) on the device, and its labels as they are."""
+        """The crops of a batch, uint8 (batch, channels, size, size) on the device, and its labels, unchanged."""
         crops, labels = batch
         return crop(self.pixels, crops, self.size, self.channels), labels

@@ -1,4 +1,4 @@
-"""The packed images of a dataset as a recipe wants them decoded: whole, or shrunk, which saves memory and time."""
+"""The packed images of a dataset, decoded as a recipe says: whole, or shrunk, which saves memory and time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from pipeline.training.images import resized
 
 
 class ShrunkImages(PackedImages):
-    """A packed dataset whose larger images are shrunk to a length of their shorter side as they are decoded."""
+    """A packed dataset whose larger images are shrunk when they are decoded, until the shorter side has `shorter`
+    pixels."""
 
     def __init__(self, folder: Path, shorter: int):
         super().__init__(folder)
@@ -33,7 +34,7 @@ class ShrunkImages(PackedImages):
         return replace(entry, height=height, width=width)
 
     def decoded(self, image: int, channels: int) -> np.ndarray:
-        """Image number `image` as uint8 (height, width, channels), as in `PackedImages` but for its size."""
+        """Image number `image` as uint8 (height, width, channels), as in `PackedImages` except for its size."""
         entry = self.entries[image]
         try:
             pixels = decode(self.encoded(image), channels, entry.orientation, self.shorter)
@@ -45,6 +46,6 @@ class ShrunkImages(PackedImages):
 
 
 def open_images(dataset: str, recipe: Recipe) -> PackedImages:
-    """The packed images of a dataset, shrunk as they are decoded where the recipe says so."""
+    """The packed images of a dataset, shrunk when they are decoded if the recipe says so."""
     folder = Path("data/packed") / dataset
     return PackedImages(folder) if recipe.decoded_size is None else ShrunkImages(folder, recipe.decoded_size)

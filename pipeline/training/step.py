@@ -1,4 +1,4 @@
-"""One training step, the same wherever it is taken: in a run, in a benchmark, in a test."""
+"""One training step. It is the same in a run, in a benchmark and in a test."""
 
 from collections.abc import Callable
 
@@ -21,11 +21,11 @@ def training_step(
     device: torch.device,
     prepare: Callable[[Tensor, Recipe, torch.device], Tensor] = normalise,
 ) -> Tensor:
-    """Take a step on a batch, uint8 pixels (batch, channels, height, width) and int64 labels (batch,), and give the
+    """Take a step on a batch, uint8 pixels (batch, channels, height, width) and int64 labels (batch,), and return the
     loss, a scalar on the device. Nothing here waits for a GPU."""
     with computing(recipe):
         embeddings = network(prepare(pixels, recipe, device))
-    # Cut off from the network, so that the loss's own backward pass is in float32 whatever the precision.
+    # Detached from the network, so that the loss's own backward pass is in float32 for every precision.
     ends = embeddings.detach().requires_grad_()
     loss: Tensor = criterion(ends, labels.to(device, non_blocking=True))
     optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")

@@ -1,8 +1,8 @@
-"""BN-Inception (Ioffe and Szegedy 2015, arXiv 1502.03167), both papers' network, 11 million parameters.
+"""BN-Inception (Ioffe and Szegedy 2015, arXiv 1502.03167), the network of both papers, 11 million parameters.
 
-The parameters have the published file's names (`bn_inception` in pipeline/networks/weights.py), all in one level. Its
-weights want BGR images of 0..255. Running statistics follow PyTorch's default momentum of 0.1: the published file says
-nothing of it, and it matters only where they are trained.
+The parameters have the names of the published file (`bn_inception` in pipeline/networks/published.py), all in one
+level. The published weights need BGR images of 0..255. Running statistics use PyTorch's default momentum of 0.1. The
+published file does not say which one to use, and it matters only if the statistics are trained.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, relu
 
 BLOCKS = {
-    #      1x1, 3x3 reduced, 3x3, double 3x3 reduced, double 3x3, projection of the pooled; 0: no such branch
+    #      1x1, 3x3 reduced, 3x3, double 3x3 reduced, double 3x3, projection after pooling; 0 means no such branch
     "3a": (64, 64, 64, 64, 96, 32),
     "3b": (64, 64, 96, 64, 96, 64),
     "3c": (0, 128, 160, 64, 96, 0),
@@ -22,14 +22,14 @@ BLOCKS = {
     "5a": (352, 192, 320, 160, 224, 128),
     "5b": (352, 192, 320, 192, 224, 128),
 }
-"""Output channels of every block's convolutions."""
+"""The output channels of every block's convolutions."""
 
 HALVING = ("3c", "4e")
-"""The blocks of stride 2, which pass their input on by maximum pooling alone."""
+"""The blocks of stride 2. Their pooled branch is only maximum pooling, without a convolution."""
 
 
 def _halved(maps: Tensor) -> Tensor:
-    """3 x 3 maximum pooling of stride 2; as in Caffe a window that begins inside the map counts."""
+    """3 x 3 maximum pooling of stride 2. As in Caffe, a window that begins inside the map counts."""
     return max_pool2d(maps, 3, stride=2, ceil_mode=True)
 
 
@@ -72,20 +72,20 @@ class Backbone(nn.Module):
         return maps
 
     def _block(self, block: str, maps: Tensor) -> Tensor:
-        """The branches of a block side by side: 1x1, 3x3, double 3x3, pooled."""
+        """The branches of a block, concatenated along the channels: 1x1, 3x3, double 3x3, pooled."""
         name = f"inception_{block}"
         triple = self._through(maps, f"{name}_3x3_reduce", f"{name}_3x3")
         double = self._through(maps, f"{name}_double_3x3_reduce", f"{name}_double_3x3_1", f"{name}_double_3x3_2")
         if block in HALVING:
             return torch.cat([triple, double, _halved(maps)], dim=1)
-        # Only the last block takes the maximum; the averages count the zeros beyond the edge.
+        # Only the last block takes the maximum. The averages include the zeros beyond the edge.
         pooled = (max_pool2d if block == "5b" else avg_pool2d)(maps, 3, stride=1, padding=1)
         return torch.cat(
             [self._through(maps, f"{name}_1x1"), triple, double, self._through(pooled, f"{name}_pool_proj")], dim=1
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps of the last block."""
+        """The maps of the last block."""
         maps = _halved(self._through(images, "conv1_7x7_s2"))
         maps = _halved(self._through(maps, "conv2_3x3_reduce", "conv2_3x3"))
         for block in BLOCKS:

@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946, without squeeze and excitation), timm's tf_efficientnet_lite0,
-whose published weights want RGB images from -1 to 1. 3.4 million parameters."""
+"""EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946, without squeeze and excitation): timm's tf_efficientnet_lite0,
+3.4 million parameters. The published weights need RGB images from -1 to 1."""
 
 from typing import Any
 
@@ -20,6 +20,6 @@ class Backbone(nn.Module):
         self.trunk: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps of the last block."""
+        """The maps of the last block."""
         maps: Tensor = self.trunk.forward_features(images)
         return maps

@@ -1,5 +1,6 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), torchvision's, whose published weights want RGB images less
-ImageNet's mean over its standard deviation. Small enough for photographs on a CPU: 2.2 million parameters."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), from torchvision. The published weights need RGB images,
+normalised by ImageNet's mean and standard deviation. With 2.2 million parameters it is small enough for photographs on
+a CPU."""
 
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import MobileNetV2
@@ -18,6 +19,6 @@ class Backbone(nn.Module):
         self.trunk = MobileNetV2().features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps of the last block."""
+        """The maps of the last block."""
         maps: Tensor = self.trunk(images)
         return maps

@@ -1,5 +1,5 @@
-"""ResNet-50 (He et al. 2016, arXiv 1512.03385), torchvision's, whose published V1 weights want RGB images less
-ImageNet's mean over its standard deviation. Proxy-AN's network."""
+"""ResNet-50 (He et al. 2016, arXiv 1512.03385), from torchvision: Proxy-AN's network. The published V1 weights need RGB
+images, normalised by ImageNet's mean and standard deviation."""
 
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -15,11 +15,11 @@ class Backbone(ResNet):  # type: ignore[misc]  # torchvision has no types
 
     def __init__(self) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3])
-        # Pooling and head are the recipe's; what is left has the published file's names.
+        # The recipe defines pooling and head. The other parameters have the names of the published file.
         del self.avgpool, self.fc
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps of the last block."""
+        """The maps of the last block."""
         maps: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps = layer(maps)

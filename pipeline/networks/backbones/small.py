@@ -1,6 +1,7 @@
-"""The embedded default's network: three convolutions of stride 2 for 32 x 32 grey images, trained from scratch.
+"""The network of the embedded default: three convolutions of stride 2 for 32 x 32 grey images, trained from scratch.
 
-Features keep their place (no pooling over space): on glyphs, averaging them halves Recall@1.
+Features keep their position (there is no pooling over height and width), because averaging them halves Recall@1 on
+glyphs.
 """
 
 from collections import OrderedDict
@@ -19,7 +20,7 @@ def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Images (batch, 1, 32, 32) to features (batch, 1024)."""
+    """Images (batch, 1, 32, 32), float32, to features (batch, 1024)."""
 
     channels = 1
     features = 64 * 4 * 4
@@ -31,6 +32,6 @@ class Backbone(nn.Module):
         self.blocks = nn.Sequential(_block(1, 16, 5), _block(16, 32, 3), _block(32, 64, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features, float32."""
+        """Features (batch, 1024), float32."""
         maps: Tensor = self.blocks(images)
         return maps.flatten(1)

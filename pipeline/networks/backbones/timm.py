@@ -1,8 +1,9 @@
-"""Any network of the library timm, by its name there: `timm/resnet18.a1_in1k` (Wightman, PyTorch Image Models).
+"""Any network of the library timm, by its name in timm: `timm/resnet18.a1_in1k` (Wightman, PyTorch Image Models).
 
-The recipe's `pooling` says what the features are: `none` takes the vectors that timm itself makes, by its own pooling;
+The recipe's `pooling` says what the features are: `none` takes the vectors that timm makes with its own pooling;
 `average` and `average_and_maximum` pool the last maps, or the patch tokens of a transformer; `class_token` takes a
-transformer's first token. Nothing is dropped at random. Pretrained weights have timm's names, behind a point.
+transformer's first token. Dropout and stochastic depth are off. The part of the name after the point is timm's name of
+the pretrained weights.
 """
 
 import difflib
@@ -19,11 +20,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from pipeline.base.files import BadInputError
 
 SHOWN = 5
-"""Names that a message proposes."""
+"""The most names that a message proposes."""
 
 
 def configuration(variant: str) -> Any:
-    """What timm knows of the network called `variant`; bad input where it does not know it."""
+    """timm's configuration of the network called `variant`. Raises `BadInputError` if timm does not know it."""
     model = variant.partition(".")[0]
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), SHOWN)
@@ -37,13 +38,15 @@ def configuration(variant: str) -> Any:
 
 
 class Backbone(nn.Module):
-    """Images (batch, 3, height, width), float32, to vectors or, where the recipe pools, to maps."""
+    """Images (batch, channels, height, width), float32, to vectors (batch, features), or to maps (batch, features,
+    height, width) if the recipe pools them. Raises `BadInputError` for a name or an input size that timm does not
+    accept."""
 
     def __init__(self, variant: str, pooling: str, input_size: int):
         super().__init__()
         known = configuration(variant)
         self.channels, self.input_size = known.input_size[0], None
-        # Transformers are built for one size; their position embeddings are resampled when the weights are loaded.
+        # Transformers are built for one size. Their position embeddings are resampled when weights are loaded.
         other_size = known.fixed_input_size and input_size != known.input_size[-1]
         settings: dict[str, Any] = {"img_size": input_size} if other_size else {}
         try:
@@ -58,7 +61,8 @@ class Backbone(nn.Module):
             raise BadInputError(f"timm/{variant} has patches of {side} pixels: take a multiple as input_size")
         layer: Any
         for layer in self.trunk.modules():
-            # Dropout and stochastic depth, which some have: they draw from a generator that no checkpoint keeps.
+            # Some networks have dropout or stochastic depth. They draw from a generator whose state no checkpoint
+            # keeps.
             if isinstance(layer, _DropoutNd):
                 layer.p = 0.0
             elif hasattr(layer, "drop_prob"):
@@ -68,7 +72,8 @@ class Backbone(nn.Module):
         self.prefix = getattr(self.trunk, "num_prefix_tokens", 0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Vectors (batch, features), or maps (batch, features, height, width); of tokens, maps one pixel wide."""
+        """Vectors (batch, features), or maps (batch, features, height, width). Tokens become maps that are one pixel
+        wide."""
         if self.pooling == "none":
             vectors: Tensor = self.trunk(images)
             return vectors
@@ -84,8 +89,8 @@ class Backbone(nn.Module):
         return found.permute(0, 3, 1, 2) if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC" else found
 
     def converted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A published file's entries as this network has them: old names by timm's own rules, position embeddings
-        resampled to its size."""
+        """The entries of a published file, converted for this network by timm's own rules: old names are replaced, and
+        position embeddings are resampled to the network's size."""
         convert = getattr(sys.modules[type(self.trunk).__module__], "checkpoint_filter_fn", None)
         if convert is None:
             return dict(weights)
@@ -95,7 +100,8 @@ class Backbone(nn.Module):
 
 
 def input_of(variant: str) -> dict[str, list[float]]:
-    """The mean and the standard deviation, of pixels from 0 to 1, that the published weights want."""
+    """The mean and the standard deviation that the published weights need, for pixels from 0 to 1: one value for each
+    channel."""
     known = configuration(variant)
     return {"mean": list(known.mean), "std": list(known.std)}
 
@@ -107,7 +113,8 @@ def size_of(variant: str) -> int:
 
 
 def published(variant: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where the weights called `variant` are, as addresses, and how the names of its classifier's entries begin."""
+    """The addresses of the weights called `variant`, and the beginnings of the names of its classifier's entries.
+    Raises `BadInputError` if timm knows no such file."""
     known = configuration(variant)
     hub = known.hf_hub_id
     if "." not in variant:
