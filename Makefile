@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# pip compiles no modules here, so Python has to keep what it compiles: without that each process starts seconds later.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup ray repro compare papers tables rehearse test test-fast lint lock doctor bench-gpu pictures image image-test clean
 repro: .venv/requirements

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from xdist.scheduler import LoadFileScheduling
 
 from tests import markers
 
@@ -28,9 +29,30 @@ ENVIRONMENT = {
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # Python writes its bytecode beside the code, as it does by default.
 
 
+FIRST = ["end_to_end", "run_grid", "checkpoint", "slurm", "ray", "docs", "pipeline", "train", "homes", "papers", "local"]
+"""The files that take longest. They begin first, so that no worker is left with one of them at the end."""
+APART = {"tests/test_docs.py", "tests/test_homes.py", "tests/test_local.py"}
+"""Files of long tests that share nothing but `project`: any worker takes any of their tests."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Called by pytest with all tests that were found."""
     markers.skip_what_cannot_run(items)
+    place = {f"test_{name}": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+class Scheduling(LoadFileScheduling):
+    """A worker takes a file at a time, because the tests of a file share fixtures; of the files in APART, a test."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return nodeid if file in APART else file
+
+
+def pytest_xdist_make_scheduler(config, log) -> Scheduling:
+    """Called by pytest-xdist."""
+    return Scheduling(config, log)
 
 
 class Project:
