@@ -1,5 +1,6 @@
 """Runs in progress: the history grows line by line, and TensorBoard gets what it says."""
 
+import signal
 import sys
 from types import ModuleType
 
@@ -49,7 +50,9 @@ def test_a_history_grows_line_by_line_and_is_the_runs_in_the_end(project, tmp_pa
     training = Training(run.run, "run", 2, torch.device("cpu"), 0, tmp_path / "key.checkpoint", live)
     seen = []
     monkeypatch.setattr(training, "report", lambda *words: seen.append(live.read_text().splitlines()))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     training.train()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], "the caller's are gone"
     assert [len(lines) for lines in seen] == [2, 3] and seen[1][:2] == seen[0]
     training.write(tmp_path)
     assert (tmp_path / "history.csv").read_bytes() == live.read_bytes()

@@ -154,7 +154,8 @@ class Pool:
         self.since = worker.since if worker else time.time()
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["pipeline.engines.work"])
+        # PyTorch imports torch._dynamo when the first optimiser is made, which takes more than a second in every run.
+        self.context.set_forkserver_preload(["pipeline.engines.work", "torch._dynamo"])
         # The server and the runs start with these signals blocked: see `_stop_once`. The tracker is started first,
         # because its start unblocks them.
         resource_tracker.ensure_running()

@@ -30,13 +30,18 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 class Termination:
-    """Whether SIGTERM or Ctrl-C has come (`came`). A loop checks it between steps. A second signal of the same kind
-    ends the process."""
+    """Whether SIGTERM or Ctrl-C has come inside the `with` block (`came`). A loop checks it between steps. A second
+    signal of the same kind ends the process. After the block signals do what they did before."""
 
     def __init__(self) -> None:
         self.came = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = True

@@ -223,7 +223,7 @@ class Training:
             )
         )
         write_history(self.history_file, progress.history)
-        with contextlib.closing(loader):
+        with self.termination, contextlib.closing(loader):
             self.train_epochs(loader)
 
     def train_epochs(self, loader: Iterator[tuple[Tensor, Tensor]]) -> None:
