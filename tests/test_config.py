@@ -39,7 +39,7 @@ WRONG = [
     (
         RECIPE,
         {"backbone": "resnet50"},
-        r"recipes\.glyphs\.pooling: resnet50 gives maps, use average or average_and_max",
+        r"recipes\.glyphs\.pooling: resnet50 gives maps, which must be pooled: use average or average_and_max",
     ),
     (RECIPE, {"pretrained": True}, r"recipes\.glyphs\.pretrained: small has no published weights, use false"),
     (RECIPE, {"backbone": "timm/Not A Name"}, r"recipes\.glyphs\.backbone: after the slash write a name"),
@@ -68,7 +68,11 @@ WRONG = [
     (RECIPE, {"smallest_crop": 0.08}, r"recipes\.glyphs\.shift: images that are cropped .* use 0"),
     (RECIPE, {"test_resize": 16}, r"recipes\.glyphs\.test_resize: it is less than input_size"),
     (RECIPE, {"input_size": 28}, r"recipes\.glyphs\.input_size: small takes 32 pixels"),
-    (RECIPE, {"channel_order": "bgr"}, r"recipes\.glyphs\.channel_order: small takes one channel, use rgb"),
+    (
+        RECIPE,
+        {"channel_order": "bgr"},
+        r"recipes\.glyphs\.channel_order: small takes images of one channel, .* use rgb",
+    ),
     (RECIPE, {"epsilon": 0.0}, r"recipes\.glyphs\.epsilon: .* greater than 0"),
     (("losses", "proxy_an"), {"loss": "proxy_am"}, r"losses\.proxy_an: there is no file proxy_am\.py"),
     (("tables", "glyphs", "rows"), {"loss": ["proxy_ann"]}, r"tables\.glyphs\.rows\.loss: proxy_ann has no settings"),
