@@ -68,7 +68,7 @@ def test_decoded_images_are_those_of_the_store(store):
     decoded = DecodedImages(store, [5, 0, 2], 3)
     for image in (0, 2, 5):
         np.testing.assert_array_equal(decoded.decoded(image, 3), store.decoded(image, 3))
-    with pytest.raises(ValueError, match="decoded with 3 channels, 1 asked for"):
+    with pytest.raises(ValueError, match="decoded with 3 channels, not 1"):
         decoded.decoded(0, 1)
 
 

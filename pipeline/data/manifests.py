@@ -79,8 +79,8 @@ def read_manifest(path: Path) -> list[Row]:
     pinned = pins().get(f"{kind}/{dataset}/{path.stem}")
     if pinned and pinned != fingerprint(rows):
         raise BadInputError(
-            f"{path} has the fingerprint {fingerprint(rows)}, {CHECKSUMS} has {pinned}: this is another edition or "
-            f"another split of the dataset: {again}"
+            f"{path} has the fingerprint {fingerprint(rows)}, but {CHECKSUMS} has {pinned}: this is another "
+            f"edition or another split of the dataset: {again}"
         )
     return rows
 

@@ -99,7 +99,7 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
     if broken:
         raise BrokenImagesError(broken)
     if not rows:
-        raise BadInputError(f"{folder}: there is not one image to pack")
+        raise BadInputError(f"{folder}: there is no image to pack")
     _check_classes([entry for _, entry in rows])
     ordered = [entry for _, entry in sorted(rows, key=lambda row: row[0])]
     if ordered != [entry for _, entry in rows]:
@@ -254,7 +254,7 @@ class DecodedImages:
         """Image number `image` as uint8 (height, width, channels). Raises `ValueError` for another number of
         channels."""
         if channels != self.channels:
-            raise ValueError(f"decoded with {self.channels} channels, {channels} asked for")
+            raise ValueError(f"the images were decoded with {self.channels} channels, not {channels}")
         return self._images[image]
 
 
