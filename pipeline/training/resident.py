@@ -54,7 +54,7 @@ def usable(device: torch.device, size: int) -> bool:
     if not fits(device, size):
         return False
     if why := problem(device):
-        print(f"images are cropped on the CPU, because the GPU cannot: {why}", file=sys.stderr)
+        print(f"images are cropped on the CPU, because the GPU cannot crop them: {why}", file=sys.stderr)
     return not why
 
 
