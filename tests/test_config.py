@@ -67,7 +67,7 @@ WRONG = [
     (RECIPE, {"samples_per_class": 3}, r"recipes\.glyphs\.samples_per_class: 3 does not divide the batch_size"),
     (RECIPE, {"smallest_crop": 0.08}, r"recipes\.glyphs\.shift: images that are cropped .* use 0"),
     (RECIPE, {"test_resize": 16}, r"recipes\.glyphs\.test_resize: it is less than input_size"),
-    (RECIPE, {"input_size": 28}, r"recipes\.glyphs\.input_size: small takes 32 pixels"),
+    (RECIPE, {"input_size": 28}, r"recipes\.glyphs\.input_size: small takes only images of 32 pixels"),
     (
         RECIPE,
         {"channel_order": "bgr"},
@@ -409,7 +409,7 @@ NOT_READ = {
     "1: a\n": "line 1: the key 1 is no text, quote it",
     "null: a\n": "line 1: the key null is no text, quote it",
     "a: " + "9" * 5000: "line 1: a number of 5,000 digits",
-    "[" * 100_000: "line 1: more than 50 lists",
+    "[" * 100_000: "line 1: lists and mappings are nested more than 50 deep",
     "a: <<\n": "is not YAML: line 1",
     "a: b\0\n": "is not YAML: .*control characters",
     b"\xff\xfe\x00": "is not text in UTF-8",

@@ -119,7 +119,7 @@ def test_cut_at_random_offsets_it_is_resumed_until_whole(seed, etag, known):
         file = published(f"{base}/birds") if known else published(f"{base}/birds", size=None, sha256=None)
         if not known and not etag.startswith('"'):
             with pytest.raises(
-                BadInputError, match="without a checksum it has to come whole, or in parts of one strong"
+                BadInputError, match="a file without a checksum must come in one piece, or in parts with one strong"
             ):
                 fetch.fetch(file, FOLDER)
             assert not any(served.requests) and left_over() == [] and not CHECKSUMS.exists()

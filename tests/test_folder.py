@@ -204,7 +204,7 @@ def cut(format: str) -> bytes:
         (lambda raw: image(raw / "query/x/0.png"), ["should hold your images as", "but it has query, test, train"]),
         (
             lambda raw: (raw / "test").rename(raw / "query"),
-            ["(or query and gallery in place of test); query, train are"],
+            ["(or query and gallery in place of test), but it has query, train"],
         ),
         (
             lambda raw: (raw / "train/c").mkdir(),
@@ -241,15 +241,15 @@ def cut(format: str) -> bytes:
         (lambda raw: link(raw / "test/x/p.png", "p.png"), ["  test/x/p.png: Too many levels of symbolic links"]),
         (
             lambda raw: link(raw / "test/x/p.png", "/dev/zero"),
-            ["  test/x/p.png: it is not a file but a pipe, a socket or"],
+            ["  test/x/p.png: not a file but a pipe, a socket or"],
         ),
         (
             lambda raw: os.mkfifo(raw / "test/x/p.png"),
-            ["  test/x/p.png: it is not a file but a pipe, a socket or a device"],
+            ["  test/x/p.png: not a file but a pipe, a socket or a device"],
         ),
         (
             lambda raw: socket_at(raw / "test/x/p.png"),
-            ["  test/x/p.png: it is not a file but a pipe, a socket or a device"],
+            ["  test/x/p.png: not a file but a pipe, a socket or a device"],
         ),
         (
             lambda raw: sparse(raw / "test/x/p.png", 3 << 30),
@@ -381,7 +381,7 @@ def test_images_are_turned_where_that_is_asked_for(raw, monkeypatch, capsys):
     Image.new("RGB", (30, 20)).save(raw / "train/a/turned.jpg", exif=exif)
     message = "folder: 1 images say in EXIF that they are turned; they are "
     stored = "read as they are stored, as ImageFolder reads them; --upright turns them\n"
-    for arguments, size, printed in (([], (30, 20), stored), (["--upright"], (20, 30), "turned for use\n")):
+    for arguments, size, printed in (([], (30, 20), stored), (["--upright"], (20, 30), "turned upright\n")):
         assert converted(monkeypatch, capsys, *arguments) == message + printed
         entries = read_index(Path("data/packed/folder"))
         assert [(e.width, e.height) for e in entries if e.name == "train/a/turned.jpg"] == [size]

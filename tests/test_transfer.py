@@ -176,7 +176,7 @@ UNVOUCHED = {
             {f"CUB_200_2011/{name}.txt": b"" for name in ("images", "image_class_labels")})),
         "holds no CUB_200_2011/images/: this is another archive",
     ),
-    "parts without a tag": (parts((), lambda content, start: part(content, start)), "has to come whole"),
+    "parts without a tag": (parts((), lambda content, start: part(content, start)), "must come in one piece"),
     "other bytes under one tag": (
         parts((V1,), lambda content, start: part(content, start, V1)[:-len(content[start:])] + other(content)[start:]),
         "damaged or cut short",

@@ -113,7 +113,7 @@ def _read(path: Path) -> tuple[bytes, str]:
         status = path.stat()
         # Opening a FIFO would wait for ever for a writer.
         if not stat.S_ISREG(status.st_mode):
-            return b"", "it is not a file but a pipe, a socket or a device"
+            return b"", "not a file but a pipe, a socket or a device"
         if status.st_size > BYTE_LIMIT:
             return b"", f"it has {status.st_size:,} bytes, but the limit is {BYTE_LIMIT:,}"
         return path.read_bytes(), ""
