@@ -171,7 +171,7 @@ def broken(*arguments):
     ("crop", "reason"),
     [
         (broken, "RuntimeError: Failed to find C compiler."),
-        (lambda pixels, planned, *more: plain(pixels, planned, *more) ^ 1, "its crops are not those of the CPU"),
+        (lambda pixels, planned, *more: plain(pixels, planned, *more) ^ 1, "its crops differ from the CPU's"),
     ],
 )
 def test_a_gpu_that_cannot_crop_leaves_it_to_the_loader(packed, monkeypatch, capsys, crop, reason):

@@ -111,7 +111,10 @@ def test_a_damaged_manifest_is_named_with_its_line_and_stage(path, damage):
         (b"", "does not begin with the columns image,label,name"),
         (b"<html></html>\n", "does not begin with the columns image,label,name"),
         (b"image,label,name\n\xff\xfe", "line 2 is not UTF-8 text"),
-        (b'image,label,name\n0,0,"train/a/0.png\n', r"line 2 has '0,train/a/0.png\n' for the image 0, the index has"),
+        (
+            b'image,label,name\n0,0,"train/a/0.png\n',
+            r"line 2 has '0,train/a/0.png\n' for the image 0, but the index has",
+        ),
         (b"image,label,name\n0,0," + b"x" * 200_000, "line 2 cannot be read (field larger than"),
     ],
     ids=["empty", "web page", "binary", "quote", "long field"],

@@ -141,8 +141,8 @@ def _check_classes(entries: list[Entry]) -> None:
         firsts = by_label.setdefault(entry.label, entry), by_class.setdefault(entry.class_name, entry)
         for first in firsts:
             if (first.label, first.class_name) != (entry.label, entry.class_name):
-                told = (f"{of.name} has the label {of.label} and the class {of.class_name}" for of in (first, entry))
-                raise BadInputError(f"the dataset's lists contradict each other: {', '.join(told)}")
+                facts = (f"{of.name} has the label {of.label} and the class {of.class_name}" for of in (first, entry))
+                raise BadInputError(f"the dataset's lists contradict each other: {', '.join(facts)}")
 
 
 def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:

@@ -45,7 +45,7 @@ def problem(device: torch.device) -> str:
     except Exception as error:  # Triton has no compiler, does not know the GPU, or anything else: the loader works
         return f"{type(error).__name__}: {error}".splitlines()[0]
     expected = torch.stack([cropped(image, box, 32, flip) for box, flip in zip(boxes, flips, strict=True)])
-    return "" if torch.equal(found, expected) else "its crops are not those of the CPU"
+    return "" if torch.equal(found, expected) else "its crops differ from the CPU's"
 
 
 def usable(device: torch.device, size: int) -> bool:
