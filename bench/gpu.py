@@ -105,13 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON file (default gpu.json)")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON file to write (default gpu.json)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument("--tiny", action="store_true", help="small images and few steps")
-    parser.add_argument("--seconds", type=float, default=TOTAL, help="of all sections together (default %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use small images and few steps")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="for all sections together (default %(default)s)")
     words = parser.parse_args()
     if not words.out.absolute().parent.is_dir():
-        raise BadInputError(f"--out {words.out}: its folder is not there")
+        raise BadInputError(f"--out {words.out}: its folder does not exist: make it first")
     end, found = time.monotonic() + words.seconds, {}
     with tempfile.TemporaryDirectory() as name:
         for section in SECTIONS:

@@ -48,7 +48,7 @@ def machine(scale: Scale, folder: Path) -> Iterator[Line]:
     yield Line("Python", platform.python_version())
     yield Line("cores", len(os.sched_getaffinity(0)))
     if not torch.cuda.is_available():
-        yield Line("GPU", "none: all of this is measured on the processor")
+        yield Line("GPU", "none: everything is measured on the processor")
         return
     import triton
 
@@ -190,7 +190,7 @@ def resume(scale: Scale, folder: Path) -> Iterator[Line]:
         process.wait()
         came = bool(list(place.glob("data/store/*.checkpoint")))
         same = files(number.name) == undisturbed
-        yield Line(f"{number.name}, then on", "same bytes" if same else "other bytes", good=same and came)
+        yield Line(f"{number.name}, then resumed", "same bytes" if same else "other bytes", good=same and came)
 
 
 RUN: dict[str, Callable[[Scale, Path], Iterator[Line]]] = {

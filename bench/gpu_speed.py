@@ -166,7 +166,7 @@ def loop(scale: Scale, folder: Path) -> Iterator[Line]:
                 where = "resident" if images.resident is not None else f"loader, {workers} processes"
                 yield Line(f"{paper}, {precision}, {where}", size / took, "images/s")
                 share = 100 * alone / took
-                yield Line(f"{paper}, {precision}, {where}: of the resident batch's", share, "%")
+                yield Line(f"{paper}, {precision}, {where}: share of the resident batch's speed", share, "%")
                 loaded.close()
             del steps
 
@@ -222,7 +222,7 @@ def losses(scale: Scale, folder: Path) -> Iterator[Line]:
             (embeddings @ normalize(proxies).T).backward(gradient)
 
         times = [seconds_a_call(call, device, scale.seconds / 2) for call in (loss, floor)]
-        yield Line(f"{name}, of its floor", times[0] / times[1], "times")
+        yield Line(f"{name}, relative to its floor", times[0] / times[1], "times")
 
 
 RUN: dict[str, Callable[[Scale, Path], Iterator[Line]]] = {

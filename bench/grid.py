@@ -66,7 +66,7 @@ def timed(folder: Path, *command: str) -> str:
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     said = (done.stdout + done.stderr).strip().splitlines()[-1]
-    return f"{' '.join(command)}: {wall:.1f} s, of the processor {processor:.1f} s ({said})"
+    return f"{' '.join(command)}: {wall:.1f} s by the clock, {processor:.1f} s of the processor ({said})"
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="scratch folder")
+    parser.add_argument("folder", type=Path, help="the scratch folder to work in")
     folder = parser.parse_args().folder.absolute()
     copied(folder)
     subprocess.run([sys.executable, "-m", "pipeline.choose", "all"], cwd=folder, check=True)

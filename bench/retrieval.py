@@ -132,12 +132,18 @@ def peer_runs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SIZES, action="append", help="this size (repeatable); default: all")
-    parser.add_argument("--threads", type=int, default=2, help="of all libraries (default 2)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of ours and the product (default 3)")
-    parser.add_argument("--peers", action="store_true", help="also pytorch-metric-learning and faiss (15 GB at SOP)")
-    parser.add_argument("--clustering", action="store_true", help="also the seconds of k-means (minutes at SOP)")
-    parser.add_argument("--collapse", action="store_true", help="all embeddings equal: the worst case")
+    parser.add_argument(
+        "--only", choices=SIZES, action="append", help="measure only this size; may be repeated (default: all)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of each library (default 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="number of turns of our code and of the product (default 3)"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="also measure pytorch-metric-learning and faiss (15 GB at SOP)"
+    )
+    parser.add_argument("--clustering", action="store_true", help="also measure k-means (takes minutes at SOP)")
+    parser.add_argument("--collapse", action="store_true", help="make all embeddings equal, which is the worst case")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     titles = ["size", "images", "R@1", "MAP@R", "product, s", "all metrics, s", "ratio", "Recall@K only, ratio", "GB"]

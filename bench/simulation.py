@@ -172,13 +172,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--teraflops", type=float, default=TERAFLOPS, help="of one GPU; 33 if not given")
-    parser.add_argument("--svg", type=Path, help="a file for the picture")
+    parser.add_argument("--teraflops", type=float, default=TERAFLOPS, help="teraflops of one GPU (default 33)")
+    parser.add_argument("--svg", type=Path, help="the SVG file to draw")
     words = parser.parse_args()
     queue, chain = works(words.teraflops), longest_chain(words.teraflops)
     hours = sum(work.seconds + START for work in queue) / 3600
-    print(f"{len(queue)} runs, {hours:.0f} h on one GPU; the longest {max(w.seconds for w in queue) / 3600:.2f} h,")
-    print(f"with the run that it waits for {chain:.2f} h. Simulated; means of 5 seeds where nodes fail.\n")
+    print(
+        f"{len(queue)} runs, {hours:.0f} h on one GPU. The longest takes {max(w.seconds for w in queue) / 3600:.2f} h,"
+    )
+    print(f"together with the run that it waits for {chain:.2f} h. Simulated. If nodes fail, means of 5 seeds.\n")
     print("| GPUs | failures | hours | speed-up | idle | lost work |\n|---|---|---|---|---|---|")
     found: dict[str, dict[int, Found]] = {}
     for name, days in FAILURES.items():

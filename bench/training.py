@@ -192,7 +192,7 @@ def loader(repeats: int) -> None:
                     cells = [recipe.backbone, precision, str(size), *(f"{rate:,.0f}" for rate in rates.values())]
                     print("| " + " | ".join([*cells, f"{rates['loop'] / rates['resident']:.1%}"]) + " |", flush=True)
             return
-        print("\n| ResNet-50's images | loader processes | s a step | of them waiting | share | images/s |")
+        print("\n| ResNet-50's images | loader processes | s a step | s waiting | share | images/s |")
         print("|---" * 6 + "|")
         step, steps = whole_step(resnet, device), max(1, repeats // 20)
         for in_memory in (True, False):
@@ -215,9 +215,11 @@ PARTS = {"losses": losses, "resnet50": networks, "loader": loader}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
-    parser.add_argument("--repeats", type=int, default=100, help="turns of each loss and its floor (default 100)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"one of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=100, help="number of turns of each loss and of its floor (default 100)"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; use {', '.join(PARTS)}")

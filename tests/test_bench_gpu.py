@@ -79,4 +79,4 @@ def test_the_time_outs_of_all_sections_are_ten_minutes_together():
 
 def test_an_output_without_a_folder_is_bad_input(tmp_path):
     done = bench("--tiny", "--out", str(tmp_path / "none/gpu.json"))
-    assert done.returncode == 2 and "its folder is not there" in done.stderr
+    assert done.returncode == 2 and "its folder does not exist" in done.stderr

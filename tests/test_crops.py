@@ -171,7 +171,7 @@ def broken(*arguments):
     ("crop", "reason"),
     [
         (broken, "RuntimeError: Failed to find C compiler."),
-        (lambda pixels, planned, *more: plain(pixels, planned, *more) ^ 1, "its crops are not those of the CPU"),
+        (lambda pixels, planned, *more: plain(pixels, planned, *more) ^ 1, "its crops differ from the CPU's"),
     ],
 )
 def test_a_gpu_that_cannot_crop_leaves_it_to_the_loader(packed, monkeypatch, capsys, crop, reason):
@@ -181,7 +181,7 @@ def test_a_gpu_that_cannot_crop_leaves_it_to_the_loader(packed, monkeypatch, cap
     images = training_images(packed, ORDER, LABELS, 3, SMALL, 5, DEVICE)
     resident.problem.cache_clear()
     assert isinstance(images, CroppedImages) and images.resident is None
-    assert capsys.readouterr().err == f"images are cropped on the CPU, because the GPU cannot: {reason}\n"
+    assert capsys.readouterr().err == f"images are cropped on the CPU, because the GPU cannot crop them: {reason}\n"
 
 
 def test_images_stay_on_a_gpu_alone_and_in_a_share_of_its_memory(monkeypatch):

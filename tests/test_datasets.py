@@ -186,7 +186,7 @@ def test_cars_that_are_nowhere_to_be_had(tmp_path):
     with serve({}) as base:
         done = stage(folder, "pipeline.download", "cars", PIPELINE_MIRRORS=base)
         assert done.returncode == 2
-        assert done.stderr.startswith("error: Cars196 is to be had in three layouts, one of which must be complete.\n")
+        assert done.stderr.startswith("error: Cars196 comes in three layouts. One of them must be complete.\n")
         for name in ("car_ims.tgz", "cars_train.tgz", "stanford-cars-dataset.zip", "cars_test_annos_withlabels.mat"):
             assert f"{base}/raw/cars/{name}: 404 Not Found" in done.stderr
         (folder / "data/raw/cars/car_ims.tgz").write_bytes(b"x")

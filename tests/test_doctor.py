@@ -159,8 +159,8 @@ def test_a_gpu_is_held_against_itself_and_against_the_cpu(monkeypatch, errors, s
 @pytest.mark.parametrize(
     ("capability", "override", "state", "says"),
     [
-        ((9, 0), None, "ok", "capability 9.0 has it"),
-        ((7, 5), None, "warn", "capability 7.5 lacks it"),
+        ((9, 0), None, "ok", "capability 9.0 has TF32"),
+        ((7, 5), None, "warn", "capability 7.5 lacks TF32"),
         ((9, 0), "1", "fail", "forces it"),
         ((9, 0), "0", "warn", "forbids it"),
     ],

@@ -76,8 +76,8 @@ def test_an_error_tells_what_each_mirror_said_and_what_to_do_by_hand():
         f"  {base}/gone: 404 Not Found\n"
         f"  {base}/flipped: SHA256 {expected} expected, {found} found\n"
         f"  {base}/page: it is a web page\n"
-        f"  {base}/short: offers 399,999 bytes where 400,000 are expected\n"
-        f"  {base}/html: answers with a web page, not with the file\n"
+        f"  {base}/short: the server offers 399,999 bytes, but 400,000 are expected\n"
+        f"  {base}/html: the server answers with a web page, not with the file\n"
         f"Run the stage again, or get birds.tgz from https://example.org/birds and put it at {TARGET}"
     )
     assert not TARGET.exists()
@@ -119,7 +119,7 @@ def test_cut_at_random_offsets_it_is_resumed_until_whole(seed, etag, known):
         file = published(f"{base}/birds") if known else published(f"{base}/birds", size=None, sha256=None)
         if not known and not etag.startswith('"'):
             with pytest.raises(
-                BadInputError, match="without a checksum it has to come whole, or in parts of one strong"
+                BadInputError, match="a file without a checksum must come in one piece, or in parts with one strong"
             ):
                 fetch.fetch(file, FOLDER)
             assert not any(served.requests) and left_over() == [] and not CHECKSUMS.exists()
@@ -152,7 +152,7 @@ def test_a_server_that_always_cuts_and_ignores_ranges_is_given_up():
     served = Served(CONTENT, cuts=[50_000], ranges=False)
     with (
         serve({"/birds": served}) as base,
-        pytest.raises(BadInputError, match="it goes on from the 50,000 bytes that came"),
+        pytest.raises(BadInputError, match="it continues after the 50,000 bytes that have arrived"),
     ):
         fetch.fetch(published(f"{base}/birds"), FOLDER)
     assert not TARGET.exists()
@@ -310,7 +310,7 @@ def test_without_a_checksum_a_part_of_one_mirror_is_not_ended_by_another():
     CHECKSUMS.unlink()
     with serve({"/a": Served(CONTENT, cuts=[100_000, 0])}) as base, pytest.raises(BadInputError) as error:
         fetch.fetch(published(f"{base}/a", size=None, sha256=None), FOLDER)
-    assert "that came" not in str(error.value)
+    assert "that have arrived" not in str(error.value)
     assert left_over() == []
     assert not CHECKSUMS.exists()
     assert "birds.tgz" in pins_before

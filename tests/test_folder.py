@@ -201,10 +201,10 @@ def cut(format: str) -> bytes:
     ("spoil", "reasons"),
     [
         (lambda raw: (raw / "test").rename(raw / "val"), ["should hold your images as", "{raw}/train/<class>/<image>"]),
-        (lambda raw: image(raw / "query/x/0.png"), ["should hold your images as", "query, test, train are there"]),
+        (lambda raw: image(raw / "query/x/0.png"), ["should hold your images as", "but it has query, test, train"]),
         (
             lambda raw: (raw / "test").rename(raw / "query"),
-            ["(or query and gallery in place of test); query, train are"],
+            ["(or query and gallery in place of test), but it has query, train"],
         ),
         (
             lambda raw: (raw / "train/c").mkdir(),
@@ -216,7 +216,7 @@ def cut(format: str) -> bytes:
         ),
         (
             lambda raw: (shutil.rmtree(raw / "test"), (raw / "test").mkdir()),
-            ["{raw}/test holds no class: give it one folder for each"],
+            ["{raw}/test holds no class: make a folder in it for each class"],
         ),
         (lambda raw: image(raw / "train/0.png"), ["{raw}/train/0.png lies beside folders of classes: put it into one"]),
         (
@@ -239,10 +239,22 @@ def cut(format: str) -> bytes:
             ["  test/x/p.png: a link to nothing", "  test/x/q.png: a link to nothing"],
         ),
         (lambda raw: link(raw / "test/x/p.png", "p.png"), ["  test/x/p.png: Too many levels of symbolic links"]),
-        (lambda raw: link(raw / "test/x/p.png", "/dev/zero"), ["  test/x/p.png: not a file but a pipe, a socket or"]),
-        (lambda raw: os.mkfifo(raw / "test/x/p.png"), ["  test/x/p.png: not a file but a pipe, a socket or a device"]),
-        (lambda raw: socket_at(raw / "test/x/p.png"), ["  test/x/p.png: not a file but a pipe, a socket or a device"]),
-        (lambda raw: sparse(raw / "test/x/p.png", 3 << 30), ["  test/x/p.png: 3,221,225,472 bytes, 67,108,864 is the"]),
+        (
+            lambda raw: link(raw / "test/x/p.png", "/dev/zero"),
+            ["  test/x/p.png: not a file but a pipe, a socket or"],
+        ),
+        (
+            lambda raw: os.mkfifo(raw / "test/x/p.png"),
+            ["  test/x/p.png: not a file but a pipe, a socket or a device"],
+        ),
+        (
+            lambda raw: socket_at(raw / "test/x/p.png"),
+            ["  test/x/p.png: not a file but a pipe, a socket or a device"],
+        ),
+        (
+            lambda raw: sparse(raw / "test/x/p.png", 3 << 30),
+            ["  test/x/p.png: it has 3,221,225,472 bytes, but the limit"],
+        ),
         (lambda raw: sparse(raw / "test/x/p.png", 0), ["  test/x/p.png: not an image"]),
         (
             lambda raw: (raw / "train/a/notes.txt").write_text("?"),
@@ -322,7 +334,7 @@ def test_what_is_left_out_is_named(raw, monkeypatch, capsys):
     image(raw / "stray.png")
     image(raw / ".hidden/0.png")
     printed = converted(monkeypatch, capsys)
-    assert printed == f"warning: {raw}: left out, beside train, test:\n  stray.png\n  val\n"
+    assert printed == f"warning: {raw}: only train, test are read. These are left out:\n  stray.png\n  val\n"
     assert classes() == ["a", "b", "x", "y"]
 
 
@@ -358,7 +370,7 @@ def test_two_folders_never_become_one_class(monkeypatch, capsys, names, found):
 def test_classes_whose_names_are_alike_are_named(monkeypatch, capsys, train, test, message):
     drawings(RAW, {"train": train, "test": test})
     printed = converted(monkeypatch, capsys)
-    expected = f"warning: {RAW}: classes whose names are alike, are they one?\n  {message}\n"
+    expected = f"warning: {RAW}: the names of these classes are alike. Are they one class?\n  {message}\n"
     assert printed == (expected if message else "")
     assert len(classes()) == len(train) + len(test)
 
@@ -369,7 +381,7 @@ def test_images_are_turned_where_that_is_asked_for(raw, monkeypatch, capsys):
     Image.new("RGB", (30, 20)).save(raw / "train/a/turned.jpg", exif=exif)
     message = "folder: 1 images say in EXIF that they are turned; they are "
     stored = "read as they are stored, as ImageFolder reads them; --upright turns them\n"
-    for arguments, size, printed in (([], (30, 20), stored), (["--upright"], (20, 30), "turned for use\n")):
+    for arguments, size, printed in (([], (30, 20), stored), (["--upright"], (20, 30), "turned upright\n")):
         assert converted(monkeypatch, capsys, *arguments) == message + printed
         entries = read_index(Path("data/packed/folder"))
         assert [(e.width, e.height) for e in entries if e.name == "train/a/turned.jpg"] == [size]

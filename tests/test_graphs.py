@@ -180,7 +180,7 @@ def test_an_older_pytorch_does_not_capture_while_batches_are_pinned(monkeypatch)
     thread = threading.Thread(target=_pin_memory_loop)
     thread.start()
     try:
-        with pytest.raises(RuntimeError, match="cannot capture while loader processes are at work"):
+        with pytest.raises(RuntimeError, match="cannot capture graphs while loader processes work"):
             graphs.capture(network, images)
     finally:
         done.set()

@@ -111,7 +111,10 @@ def test_a_damaged_manifest_is_named_with_its_line_and_stage(path, damage):
         (b"", "does not begin with the columns image,label,name"),
         (b"<html></html>\n", "does not begin with the columns image,label,name"),
         (b"image,label,name\n\xff\xfe", "line 2 is not UTF-8 text"),
-        (b'image,label,name\n0,0,"train/a/0.png\n', r"line 2 has '0,train/a/0.png\n' for the image 0, the index has"),
+        (
+            b'image,label,name\n0,0,"train/a/0.png\n',
+            r"line 2 has '0,train/a/0.png\n' for the image 0, but the index has",
+        ),
         (b"image,label,name\n0,0," + b"x" * 200_000, "line 2 cannot be read (field larger than"),
     ],
     ids=["empty", "web page", "binary", "quote", "long field"],
@@ -218,4 +221,4 @@ def test_one_class_cannot_be_trained_and_single_images_cannot_be_retrieved():
     run(convert, "folder")
     run(split, "folder")
     assert refused(SPLITS / "held_out_train.csv").endswith("has one class, 0: training needs two classes or more")
-    assert "no image has another one of its class besides: no metric" in refused(SPLITS / "held_out_test.csv")
+    assert "no image has another of its class besides, so no metric" in refused(SPLITS / "held_out_test.csv")

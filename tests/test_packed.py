@@ -68,7 +68,7 @@ def test_decoded_images_are_those_of_the_store(store):
     decoded = DecodedImages(store, [5, 0, 2], 3)
     for image in (0, 2, 5):
         np.testing.assert_array_equal(decoded.decoded(image, 3), store.decoded(image, 3))
-    with pytest.raises(ValueError, match="decoded with 3 channels, 1 asked for"):
+    with pytest.raises(ValueError, match="decoded with 3 channels, not 1"):
         decoded.decoded(0, 1)
 
 
@@ -123,18 +123,21 @@ def replaced(line, column, text):
         (lambda f: (f / "index.csv").write_text(""), "index.csv does not begin with the columns"),
         (lambda f: (f / "index.csv").write_bytes(b"image\n\xff"), "index.csv line 2 is not UTF-8 text"),
         (edited(lambda lines: [lines[0], "0,0\n"]), "index.csv line 2 is not an entry"),
-        (edited(lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]]), "line 3 has the number 2 where 1 is due"),
-        (edited(lambda lines: [*lines[:2], *lines[3:]]), "line 3 has the number 2 where 1 is due"),
+        (
+            edited(lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]]),
+            "line 3 has the number 2, but 1 is expected",
+        ),
+        (edited(lambda lines: [*lines[:2], *lines[3:]]), "line 3 has the number 2, but 1 is expected"),
         (edited(lambda lines: lines[:-2]), r"images.bin has \d+ bytes, its index ends at"),
-        (replaced(3, 0, "-1"), "line 4 has the number -1 where 2 is due"),
-        (replaced(2, 1, "5"), r"line 3 has the bytes from 5, \d+ of them, where those before end at"),
-        (replaced(2, 2, "5"), r"line 4 has the bytes from \d+, \d+ of them, where those before end at"),
-        (replaced(2, 3, "0"), "line 3 has a size, a label or an orientation that cannot be"),
-        (replaced(2, 5, "-1"), "line 3 has a size, a label or an orientation that cannot be"),
-        (replaced(2, 5, "1"), "line 3 gives 'a' the label 1, which was 0"),
-        (replaced(2, 6, "b"), "line 3 gives the label 0 to 'b', which was 'a'"),
-        (replaced(2, 8, "rgb.jpg"), "line 3 has the name 'rgb.jpg' again"),
-        (replaced(2, 9, "x" * 64), f"line 3 has '{'x' * 64}' for a SHA-256"),
+        (replaced(3, 0, "-1"), "line 4 has the number -1, but 2 is expected"),
+        (replaced(2, 1, "5"), r"line 3 has \d+ bytes from byte 5 on, but the image before it ends at"),
+        (replaced(2, 2, "5"), r"line 4 has \d+ bytes from byte \d+ on, but the image before it ends at"),
+        (replaced(2, 3, "0"), "line 3 has an impossible size, label or orientation"),
+        (replaced(2, 5, "-1"), "line 3 has an impossible size, label or orientation"),
+        (replaced(2, 5, "1"), "line 3 gives 'a' the label 1, but an earlier line 0"),
+        (replaced(2, 6, "b"), "line 3 gives the label 0 to 'b', but an earlier line to 'a'"),
+        (replaced(2, 8, "rgb.jpg"), "line 3 has the name 'rgb.jpg', which an earlier line has"),
+        (replaced(2, 9, "x" * 64), f"line 3 has '{'x' * 64}', which is not a SHA-256"),
         (replaced(2, 3, "x"), "line 3 is not an entry"),
         (
             lambda f: (f / "index.csv").write_text((f / "index.csv").read_text().replace("grey", "gray")),

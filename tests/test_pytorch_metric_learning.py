@@ -111,7 +111,7 @@ WRONG = [
         {"name": "CircleLoss", "miner": "MultiSimilarityMiner", "miner_settings": {"epsilom": 0.1}},
         r"miner_settings\.epsilom: unknown, did you mean epsilon\?",
     ),
-    ({"name": "CircleLoss", "miner_settings": {"epsilon": 0.1}}, r"miner_settings: there is no miner to set"),
+    ({"name": "CircleLoss", "miner_settings": {"epsilon": 0.1}}, r"miner_settings: no miner is chosen"),
     ({"nome": "CircleLoss"}, r"nome: unknown key, did you mean name\?"),
 ]
 

@@ -287,7 +287,7 @@ def test_wrong_input_is_named() -> None:
     x, y = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
     bad = x.clone()
     bad[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="1 rows of embeddings hold nan or infinity, the first is 2"):
+    with pytest.raises(ValueError, match="1 rows of embeddings hold nan or infinity, the first is row 2"):
         retrieval(bad, y, [1])
     with pytest.raises(ValueError, match="gallery hold nan"):
         retrieval(x, y, [1], gallery=bad, gallery_labels=y)
@@ -299,9 +299,9 @@ def test_wrong_input_is_named() -> None:
         retrieval(x.double(), y, [1])
     with pytest.raises(ValueError, match="one label per row"):
         retrieval(x, y[:3], [1])
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="give both or neither"):
         retrieval(x, y, [1], gallery=x)
-    with pytest.raises(ValueError, match="3 dimensions, the gallery 2"):
+    with pytest.raises(ValueError, match="3 dimensions, but the gallery has 2"):
         retrieval(x, y, [1], gallery=x[:, :2], gallery_labels=y)
     with pytest.raises(ValueError, match="counting must be one of"):
         retrieval(x, y, [1], counting="first")

@@ -63,11 +63,11 @@ def test_a_split_that_cannot_be_evaluated_is_refused(split_folder, classes, reas
         (TRAIN | {"test_x": "ef", "test_y": "gh"}, []),
         (
             TRAIN | {"test_x": "ef", "test_y": "g", "test_z": "h"},
-            ["test: 2 of 4 images have no other of their class to find, and never do"],
+            ["test: 2 of 4 images have no other of their class, so they never have a hit"],
         ),
         (
             TRAIN | {"query_x": "ef", "query_y": "g", "gallery_y": "h"},
-            ["query: 2 of 3 images have no other of their class to find, and never do"],
+            ["query: 2 of 3 images have no other of their class, so they never have a hit"],
         ),
         (
             {"train_a": "abc", "train_b": "ade", "test_x": "fg"},
@@ -83,7 +83,7 @@ def test_a_split_that_cannot_be_evaluated_is_refused(split_folder, classes, reas
         ),
         (
             TRAIN | {"test_x": "eef", "test_y": "gh"},
-            ["test: 2 images have the same bytes as another image of their class, which finds them"],
+            ["test: 2 images have the same bytes as another of their class, so the two find each other"],
         ),
         (
             TRAIN | {"query_x": "ef", "query_y": "g", "gallery_x": "eh", "gallery_y": "gi"},

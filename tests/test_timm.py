@@ -133,7 +133,7 @@ def test_modern_names_resolve_without_a_download(name):
     [
         ({"backbone": "timm/resnet19"}, r"backbone: timm \S+ has no network resnet19: did you mean resnet18"),
         ({"backbone": "timm/resnet18.nobody"}, r"has no weights resnet18\.nobody, choose among resnet18\.a1_in1k"),
-        ({"backbone": "timm"}, "backbone: say which network of timm"),
+        ({"backbone": "timm"}, "backbone: timm holds several networks: add the name"),
         ({"backbone": "mobilenet_v2/1"}, "backbone: mobilenet_v2 has no variants: write mobilenet_v2"),
         ({"pooling": "class_token"}, r"pooling class_token: it has no class token: use another pooling"),
         ({"backbone": "timm/coat_tiny", "pooling": "average"}, "its features are several maps: use pooling none"),
@@ -147,7 +147,7 @@ def test_modern_names_resolve_without_a_download(name):
             {"backbone": "timm/resnet18.a1_in1k", "pretrained": True, "channel_order": "bgr"},
             "channel_order: timm/resnet18.a1_in1k was trained with rgb",
         ),
-        ({"backbone": "timm/vit_tiny_patch16_224", "input_size": 40}, "patches of 16 pixels: take a multiple"),
+        ({"backbone": "timm/vit_tiny_patch16_224", "input_size": 40}, "patches of 16 pixels: use a multiple"),
     ],
 )
 def test_what_does_not_fit_is_one_line(changes, said):
@@ -293,7 +293,7 @@ class Strict(Own):
         (Wide, r"own promises vectors \(2, 5\) and gives \(2, 4\)"),
         (Lacking, "own lacks the attribute input_size, add it to its class"),
         (Broken, "own cannot be built with pooling none and input_size 32: no such layer$"),
-        (Random, r"own draws at random in training \(drop\)"),
+        (Random, r"own draws random numbers in training \(layer drop\)"),
         (Strict, "own does not take images of 32 x 32 with pooling none: "),
     ],
 )

@@ -176,7 +176,7 @@ UNVOUCHED = {
             {f"CUB_200_2011/{name}.txt": b"" for name in ("images", "image_class_labels")})),
         "holds no CUB_200_2011/images/: this is another archive",
     ),
-    "parts without a tag": (parts((), lambda content, start: part(content, start)), "has to come whole"),
+    "parts without a tag": (parts((), lambda content, start: part(content, start)), "must come in one piece"),
     "other bytes under one tag": (
         parts((V1,), lambda content, start: part(content, start, V1)[:-len(content[start:])] + other(content)[start:]),
         "damaged or cut short",
@@ -337,8 +337,8 @@ def places():
         "pipe": (os.mkfifo, "is a device or a pipe, not a file"),
         "folder": (Path.mkdir, "is a folder, not a file"),
         "device": (lambda path: path.symlink_to("/dev/zero"), "is a device or a pipe, not a file"),
-        "link to nothing": (lambda path: path.symlink_to("none"), "is a link to what is not there"),
-        "link to itself": (lambda path: path.symlink_to(path.name), "is a link to what is not there"),
+        "link to nothing": (lambda path: path.symlink_to("none"), "is a link to nothing"),
+        "link to itself": (lambda path: path.symlink_to(path.name), "is a link to nothing"),
         "link to a file": (linked, "is a link, and a download would overwrite"),
         "second name of a file": (twice, "is a link, and a download would overwrite"),
     }
@@ -389,5 +389,5 @@ def test_what_nothing_is_known_of_is_kept_and_not_pinned(capsys):
     FOLDER.mkdir(parents=True)
     TARGET.write_bytes(b"anything")
     fetch.fetch(described("", archive(), False)._replace(check=None), FOLDER)
-    assert "raw/cub/birds.tgz: not pinned, because nothing says what it has to hold" in capsys.readouterr().out
+    assert "raw/cub/birds.tgz is not pinned, because nothing says what it must hold" in capsys.readouterr().out
     assert not CHECKSUMS.exists()

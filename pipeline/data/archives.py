@@ -114,7 +114,9 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
             name = member.name.removeprefix("./")
             parts = PurePosixPath(name).parts
             if not member.name or (member.kind == "file" and not parts) or member.size < 0:
-                raise BadInputError(f"{path}: the member {name!r} has no name, or {member.size:,} bytes: {FIX}")
+                raise BadInputError(
+                    f"{path}: the member {name!r} has no name or the impossible size {member.size:,}: {FIX}"
+                )
             if name.startswith("/") or ".." in parts or "\\" in name:
                 raise BadInputError(f"{path}: the member {name!r} leads out of the archive: {FIX}")
             if member.kind not in ("file", "folder"):
@@ -178,7 +180,7 @@ def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list
     for place, line in enumerate(lines[skip:], skip + 1):
         fields = line.split()
         if fields and len(fields) != columns:
-            raise BadInputError(f"{source} line {place} has {len(fields)} fields where {columns} are due: {line!r}")
+            raise BadInputError(f"{source} line {place} has {len(fields)} fields, but {columns} are expected: {line!r}")
         if fields:
             yield fields
 

@@ -107,9 +107,9 @@ def _by_pillow(encoded: bytes, mode: str) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
             if not 0 < width * height <= PIXEL_LIMIT:
-                raise ValueError(f"it has {width:,} x {height:,} pixels, {PIXEL_LIMIT:,} is the limit")
+                raise ValueError(f"it has {width:,} x {height:,} pixels, but the limit is {PIXEL_LIMIT:,}")
             if image.format == "EPS":
-                raise ValueError("EPS, which only another program could draw: save it as PNG")
+                raise ValueError("it is an EPS file, which only another program could draw: save it as PNG")
             image.load()
             # Pillow reads PGM files of 16 bits, and in older releases PNG files of 16 bits, as numbers of 32 bits.
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):

@@ -51,7 +51,7 @@ def fetch(file: File, folder: Path) -> Path:
     else:
         found = _download(file, target, pinned)
     if not pinned and not file.published and file.check is None:
-        print(f"{key}: not pinned, because nothing says what it has to hold; its SHA-256 is {found['sha256']}")
+        print(f"{key} is not pinned, because nothing says what it must hold. Its SHA-256 is {found['sha256']}")
     elif not pinned and len(file.sha256 or "") < 64:
         pin({key: found["sha256"]})
     return target
@@ -67,7 +67,7 @@ def _is_there(path: Path) -> bool:
     except NotADirectoryError:
         raise BadInputError(f"{path}: a folder above it is a file, remove that file") from None
     if kind == stat.S_IFLNK and not path.exists():
-        raise BadInputError(f"{path} is a link to what is not there: remove it, or put back what it leads to")
+        raise BadInputError(f"{path} is a link to nothing: remove the link, or put back the file that it leads to")
     if not path.is_file():
         raise BadInputError(f"{path} is {'a folder' if path.is_dir() else 'a device or a pipe'}, not a file: remove it")
     return True
@@ -78,7 +78,7 @@ def _opened(partial: Path, target: Path) -> Iterator[BinaryIO]:
     """The file `partial`, locked, which holds a part of the download of `target`. Raises `BadInputError` if `partial`
     is a link or a second name of a file, because a file elsewhere would be overwritten."""
     if _is_there(partial) and (partial.is_symlink() or partial.stat().st_nlink > 1):
-        raise BadInputError(f"{partial} is a link, and a download would overwrite what it leads to: remove it")
+        raise BadInputError(f"{partial} is a link, and a download would overwrite the file that it leads to: remove it")
     for folder in (partial.parent, target.parent):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
     by_hand = f"get {file.name} from {file.page} and put it at {target}"
     if not sources:
         raise BadInputError(f"{target} is missing, and programs cannot fetch it: {by_hand}")
-    resume = f" (it goes on from the {kept:,} bytes that came)" if kept else ""
+    resume = f" (it continues after the {kept:,} bytes that have arrived)" if kept else ""
     raise BadInputError(
         f"{target} could not be downloaded:{''.join(failures)}\nRun the stage again{resume}, or {by_hand}"
     )

@@ -112,19 +112,26 @@ def _misfit(entries: list[Entry]) -> tuple[int, str]:
     for place, entry in enumerate(entries):
         problem = ""
         if entry.image != place:
-            problem = f"has the number {entry.image} where {place} is due"
+            problem = f"has the number {entry.image}, but {place} is expected"
         elif entry.offset != end or entry.length < 1:
-            problem = f"has the bytes from {entry.offset}, {entry.length} of them, where those before end at {end}"
+            problem = (
+                f"has {entry.length} bytes from byte {entry.offset} on, but the image before it ends at byte {end}"
+            )
         elif min(entry.width, entry.height) < 1 or entry.label < 0 or not 1 <= entry.orientation <= 8:
-            problem = "has a size, a label or an orientation that cannot be"
+            problem = "has an impossible size, label or orientation"
         elif not re.fullmatch("[0-9a-f]{64}", entry.sha256):
-            problem = f"has {entry.sha256!r} for a SHA-256"
+            problem = f"has {entry.sha256!r}, which is not a SHA-256"
         elif entry.name in names:
-            problem = f"has the name {entry.name!r} again"
+            problem = f"has the name {entry.name!r}, which an earlier line has"
         elif class_of.setdefault(entry.label, entry.class_name) != entry.class_name:
-            problem = f"gives the label {entry.label} to {entry.class_name!r}, which was {class_of[entry.label]!r}"
+            problem = (
+                f"gives the label {entry.label} to {entry.class_name!r}, but an earlier line to "
+                f"{class_of[entry.label]!r}"
+            )
         elif label_of.setdefault(entry.class_name, entry.label) != entry.label:
-            problem = f"gives {entry.class_name!r} the label {entry.label}, which was {label_of[entry.class_name]}"
+            problem = (
+                f"gives {entry.class_name!r} the label {entry.label}, but an earlier line {label_of[entry.class_name]}"
+            )
         if problem:
             return place, problem
         names.add(entry.name)

@@ -79,8 +79,8 @@ def read_manifest(path: Path) -> list[Row]:
     pinned = pins().get(f"{kind}/{dataset}/{path.stem}")
     if pinned and pinned != fingerprint(rows):
         raise BadInputError(
-            f"{path} has the fingerprint {fingerprint(rows)}, {CHECKSUMS} has {pinned}: this is another edition or "
-            f"another split of the dataset: {again}"
+            f"{path} has the fingerprint {fingerprint(rows)}, but {CHECKSUMS} has {pinned}: this is another "
+            f"edition or another split of the dataset: {again}"
         )
     return rows
 
@@ -99,10 +99,10 @@ def _check_rows(path: Path, rows: list[Row], entries: list[Entry], again: str) -
     for line, row in enumerate(rows, 2):
         problem = ""
         if not 0 <= row.image < len(entries):
-            problem = f"has the image {row.image}, the index has {len(entries)} images"
+            problem = f"has the image {row.image}, but the index has {len(entries)} images"
         elif (row.label, row.name) != ((entry := entries[row.image]).label, entry.name):
             found, due = (f"{of.label},{of.name}" for of in (row, entry))
-            problem = f"has {found!r} for the image {row.image}, the index has {due!r}"
+            problem = f"has {found!r} for the image {row.image}, but the index has {due!r}"
         elif row.image <= before:
             problem = f"has the image {row.image} after the image {before}"
         if problem:

@@ -99,7 +99,7 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
     if broken:
         raise BrokenImagesError(broken)
     if not rows:
-        raise BadInputError(f"{folder}: there is not one image to pack")
+        raise BadInputError(f"{folder}: there is no image to pack")
     _check_classes([entry for _, entry in rows])
     ordered = [entry for _, entry in sorted(rows, key=lambda row: row[0])]
     if ordered != [entry for _, entry in rows]:
@@ -141,8 +141,8 @@ def _check_classes(entries: list[Entry]) -> None:
         firsts = by_label.setdefault(entry.label, entry), by_class.setdefault(entry.class_name, entry)
         for first in firsts:
             if (first.label, first.class_name) != (entry.label, entry.class_name):
-                told = (f"{of.name} has the label {of.label} and the class {of.class_name}" for of in (first, entry))
-                raise BadInputError(f"the dataset's lists contradict each other: {', '.join(told)}")
+                facts = (f"{of.name} has the label {of.label} and the class {of.class_name}" for of in (first, entry))
+                raise BadInputError(f"the dataset's lists contradict each other: {', '.join(facts)}")
 
 
 def _reorder(store: Path, ordered: list[Entry]) -> list[Entry]:
@@ -254,7 +254,7 @@ class DecodedImages:
         """Image number `image` as uint8 (height, width, channels). Raises `ValueError` for another number of
         channels."""
         if channels != self.channels:
-            raise ValueError(f"decoded with {self.channels} channels, {channels} asked for")
+            raise ValueError(f"the images were decoded with {self.channels} channels, not {channels}")
         return self._images[image]
 
 

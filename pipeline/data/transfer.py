@@ -139,13 +139,13 @@ class Transfer:
                 # The first argument of the error is the message; the others repeat it as objects.
                 reason = public(str(error.args[0] if error.args else "")) or type(error).__name__
             except ValueError as error:
-                raise MirrorError(f"answers with what cannot be read ({public(str(error))})") from None
+                raise MirrorError(f"the server's answer cannot be read ({public(str(error))})") from None
             length = output.seek(0, os.SEEK_END)
             attempt = 0 if length > furthest and not slow else attempt + 1
             furthest = max(furthest, length)
             if not self.vouched and not self.etag:
                 output.truncate(0)
-                reason += "; without a checksum it has to come whole, or in parts of one strong ETag"
+                reason += "; a file without a checksum must come in one piece, or in parts with one strong ETag"
             if attempt == TRIES:
                 raise MirrorError(reason)
             time.sleep(PAUSE * 2**attempt)
@@ -161,23 +161,23 @@ class Transfer:
         with _answer(self.url, headers, timeout) as response:
             total, end = _extent(response, offset, self.name)
             if self.size is not None and total not in (self.size, None):
-                raise MirrorError(f"offers {total:,} bytes where {self.size:,} are expected")
+                raise MirrorError(f"the server offers {total:,} bytes, but {self.size:,} are expected")
             if response.status_code == 416:
                 if total == offset:
                     return ""
                 self.output.truncate(0)
-                return "416: what came before is longer than the file"
+                return "416: the part that came before is longer than the file"
             if response.status_code == 200:
                 self.output.truncate(0)
                 offset = 0
             elif self._has_changed(response):
                 self.output.truncate(0)
                 self.etag = self.modified = ""
-                return "the file has changed on the server while it came"
+                return "the file changed on the server during the transfer"
             self.etag, self.modified = _etag(response), response.headers.get("Last-Modified", "")
             _write(response, self.output, offset, self.size if end is None else end, self.name)
             wanted, length = total or self.size, self.output.tell()
-            return "" if wanted in (None, length) else f"the connection ended at {length:,} of {wanted:,} bytes"
+            return "" if wanted in (None, length) else f"the connection ended after {length:,} of {wanted:,} bytes"
 
     def _has_changed(self, response: requests.Response) -> bool:
         """Whether, according to the server's headers, this part belongs to another file than the earlier parts."""
@@ -207,7 +207,7 @@ def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Respo
                 return response
             response.close()
             url = urljoin(url, target)
-    raise MirrorError(f"redirects more than {REDIRECTS} times")
+    raise MirrorError(f"the server redirects more than {REDIRECTS} times")
 
 
 def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | None, int | None]:
@@ -221,18 +221,20 @@ def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | 
         raise MirrorError(f"{status} {reason}")
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if status != 416 and (kind in ("text/html", "application/xhtml+xml") or kind.endswith("json")):
-        raise MirrorError("answers with a web page, not with the file")
+        raise MirrorError("the server answers with a web page, not with the file")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     # Some servers declare a .tgz file to be gzip-encoded although they send it unchanged.
     if encoding not in ("", "identity") and not (encoding in ("gzip", "x-gzip") and name.endswith((".tgz", ".gz"))):
-        raise MirrorError(f"sends the file in the encoding {public(encoding)!r}, though asked for it as it is")
+        raise MirrorError(
+            f"the server sends the file in the encoding {public(encoding)!r}, but no encoding was asked for"
+        )
     if status == 200:
         given = response.headers.get("Content-Length")
         if given is None or "chunked" in response.headers.get("Transfer-Encoding", "").lower():
             return None, None
         lengths = {length.strip() for length in given.split(",")}
         if len(lengths) > 1 or not re.fullmatch(r"[0-9]{1,15}", given := lengths.pop()):
-            raise MirrorError(f"announces a length of {public(given)[:80]!r}")
+            raise MirrorError(f"the server announces a length of {public(given)[:80]!r}")
         return int(given), int(given)
     content_range = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (?:([0-9]{1,15})-([0-9]{1,15})|\*)/([0-9]{1,15}|\*)", content_range)
@@ -241,7 +243,7 @@ def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | 
         return total, None
     end = int(match[2]) + 1 if match and match[2] else 0
     if not match or match[1] != str(offset) or end <= offset or (total is not None and end > total):
-        raise MirrorError(f"answers the range from {offset} with {public(content_range)[:80]!r}")
+        raise MirrorError(f"the server answers the range from {offset} with {public(content_range)[:80]!r}")
     return total, end
 
 
@@ -254,7 +256,9 @@ def _write(response: requests.Response, output: BinaryIO, offset: int, end: int 
             offset += len(chunk)
             if offset > (LARGEST if end is None else end):
                 output.truncate(0)
-                raise MirrorError(f"sends more than the {LARGEST if end is None else end:,} bytes that it can have")
+                raise MirrorError(
+                    f"the server sends more than the {LARGEST if end is None else end:,} bytes that the file can have"
+                )
             try:
                 output.write(chunk)
                 output.flush()

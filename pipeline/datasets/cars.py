@@ -79,7 +79,7 @@ FILES = (
     File(
         "cars_test_annos_withlabels.mat",
         ("http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat",),
-        "Kaggle, by a search for its name",
+        "Kaggle (search there for its name)",
         185_758,
         "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
         check=lambda path: _labels(_matlab(path.read_bytes(), str(path)), str(path), "fname", ""),
@@ -92,8 +92,8 @@ LAYOUTS = (
     ("stanford-cars-dataset.zip", *LABELS),
 )
 BY_HAND = (
-    "get car_ims.tgz and cars_annos.mat, or another of the sets in docs/datasets.md, from somebody who has them into "
-    "data/raw/cars, because their addresses are dead"
+    "put car_ims.tgz and cars_annos.mat, or another of the sets in docs/datasets.md, into data/raw/cars. Get them from "
+    "somebody who has them, because their addresses are dead"
 )
 TRAINING_CLASSES = 98
 
@@ -116,7 +116,7 @@ def download(raw: Path) -> None:
             return
         except BadInputError as error:
             failures.append(f"{' + '.join(layout)}:\n{error}")
-    several = "Cars196 is to be had in three layouts, one of which must be complete.\n" if len(failures) > 1 else ""
+    several = "Cars196 comes in three layouts. One of them must be complete.\n" if len(failures) > 1 else ""
     raise BadInputError(several + "\n".join(failures))
 
 

@@ -26,9 +26,9 @@ def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str
     shared = labels["train"] & set().union(*(labels[part] for part in labels.keys() - set(TRAINED)))
     if shared:
         raise BadInputError(
-            f"{name}: {len(shared)} classes are both in train and among those to be retrieved. This is the "
+            f"{name}: {len(shared)} classes are both in train and among the classes to be retrieved. This is the "
             "classification split (train_test_split.txt of CUB, cars_train and cars_test of Cars196) or another "
-            "mixture; metric learning retrieves classes that training never saw"
+            "mixture. Metric learning retrieves classes that training never saw"
         )
     pinned, new = pins(), {}
     for part, expected in dataset.EXPECTED.items():
@@ -85,7 +85,7 @@ def oddities(manifests: Manifests) -> Iterator[str]:
     """Unusual facts about manifests that affect results: queries that cannot be answered, images that appear twice."""
     part, queries, gallery = searched(manifests)
     if unanswered := without_relevant(queries, gallery):
-        yield f"{part}: {unanswered} of {len(queries)} images have no other of their class to find, and never do"
+        yield f"{part}: {unanswered} of {len(queries)} images have no other of their class, so they never have a hit"
     seen = {part: entries for part, entries in manifests.items() if not part.startswith("held_out")}
     for part, entries in seen.items():
         labels = defaultdict(list)
@@ -96,7 +96,7 @@ def oddities(manifests: Manifests) -> Iterator[str]:
             yield f"{part}: {torn} images have the same bytes as an image of another class"
         doubled = sum(labels[entry.sha256].count(entry.label) > 1 for entry in entries)
         if doubled and part == "test":
-            yield f"{part}: {doubled} images have the same bytes as another image of their class, which finds them"
+            yield f"{part}: {doubled} images have the same bytes as another of their class, so the two find each other"
     hashes = {part: {entry.sha256 for entry in entries} for part, entries in seen.items()}
     for part, others in (("train", ("test", "query", "gallery")), ("query", ("gallery",))):
         for other in others:

@@ -36,12 +36,12 @@ def _parts(raw: Path) -> tuple[str, ...]:
     for parts in (("train", "test"), ("train", "query", "gallery")):
         if present == set(parts):
             return parts
-    found = f"; {', '.join(sorted(present))} are there" if present else ""
+    found = f", but it has {', '.join(sorted(present))}" if present else ""
     known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != datasets.OWN))
     whose = "" if raw.name == datasets.OWN else f"{raw.name} is none of {known}, so it is a dataset of your own: "
     raise BadInputError(
         f"{whose}{raw} should hold your images as {raw}/train/<class>/<image> and {raw}/test/<class>/<image> "
-        f"(or query and gallery in place of test){found}: put them there, or make it a symbolic link to them"
+        f"(or query and gallery in place of test){found}: put them there, or make {raw} a symbolic link to them"
     )
 
 
@@ -74,7 +74,7 @@ def _classes(top: Path, problems: list[str]) -> Iterator[tuple[str, list[Path]]]
         elif files:
             yield folder.relative_to(top).as_posix(), files
         elif folder == top and not folders:
-            problems.append(f"{folder} holds no class: give it one folder for each")
+            problems.append(f"{folder} holds no class: make a folder in it for each class")
         elif not folders:
             problems.append(f"{shown(str(folder))} is a class without an image: remove the folder or fill it")
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> tuple[bytes, str]:
         if not stat.S_ISREG(status.st_mode):
             return b"", "not a file but a pipe, a socket or a device"
         if status.st_size > BYTE_LIMIT:
-            return b"", f"{status.st_size:,} bytes, {BYTE_LIMIT:,} is the limit"
+            return b"", f"it has {status.st_size:,} bytes, but the limit is {BYTE_LIMIT:,}"
         return path.read_bytes(), ""
     except OSError as error:
         return b"", "a link to nothing" if isinstance(error, FileNotFoundError) else str(error.strerror)
@@ -132,10 +132,15 @@ def images(raw: Path) -> Iterator[SourceImage]:
         raise BadInputError(f"folders that cannot be used: {len(problems):,}{_listed(problems)}")
     left_out = sorted(shown(path.name) for path in raw.iterdir() if path.name not in parts and path.name[0] != ".")
     if left_out:
-        print(f"warning: {raw}: left out, beside {', '.join(parts)}:{_listed(left_out)}", file=sys.stderr)
+        print(
+            f"warning: {raw}: only {', '.join(parts)} are read. These are left out:{_listed(left_out)}", file=sys.stderr
+        )
     names = _class_names({path for classes in files.values() for path in classes})
     if alike := list(_alike(names.values())):
-        print(f"warning: {raw}: classes whose names are alike, are they one?{_listed(alike)}", file=sys.stderr)
+        print(
+            f"warning: {raw}: the names of these classes are alike. Are they one class?{_listed(alike)}",
+            file=sys.stderr,
+        )
     labels: dict[str, int] = {}
     for part, classes in files.items():
         for class_name, path in sorted((names[path], path) for path in classes):

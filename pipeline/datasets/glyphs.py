@@ -114,7 +114,7 @@ def _check_version() -> None:
     """Raise `BadInputError` if another version of pyfiglet is installed, which might draw other images."""
     installed = importlib.metadata.version("pyfiglet")
     if installed != PYFIGLET:
-        raise BadInputError(f"pyfiglet {installed} is installed where glyphs needs {PYFIGLET}: run `make setup`")
+        raise BadInputError(f"pyfiglet {installed} is installed, but glyphs needs {PYFIGLET}: run `make setup`")
 
 
 def download(raw: Path) -> None:
@@ -147,7 +147,9 @@ def images(raw: Path) -> Iterator[SourceImage]:
             )
     # pyfiglet takes a path without its ending as a font's name, and looks for files with two endings.
     if others := sorted(path.name for path in raw.iterdir() if path.name not in fonts()):
-        raise BadInputError(f"{raw} holds {', '.join(others)} beside the fonts: run the download stage again")
+        raise BadInputError(
+            f"{raw} holds files that are not fonts of the list ({', '.join(others)}): run the download stage again"
+        )
     figlets = {name: pyfiglet.Figlet(str(raw.resolve() / Path(name).stem), width=1000) for name in fonts()}
     for label, character in enumerate(CHARACTERS):
         seen = set()

@@ -30,7 +30,10 @@ FILES = (
         check=lambda path: _listed(path),
     ),
 )
-BY_HAND = f"get img.zip and list_eval_partition.txt from {PAGE} into data/raw/inshop by hand, as docs/datasets.md says"
+BY_HAND = (
+    f"get img.zip and list_eval_partition.txt from {PAGE} and put them into data/raw/inshop by hand, as "
+    "docs/datasets.md says"
+)
 PARTS = ("train", "query", "gallery")
 
 EXPECTED = {
@@ -56,7 +59,7 @@ def _listed(source: Path) -> list[list[str]]:
     count = archives.number(content.decode(errors="replace").split("\n", 1)[0].strip(), f"{source} line 1")
     rows = list(archives.rows(content, str(source), 3, skip=2))
     if len(rows) != count:
-        raise BadInputError(f"{source} announces {count} images and lists {len(rows)}: {archives.FIX}")
+        raise BadInputError(f"{source} announces {count} images but lists {len(rows)}: {archives.FIX}")
     return rows
 
 

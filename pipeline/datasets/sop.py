@@ -56,10 +56,10 @@ def images(raw: Path) -> Iterator[SourceImage]:
         for image_id, class_id, _, name in archives.rows(content, source, 4, skip=1):
             path = f"{folder}/{name}"
             if path in annotated:
-                raise BadInputError(f"{source} names {name} again, which was named before")
+                raise BadInputError(f"{source} names {name} twice")
             image = archives.number(image_id, source)
             if image in ids:
-                raise BadInputError(f"{source} gives the id {image} again, which was given before")
+                raise BadInputError(f"{source} gives the id {image} twice")
             ids.add(image)
             annotated[path] = image, archives.number(class_id, source), part
     for path, (image, label, part), encoded in archives.read_annotated(

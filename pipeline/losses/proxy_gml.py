@@ -100,8 +100,9 @@ class Loss(nn.Module):
         self.kept = math.ceil(ratio * classes * proxies_per_class)
         if self.kept <= proxies_per_class and own_class_bonus and masked_softmax and not own_class_alone:
             raise ValueError(
-                f"ratio {ratio} keeps ceil(r*C*N) = {self.kept} proxies a sample, none beyond its own class's "
-                f"N = {proxies_per_class}, so nothing would be learned: use a ratio above 1/C, here 1/{classes}"
+                f"ratio {ratio} keeps ceil(r*C*N) = {self.kept} proxies for each sample. Its own class has "
+                f"N = {proxies_per_class}, so no other class would be kept and nothing would be learned: use a ratio "
+                f"above 1/C, which is 1/{classes} here"
             )
         self.regulariser_weight = regulariser_weight
         self.own_class_bonus, self.masked_softmax = own_class_bonus, masked_softmax

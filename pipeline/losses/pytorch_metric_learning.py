@@ -95,7 +95,7 @@ class Loss(nn.Module):
     ):
         super().__init__()
         if miner is None and miner_settings:
-            raise ValueError("miner_settings: there is no miner to set, name one by the key miner")
+            raise ValueError("miner_settings: no miner is chosen: name one with the key miner, or remove this key")
         given = {"num_classes": classes, "embedding_size": dimension}
         self.loss = _build(losses.BaseMetricLossFunction, name, settings or {}, given, ("name", "settings"))
         self.miner = (

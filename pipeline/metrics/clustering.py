@@ -24,7 +24,7 @@ def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) ->
     """
     points = np.ascontiguousarray(embeddings.detach().cpu().numpy(), dtype=np.float32)
     if points.size == 0 or points.ndim != 2 or labels.shape != points.shape[:1]:
-        raise ValueError(f"need (n, d) embeddings and (n,) labels, got {points.shape} and {tuple(labels.shape)}")
+        raise ValueError(f"embeddings must be (n, d) and labels (n,), got {points.shape} and {tuple(labels.shape)}")
     if not np.isfinite(points).all():
         raise ValueError(f"{int((~np.isfinite(points).all(1)).sum())} rows of embeddings hold nan or infinity")
     classes = labels.cpu().numpy()
@@ -45,7 +45,7 @@ def clustering_scores(assignments: NDArray[np.integer], labels: NDArray[np.integ
     """
     if len(labels) == 0 or len(assignments) != len(labels):
         raise ValueError(
-            f"need as many assignments as labels and at least one, got {len(assignments)} and {len(labels)}"
+            f"there must be as many assignments as labels, and at least one, got {len(assignments)} and {len(labels)}"
         )
     _, rows = np.unique(labels, return_inverse=True)
     _, columns = np.unique(assignments, return_inverse=True)

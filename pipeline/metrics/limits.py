@@ -36,20 +36,20 @@ def evaluation_problems(
     found = []
     if apart and recipe.counting == "drop_first":
         found.append(
-            "counting: drop_first takes the first neighbour for the query itself, which a gallery does not hold, use "
-            "exact or strict"
+            "counting: drop_first takes the first neighbour for the query itself, but a gallery does not hold the "
+            "query: use exact or strict"
         )
     if len(labels) < 1 or others < 1:
         counted = f"{len(labels)} queries and {others} images to search" if apart else f"{len(labels)} images"
-        found.append(f"the split: {counted} are too few, there has to be something to find")
+        found.append(f"the split: {counted} are too few: there must be a query, and an image that it can find")
         return found
     if max(recipe.recall_at) > others:
         found.append(
-            f"recall_at: {max(recipe.recall_at)} is more than the {others} images that are searched, where Recall@K "
-            "says nothing: use smaller K"
+            f"recall_at: {max(recipe.recall_at)} is more than the {others} images that are searched, so Recall@K would "
+            "say nothing: use a smaller K"
         )
     if others >= MOST_SEARCHED:
-        found.append(f"the split: {others} images are searched, {MOST_SEARCHED - 1} are the most")
+        found.append(f"the split: {others} images are searched, but at most {MOST_SEARCHED - 1} can be")
     sizes = dict(zip(*np.unique(searched, return_counts=True), strict=True))
     if not any(sizes.get(label, 0) > (not apart) for label in np.unique(labels)):
         found.append("the split: no query has another image of its class to find")

@@ -44,7 +44,7 @@ def per_query(
     if counting not in COUNTINGS:
         raise ValueError(f"counting must be one of {', '.join(COUNTINGS)}, got {counting!r}")
     if (gallery is None) != (gallery_labels is None):
-        raise ValueError("gallery and gallery_labels go together")
+        raise ValueError("gallery and gallery_labels: give both or neither")
     if counting == "drop_first" and gallery is not None:
         raise ValueError("drop_first is for images searched among themselves: a gallery does not hold the query")
     searched = queries if gallery is None else gallery

@@ -66,7 +66,7 @@ def check_embeddings(queries: Tensor, gallery: Tensor | None) -> None:
         bad = ~torch.isfinite(values).all(1)
         if bad.any():
             raise ValueError(
-                f"{int(bad.sum())} rows of {name} hold nan or infinity, the first is {int(bad.int().argmax())}"
+                f"{int(bad.sum())} rows of {name} hold nan or infinity, the first is row {int(bad.int().argmax())}"
             )
     if gallery is not None and gallery.shape[1] != queries.shape[1]:
-        raise ValueError(f"embeddings have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")
+        raise ValueError(f"embeddings have {queries.shape[1]} dimensions, but the gallery has {gallery.shape[1]}")

@@ -48,7 +48,7 @@ def make_backbone(name: str, pooling: str, input_size: int) -> Any:
             raise BadInputError(f"{file} has no variants: write {file}")
         return backbone()
     if not variant:
-        raise BadInputError(f"say which network of {file}, such as {file}/resnet18")
+        raise BadInputError(f"{file} holds several networks: add the name of one, such as {file}/resnet18")
     return backbone(variant, pooling, input_size)
 
 
@@ -132,7 +132,7 @@ def load_network(recipe: Recipe, weights: Path, device: torch.device) -> Embeddi
     except FileNotFoundError:
         raise BadInputError(f"{weights} is missing: run the train stage (`dvc repro`)") from None
     except RuntimeError as error:
-        raise BadInputError(f"{weights} does not fit the recipe, train it again: {error}") from None
+        raise BadInputError(f"{weights} does not fit the recipe: train the run again: {error}") from None
     return network.to(device)
 
 

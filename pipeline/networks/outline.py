@@ -50,20 +50,20 @@ def _sizes(recipe: Recipe) -> str:
 def _settings_problems(recipe: Recipe, backbone: Any) -> list[str]:
     """Keys of the recipe that contradict the backbone's attributes."""
     found = [
-        f"{key}: {recipe.backbone} takes {backbone.channels} channels, give as many"
+        f"{key}: {recipe.backbone} takes {backbone.channels} channels: give one value for each"
         for key in ("mean", "std")
         if len(getattr(recipe, key)) != backbone.channels
     ]
     if backbone.channels == 1 and recipe.channel_order != "rgb":
-        found.append(f"channel_order: {recipe.backbone} takes one channel, use rgb")
+        found.append(f"channel_order: {recipe.backbone} takes images of one channel, which have no order: use rgb")
     if backbone.input_size not in (None, recipe.input_size):
-        found.append(f"input_size: {recipe.backbone} takes {backbone.input_size} pixels, no other size")
+        found.append(f"input_size: {recipe.backbone} takes only images of {backbone.input_size} pixels: use that size")
     if backbone.spatial and recipe.pooling == "none":
-        found.append(f"pooling: {recipe.backbone} gives maps, use average or average_and_maximum")
+        found.append(f"pooling: {recipe.backbone} gives maps, which must be pooled: use average or average_and_maximum")
     if not backbone.spatial and recipe.pooling not in ("none", "class_token"):
         found.append(f"pooling: {recipe.backbone} gives vectors, which are not pooled, use none")
     if not batch_norms(backbone) and recipe.batch_norm != "trained":
-        found.append(f"batch_norm: {recipe.backbone} has no batch norms to fix, use trained")
+        found.append(f"batch_norm: {recipe.backbone} has no batch norms that could be fixed: use trained")
     if recipe.pretrained and recipe.weights is None and file_name(recipe.backbone) is None:
         found.append(f"pretrained: {recipe.backbone} has no published weights, use false, or give weights of your own")
     return found
@@ -90,7 +90,10 @@ def _chance_problems(recipe: Recipe, backbone: nn.Module) -> list[str]:
     """Layers that draw random numbers in training from a generator whose state no checkpoint keeps."""
     for name, layer in backbone.named_modules():
         if getattr(layer, "drop_prob", 0) or (isinstance(layer, _DropoutNd) and layer.p):
-            return [f"backbone: {recipe.backbone} draws at random in training ({name}), which no resumed run repeats"]
+            return [
+                f"backbone: {recipe.backbone} draws random numbers in training (layer {name}), which a resumed run "
+                "would not repeat: remove that layer"
+            ]
     return []
 
 
@@ -109,7 +112,9 @@ def _input_problems(recipe: Recipe) -> list[str]:
     for key, values in wanted.items():
         shown = [round(scale * value, 4) for value in values]
         if not np.allclose(getattr(recipe, key), shown, rtol=1e-3):
-            found.append(f"{key}: {recipe.backbone} was trained with {shown} at pixel_maximum {scale}, use that")
+            found.append(
+                f"{key}: {recipe.backbone} was trained with {shown} at pixel_maximum {scale}: use these values"
+            )
     if recipe.channel_order != "rgb":
-        found.append(f"channel_order: {recipe.backbone} was trained with rgb, use that")
+        found.append(f"channel_order: {recipe.backbone} was trained with rgb: use rgb")
     return found

@@ -51,11 +51,13 @@ def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torc
     # Damaged files lead to many kinds of errors in the reader, with messages as long as a page.
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
-        raise BadInputError(f"{path} does not hold weights alone ({type(error).__name__}: {reason}): {fix}") from None
+        raise BadInputError(
+            f"{path} is damaged, or holds more than weights ({type(error).__name__}: {reason}): {fix}"
+        ) from None
     if isinstance(loaded, dict) and loaded.keys() in ({"model"}, {"state_dict"}):
         (loaded,) = loaded.values()
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadInputError(f"{path} does not hold tensors by name: {fix}")
+        raise BadInputError(f"{path} does not hold tensors with names: {fix}")
     return dict(loaded)
 
 

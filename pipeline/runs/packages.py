@@ -9,7 +9,7 @@ from pathlib import Path
 LOCK = Path(__file__).parents[2] / "requirements.lock"
 
 NOT_COMPUTING = {
-    "dvc": "keeps files",
+    "dvc": "stores files",
     "ruamel-yaml-clib": "reads YAML: settings are in the key",
     "pyyaml": "reads YAML: settings are in the key",
     "pydantic": "checks settings, which are in the key",
@@ -24,12 +24,12 @@ NOT_COMPUTING = {
     "huggingface-hub": "downloads weights, which is not used here",
     "filelock": "locks files",
     "fsspec": "opens files by address, which is not used here",
-    "networkx": "for torch's compiler, which is not used",
-    "sympy": "for torch's compiler, which is not used",
+    "networkx": "serves torch's compiler, which is not used",
+    "sympy": "serves torch's compiler, which is not used",
     "setuptools": "builds packages",
-    "typing-extensions": "annotates",
+    "typing-extensions": "gives annotations",
     "packaging": "compares version numbers",
-    "narwhals": "data frames, which are not used",
+    "narwhals": "makes data frames, which are not used",
 }
 """Packages that are in no key, together with packages that only they require, and why."""
 

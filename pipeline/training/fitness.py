@@ -24,9 +24,9 @@ def lines(device: torch.device) -> Iterator[Finding]:
     if device.type == "cuda":
         yield tf32(torch.cuda.get_device_capability(device), os.environ.get("NVIDIA_TF32_OVERRIDE"))
         why = problem(device)
-        fix = "give the image or the machine a C compiler and Python's headers, which Triton wants, or use the loader"
+        fix = "install a C compiler and Python's headers, which Triton needs, or let the loader make the crops"
         if why:
-            yield "Crops", "warn", f"made on the CPU, because the GPU cannot: {why}", fix
+            yield "Crops", "warn", f"made on the CPU, because the GPU cannot make them: {why}", fix
         else:
             yield "Crops", "ok", f"made on {device}, equal to the CPU's", ""
     yield from bits(device)
@@ -36,20 +36,21 @@ def tf32(capability: tuple[int, int], override: str | None) -> Finding:
     """Whether a GPU of this compute capability has TF32, and whether the environment variable NVIDIA_TF32_OVERRIDE
     forces or forbids TF32 for all programs."""
     if override is not None and override != "0":
-        fix = "unset NVIDIA_TF32_OVERRIDE: recipes of float32 would be rounded to TF32"
+        fix = "unset NVIDIA_TF32_OVERRIDE: recipes with precision float32 would be rounded to TF32"
         return "TF32", "fail", f"NVIDIA_TF32_OVERRIDE={override} forces it", fix
     if override == "0":
-        fix = "unset NVIDIA_TF32_OVERRIDE, or use no recipe of the precision tf32"
+        fix = "unset NVIDIA_TF32_OVERRIDE, or use no recipe with precision tf32"
         return "TF32", "warn", "NVIDIA_TF32_OVERRIDE=0 forbids it", fix
     has = capability >= (8, 0)
     found = (
-        f"capability {capability[0]}.{capability[1]} {'has' if has else 'lacks'} it; recipes of that precision use it"
+        f"capability {capability[0]}.{capability[1]} {'has' if has else 'lacks'} TF32, which recipes with precision "
+        "tf32 use"
     )
     return (
         "TF32",
         "ok" if has else "warn",
         found,
-        "" if has else "recipes of the precision tf32 compute in float32 here",
+        "" if has else "recipes with precision tf32 compute in float32 here",
     )
 
 
@@ -78,12 +79,18 @@ def bits(device: torch.device) -> Iterator[Finding]:
     try:
         first, second = step(device), step(device)
     except RuntimeError as error:
-        yield "Same bits", "fail", str(error).splitlines()[0], f"PyTorch cannot compute on {device}: see Driver"
+        yield (
+            "Same bits",
+            "fail",
+            str(error).splitlines()[0],
+            f"PyTorch cannot compute on {device}: see the line Driver",
+        )
         return
     if all(map(torch.equal, first, second)):
-        yield "Same bits", "ok", f"a small step on {device}, twice", ""
+        yield "Same bits", "ok", f"a small step on {device} gives the same bits twice", ""
     else:
-        yield "Same bits", "fail", f"not on {device}", "results will not repeat here: suspect the hardware"
+        fix = "results would not repeat here: check the hardware"
+        yield "Same bits", "fail", f"a small step on {device} gives other bits the second time", fix
     if device.type == "cpu":
         return
     expected = step(CPU)
@@ -94,8 +101,8 @@ def bits(device: torch.device) -> Iterator[Finding]:
         float((one - other).abs().max()) / max(float(other.abs().max()), 1e-3 * largest)
         for one, other in zip(first, expected, strict=True)
     )
-    found = f"a small step is {apart:.1e} of the largest number apart"
+    found = f"a small step differs from the CPU's by {apart:.1e} of the largest number"
     if apart < APART:
         yield "As on the CPU", "ok", found, ""
     else:
-        yield "As on the CPU", "fail", found, "its numbers are wrong: suspect the driver or the hardware"
+        yield "As on the CPU", "fail", found, "its numbers are wrong: check the driver and the hardware"

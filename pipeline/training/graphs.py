@@ -36,7 +36,9 @@ def capture(network: nn.Module, images: Tensor) -> Forward:
     if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
         # The capture then forbids all threads to allocate memory, and the thread that pins batches would stop the run.
         if any("_pin_memory" in thread.name for thread in threading.enumerate()):
-            raise RuntimeError("this PyTorch cannot capture while loader processes are at work: machine.workers: 0")
+            raise RuntimeError(
+                "this PyTorch cannot capture graphs while loader processes work: set machine.workers to 0"
+            )
         mode = {}
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:

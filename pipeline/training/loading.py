@@ -77,7 +77,7 @@ def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
     parts = [_rows(manifest) for manifest in manifests]
     if without_relevant(parts[0], parts[1] if apart else None) == len(parts[0]):
         where = f"in {manifests[1]}" if apart else "besides"
-        raise BadInputError(f"{manifests[0]}: no image has another one of its class {where}: no metric can be computed")
+        raise BadInputError(f"{manifests[0]}: no image has another of its class {where}, so no metric can be computed")
     rows = [row for part in parts for row in part]
     labels = torch.tensor([row.label for row in rows])
     return RetrievedImages(manifests, [row.image for row in rows], labels, len(parts[0]) if apart else None)

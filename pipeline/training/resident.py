@@ -45,7 +45,7 @@ def problem(device: torch.device) -> str:
     except Exception as error:  # Triton has no compiler, does not know the GPU, or anything else: the loader works
         return f"{type(error).__name__}: {error}".splitlines()[0]
     expected = torch.stack([cropped(image, box, 32, flip) for box, flip in zip(boxes, flips, strict=True)])
-    return "" if torch.equal(found, expected) else "its crops are not those of the CPU"
+    return "" if torch.equal(found, expected) else "its crops differ from the CPU's"
 
 
 def usable(device: torch.device, size: int) -> bool:
@@ -54,7 +54,7 @@ def usable(device: torch.device, size: int) -> bool:
     if not fits(device, size):
         return False
     if why := problem(device):
-        print(f"images are cropped on the CPU, because the GPU cannot: {why}", file=sys.stderr)
+        print(f"images are cropped on the CPU, because the GPU cannot crop them: {why}", file=sys.stderr)
     return not why
 
 

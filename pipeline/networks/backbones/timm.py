@@ -54,11 +54,11 @@ class Backbone(nn.Module):
         except TypeError:
             if not other_size:
                 raise
-            raise BadInputError(f"timm/{variant} takes {known.input_size[-1]} pixels, no other input_size") from None
+            raise BadInputError(f"timm/{variant} has no other input_size than {known.input_size[-1]} pixels") from None
         patch = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None) or 1
         side = patch if isinstance(patch, int) else patch[0]
         if input_size % side:
-            raise BadInputError(f"timm/{variant} has patches of {side} pixels: take a multiple as input_size")
+            raise BadInputError(f"timm/{variant} has patches of {side} pixels: use a multiple as input_size")
         layer: Any
         for layer in self.trunk.modules():
             # Some networks have dropout or stochastic depth. They draw from a generator whose state no checkpoint
@@ -121,7 +121,9 @@ def published(variant: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         weights = ", ".join(f"timm/{name}" for name in timm.list_models(f"{variant}.*", pretrained=True)) or "none"
         raise BadInputError(f"timm/{variant} does not say which weights: choose among {weights}")
     if not hub:
-        raise BadInputError(f"timm names no file on the hub for timm/{variant}: give a file of yours as weights")
+        raise BadInputError(
+            f"timm names no file on the hub for timm/{variant}: give a file of your own with the key weights"
+        )
     hub, _, revision = hub.partition("@")
     name = known.hf_hub_filename or "model.safetensors"
     classifier = known.classifier or ()
