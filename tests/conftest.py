@@ -29,7 +29,7 @@ ENVIRONMENT = {
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # Python writes its bytecode beside the code, as it does by default.
 
 
-FIRST = "end_to_end run_grid checkpoint slurm ray docs pipeline train homes papers local".split()
+FIRST = ["end_to_end", "run_grid", "checkpoint", "slurm", "ray", "docs", "pipeline", "train", "homes", "papers"]
 """The files that take longest. They begin first, so that no worker is left with one of them at the end."""
 APART = {"tests/test_docs.py", "tests/test_homes.py", "tests/test_local.py"}
 """Files of long tests that share nothing but `project`: any worker takes any of their tests."""
