@@ -119,7 +119,7 @@ def test_memory_for_every_image_and_proxy_is_caught(one_thread):
     assert well, found
 
 
-def test_the_command_tells_each_check_and_exits_with_its_verdict():
+def test_the_command_prints_each_check_and_exits_with_its_verdict():
     def run(name, code):
         command = [sys.executable, "-m", "pipeline.check_loss", name]
         command += ["--params", "papers/comparison_glyphs/params.yaml"]

@@ -60,7 +60,7 @@ def test_killed_twenty_times(project, longer):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_told_to_stop_it_saves_within_the_epoch_and_goes_on(project, longer, workers):
+def test_asked_to_stop_it_saves_within_the_epoch_and_goes_on(project, longer, workers):
     command = ["python", "-m", "pipeline.train", *longer, "scratch/stopped", "--workers", workers]
     process = subprocess.Popen(
         command, cwd=project.folder, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, start_new_session=True
@@ -106,7 +106,7 @@ def test_another_settings_checkpoint_is_not_resumed(project, longer):
     assert_equal_to_undisturbed(project.folder, "scratch/other")
 
 
-def test_a_second_process_is_told_who_holds_the_run(project, longer, monkeypatch):
+def test_a_second_process_says_who_holds_the_run(project, longer, monkeypatch):
     monkeypatch.chdir(project.folder)
     key = json.loads(Path("scratch/undisturbed/run.json").read_text())["key"]
     with store.claim(key):

@@ -44,7 +44,7 @@ def write_look_alike_weights(folder):
 
 
 def run_chains(folder, name, chains, **environment):
-    """What tests/run_stages.py tells of each chain; every command must have ended as it should."""
+    """What tests/run_stages.py found of each chain; every command must have ended as it should."""
     (folder / f"{name}.json").write_text(json.dumps(chains))
     script = str(Path(__file__).with_name("run_stages.py"))
     subprocess.run(

@@ -59,7 +59,7 @@ def test_mirrors_are_tried_in_order_and_a_good_one_ends_it():
     assert left_over() == []
 
 
-def test_an_error_tells_what_each_mirror_said_and_what_to_do_by_hand():
+def test_an_error_says_what_each_mirror_said_and_what_to_do_by_hand():
     flipped = bytearray(CONTENT)
     flipped[200_000] ^= 1
     files = {
@@ -319,7 +319,7 @@ def test_without_a_checksum_a_part_of_one_mirror_is_not_ended_by_another():
 @pytest.mark.root
 @pytest.mark.parametrize("name", ["download", "convert"])
 @pytest.mark.parametrize("limit", ["mount -t tmpfs -o size=100k none {}", "ulimit -f 100 # {}"], ids=["tmpfs", "limit"])
-def test_a_full_disk_is_told_and_costs_nothing(monkeypatch, tmp_path, name, limit):
+def test_a_full_disk_is_said_and_costs_nothing(monkeypatch, tmp_path, name, limit):
     archive = lookalikes.tgz(tmp_path / "CUB_200_2011.tgz", lookalikes.cub_files(range(100)))
     folder = project(tmp_path / "project", {"cub": CUB_COUNTS}, {archive.name: sha256(archive)})
     output = {"download": f"raw/cub/{archive.name}", "convert": "packed/cub"}[name]

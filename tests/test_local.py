@@ -116,7 +116,7 @@ def test_a_second_stop_ends_at_once(grid):
 
 
 def test_a_stop_that_everything_hears_several_times_saves(grid):
-    """As on SLURM, which tells each process of a task, or a terminal's Ctrl-C."""
+    """As on SLURM, which signals each process of a task, or a terminal's Ctrl-C."""
     (grid.folder / "wait").touch()
     process = subprocess.Popen(
         grid.command("--row", "moody"),

@@ -162,21 +162,21 @@ class Pool:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         forkserver.ensure_running()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self.told_to_stop = 0
+        self.stop_requests = 0
         self.kills: dict[Path, int] = {}
         self.keys: dict[Path, Keys] = {}
         self.outcome = Outcome()
 
     def _stop(self, number: int, frame: object) -> None:
-        self.told_to_stop += 1
-        if self.told_to_stop == 1:
+        self.stop_requests += 1
+        if self.stop_requests == 1:
             # Not by print, because this handler may have interrupted a print.
             os.write(2, b"asked to stop: running runs save; a second request ends them at once\n")
         for slot in self.slots:
             if slot.process is not None and slot.process.is_alive():
                 # The first request lets the run save, the second kills it. A worker may get the same request several
                 # times, so it never kills; its engine does.
-                (slot.process.terminate if self.told_to_stop == 1 or self.worker else slot.process.kill)()
+                (slot.process.terminate if self.stop_requests == 1 or self.worker else slot.process.kill)()
 
     def work(self) -> Outcome:
         """Make all runs that are not done. Return when each is done or has failed, or after a SIGTERM or Ctrl-C."""
@@ -198,13 +198,13 @@ class Pool:
                     pending = self._look(slot) + pending
                     if ended and slot.run is None:
                         looked = 0.0
-                if self.told_to_stop:
+                if self.stop_requests:
                     pending = []
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.progress.close()
-        self.outcome.stopped = self.told_to_stop > 0
+        self.outcome.stopped = self.stop_requests > 0
         return self.outcome
 
     def _announce(self) -> None:
@@ -233,7 +233,7 @@ class Pool:
         if self.worker and ready:
             number = self.worker.number % len(ready)
             ready, self.worker = ready[number:] + ready[:number], replace(self.worker, number=0)
-        free = [] if self.told_to_stop else [slot for slot in self.slots if slot.process is None]
+        free = [] if self.stop_requests else [slot for slot in self.slots if slot.process is None]
         for slot, run in zip(free, ready, strict=False):
             self._fork(slot, run)
         return ready[len(free) :] + later
