@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.files import whole
-from pipeline.runs.cost import MODELLED, cost, longest_first
+from pipeline.runs.cost import MODELLED, cost, costs_of, longest_first
 from pipeline.runs.grid import GridRun, grid_runs
 
 GRIDS = ("proxygml", "proxy_an")
@@ -64,7 +64,8 @@ def works(teraflops: float) -> list[Work]:
 def _runs() -> list[tuple[float, int, int | None]]:
     """The papers' runs in the order in which workers take them: operations, epochs, and the place in this list of the
     run that the run waits for. A run that two tables share appears once."""
-    runs = longest_first([run for grid in GRIDS for run in grid_runs(grid)])
+    asked = [run for grid in GRIDS for run in grid_runs(grid)]
+    runs = longest_first(asked, costs_of(asked))
     unique: dict[str, GridRun] = {}
     for run in runs:
         unique.setdefault(json.dumps(run.run.settings()), run)

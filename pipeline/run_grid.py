@@ -28,6 +28,7 @@ from pipeline.base.machine import Machine
 from pipeline.engines import ray, slurm
 from pipeline.engines.checkpoints import clear
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
+from pipeline.engines.server import in_server
 from pipeline.runs import cache, store
 from pipeline.runs.follow import check_package, followed
 from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, chosen_grids, grid_folder, grid_runs
@@ -37,9 +38,9 @@ from pipeline.runs.states import keys_of
 
 
 def check(grid: str, runs: list[GridRun]) -> None:
-    """Check all runs of a grid, including their networks and losses, before the first one is started. Raises
-    `BadInputError` with all problems."""
-    from pipeline.networks.outline import backbone_problems  # here, because a grid that is done does not need torch
+    """Check all runs of a grid, including their networks and losses, before the first one is started. It is called in
+    the server, which has torch. Raises `BadInputError` with all problems."""
+    from pipeline.networks.outline import backbone_problems  # here, because only this function needs torch
 
     problems: dict[str, None] = {}
     for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
@@ -134,7 +135,7 @@ def ready(runs: list[GridRun], machines: dict[str, Machine]) -> list[GridRun]:
 def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Machine]) -> Outcome:
     """Check the runs and let the engine make them."""
     for grid in dict.fromkeys(run.grid for run in runs):
-        check(grid, [run for run in runs if run.grid == grid])
+        in_server(check, grid, [run for run in runs if run.grid == grid])
     machine, worker = machines[words.grid or DEFAULT], None
     if words.worker_since is not None:
         number, shared_by = (

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the first optimiser imports it, in each process
 
 from pipeline import train
 

@@ -1,7 +1,7 @@
 """The local engine: runs in processes of this machine, one at a time in each place.
 
-Runs are forked from a server process that has imported torch once and has never used a GPU. If a run's driver or the
-server ends, the run is asked to stop: it saves, and resumes when it is started again.
+Runs are forked from the server of engines/server.py. If a run's driver or the server ends, the run is asked to stop: it
+saves, and resumes when it is started again.
 """
 
 import ctypes
@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -21,16 +20,15 @@ from pipeline.base.files import exit_with
 from pipeline.base.machine import MOST_WORKERS, Machine
 from pipeline.engines.places import Place, mps_is_on, places
 from pipeline.engines.progress import Progress
+from pipeline.engines.server import STOPPING, in_server, server
 from pipeline.runs import store
-from pipeline.runs.cost import longest_first
+from pipeline.runs.cost import costs_of, longest_first
 from pipeline.runs.grid import GridRun
 from pipeline.runs.key import device_kind
 from pipeline.runs.states import Keys, keys_of
 
 HELD, TERMINATED = 75, 143
 """As in engines/work.py, which imports torch."""
-
-STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 PR_SET_PDEATHSIG = 1
 KILLED_AT_MOST = 3
@@ -153,15 +151,6 @@ class Pool:
         self.slots = [Slot(number, place) for number, place in enumerate(own)]
         self.since = worker.since if worker else time.time()
         self.mps = device_kind(machine.device) == "cuda" and mps_is_on()
-        self.context = multiprocessing.get_context("forkserver")
-        # PyTorch imports torch._dynamo when the first optimiser is made, which takes more than a second in every run.
-        self.context.set_forkserver_preload(["pipeline.engines.work", "torch._dynamo"])
-        # The server and the runs start with these signals blocked: see `_stop_once`. The tracker is started first,
-        # because its start unblocks them.
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.stop_requests = 0
         self.kills: dict[Path, int] = {}
         self.keys: dict[Path, Keys] = {}
@@ -180,9 +169,10 @@ class Pool:
 
     def work(self) -> Outcome:
         """Make all runs that are not done. Return when each is done or has failed, or after a SIGTERM or Ctrl-C."""
-        pending = longest_first(self.runs)
+        costs = in_server(costs_of, self.runs)
+        pending = longest_first(self.runs, costs)
         self.keys = {run.place: keys_of(run, self.machines[run.grid].device) for run in self.runs}
-        self.progress = Progress(self.runs, len(self.slots))
+        self.progress = Progress(self.runs, len(self.slots), costs)
         self._announce()
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         looked = 0.0
@@ -249,7 +239,7 @@ class Pool:
         slot.read = slot.log.stat().st_size
         self.progress.starts(slot.number, run)
         words = (run, self.machines[run.grid], slot.place, self.mps, slot.log)
-        slot.process = self.context.Process(target=_child, args=words)
+        slot.process = server().Process(target=_child, args=words)
         slot.process.start()
 
     def _look(self, slot: Slot) -> list[GridRun]:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.runs.cost import cost
 from pipeline.runs.grid import GridRun
 
 EPOCH = re.compile(r"^.* epoch (\d+)/(\d+): ", re.MULTILINE)
 
 
 class Progress:
-    """The progress of the runs of one call. Up to `lines` of them are made at a time."""
+    """The progress of the runs of one call, by their costs (`costs_of`). Up to `lines` of them are made at a time."""
 
-    def __init__(self, runs: list[GridRun], lines: int):
-        self.costs = {run.place: cost(run) for run in runs}
+    def __init__(self, runs: list[GridRun], lines: int, costs: dict[Path, float]):
+        self.costs = dict(costs)
         self.shares: dict[Path, float] = {}
         """Run in progress -> the share of it that is done."""
         self.began: dict[Path, float] = {}

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pipeline.base.machine import Machine
 from pipeline.engines.local import Outcome
 from pipeline.engines.progress import Progress
+from pipeline.engines.server import in_server
 from pipeline.runs import store
-from pipeline.runs.cost import longest_first
+from pipeline.runs.cost import costs_of, longest_first
 from pipeline.runs.grid import GridRun
 from pipeline.runs.states import keys_of
 
@@ -38,9 +39,10 @@ class Watch:
     """The state of the runs in the store, which is read again and again."""
 
     def __init__(self, runs: list[GridRun], machines: dict[str, Machine], since: float):
-        self.since, self.outcome, self.left = since, Outcome(), longest_first(runs)
+        costs = in_server(costs_of, runs)
+        self.since, self.outcome, self.left = since, Outcome(), longest_first(runs, costs)
         self.keys = {run.place: keys_of(run, machines[run.grid].device) for run in runs}
-        self.progress = Progress(runs, 0)
+        self.progress = Progress(runs, 0, costs)
 
     def look(self) -> None:
         """Move the runs that are done or have failed since the last call from `left` to `outcome`."""

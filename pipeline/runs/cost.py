@@ -98,7 +98,12 @@ def cost(run: GridRun) -> float:
     return float(passes * operations(recipe.backbone, recipe.pooling, recipe.input_size))
 
 
-def longest_first(runs: list[GridRun]) -> list[GridRun]:
+def costs_of(runs: list[GridRun]) -> dict[Path, float]:
+    """The costs of some runs by their places."""
+    return {run.place: cost(run) for run in runs}
+
+
+def longest_first(runs: list[GridRun], costs: dict[Path, float]) -> list[GridRun]:
     """Runs in the order in which workers take them: the longest first, so that no long run is left alone at the end. A
     run that chooses an epoch counts double, because another run waits for it."""
-    return sorted(runs, key=lambda run: -cost(run) * (2 if run.run.protocol == "choose_epoch" else 1))
+    return sorted(runs, key=lambda run: -costs[run.place] * (2 if run.run.protocol == "choose_epoch" else 1))

@@ -6,8 +6,6 @@ is a two-sided paired t-test of Recall@1, with p-values corrected by Holm's meth
 
 from dataclasses import dataclass
 
-from scipy.stats import ttest_rel
-
 from pipeline.tables.rows import Cell, Row
 
 RANKED_BY = "recall@1"
@@ -25,6 +23,8 @@ def holm(p_values: list[float]) -> list[float]:
 
 def paired(best: list[float], other: list[float]) -> float:
     """The two-sided p-value of a paired t-test of at least two pairs; 1 if all pairs are equal."""
+    from scipy.stats import ttest_rel  # here, because its import takes a second and most tables have no ranking
+
     return 1.0 if best == other else float(ttest_rel(best, other).pvalue)
 
 
