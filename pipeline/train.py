@@ -16,12 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base.files import exit_with, replaceable
-from pipeline.engines.work import Job, do, train_run
 from pipeline.runs import store
 from pipeline.runs.key import training_key
 from pipeline.runs.record import RECORD
 from pipeline.runs.run import checked_run
-from pipeline.training.checkpoint import TERMINATED, StoppedError
 
 
 def main() -> None:
@@ -55,6 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="loader processes; the results do not depend on them")
     words = parser.parse_args()
 
+    replaceable(words.out, RECORD)
     run = checked_run(
         words.params,
         words.dataset,
@@ -69,8 +68,11 @@ def main() -> None:
         run = replace(run, protocol="choose_epoch")
     if words.held_out:
         run = replace(run, protocol="held_out", chosen_by=run)
-    replaceable(words.out, RECORD)
     key = training_key(run, words.device)
+    # Here, because they import torch: help and errors come a second sooner.
+    from pipeline.engines.work import Job, do, train_run
+    from pipeline.training.checkpoint import TERMINATED, StoppedError
+
     try:
         do(Job(run, str(words.out), words.device, words.workers), key, train_run)
     except StoppedError as stop:

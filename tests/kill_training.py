@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # the first optimiser imports it, in each process
 
+import pipeline.engines.work  # noqa: F401, train imports it when it has read its command line
 from pipeline import train
 
 

@@ -72,6 +72,7 @@ for package in {package for stage in stages for package in later.get(stage, [])}
     for module in sorted(path.stem for path in folder.glob("[!_]*.py")):
         importlib.import_module(f"{package}.{module}")
 if "train" in stages:
+    importlib.import_module("pipeline.engines.work")
     importlib.import_module("torch._dynamo")  # by the first optimiser
 if "evaluate" in stages:
     importlib.import_module("faiss")

@@ -113,9 +113,9 @@ def checked_run(
 ) -> Run:
     """`make_run`, with a full check of the params file, of the recipe's network and of the loss. It imports torch.
     Raises `BadInputError` with the problems."""
-    from pipeline.networks.outline import check_backbone  # here, because it imports torch
-
     run = make_run(path, read_params(path, recipe or dataset, loss, changes), dataset, loss, seed, recipe, **choices)
+    from pipeline.networks.outline import check_backbone  # here, because it imports torch, which takes a second
+
     check_backbone(run.recipe, run.source)
     return run
 
