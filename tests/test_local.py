@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.files import BadInputError
+from pipeline.base.files import BadInputError, read_json
 from pipeline.base.machine import Machine
 from pipeline.engines.places import places
+from pipeline.engines.server import in_server
 from tests.conftest import ENVIRONMENT
 from tests.test_run_grid import Grid, children, files_of, started, wait_for
 
@@ -34,6 +35,14 @@ PLACES = [
         [("3", {0}, 2), ("5", {0}, 1), ("3", {1}, 2)],
     ),
 ]
+
+
+def test_the_server_answers_or_says_that_it_cannot(tmp_path):
+    assert in_server(int, "5") == 5
+    with pytest.raises(BadInputError, match=r"nothing\.json is missing"):
+        in_server(read_json, tmp_path / "nothing.json")
+    with pytest.raises(RuntimeError, match="_exit failed: its error is above"):
+        in_server(os._exit, 3)
 
 
 @pytest.mark.parametrize(("settings", "visible", "cores", "expected"), PLACES)
