@@ -287,20 +287,25 @@ def children(process: int) -> list[int]:
 
 def test_kill_9_of_a_worker_its_child_or_both_twenty_times(grid, sequential):
     many(grid)
-    generator = random.Random(0)
-    for turn in range(20):
+    generator, kills = random.Random(0), 0
+
+    def kill(worker: int, which: str) -> None:
+        nonlocal kills
+        kills += 1
+        time.sleep(generator.uniform(0, 1.5))
+        below = children(worker)
+        for victim in {"run": below[-1:], "worker": [worker], "both": [worker, *below]}[which]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+
+    while kills < 20:
         process = grid.start()
         for line in process.stderr:  # so that a busy machine changes nothing
             if ": started" in line:
                 break
-        time.sleep(generator.uniform(0, 2))
-        victims = [*children(process.pid)][-1:] if turn % 3 == 0 else []
-        victims = [process.pid] if turn % 3 == 1 else victims or [process.pid, *children(process.pid)]
-        for victim in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-        if turn % 3 == 0:
-            process.kill()
+        for _ in range(generator.randint(0, 2)):
+            kill(process.pid, "run")  # its worker starts it again
+        kill(process.pid, generator.choice(["worker", "both"]))
         process.communicate()
     output = grid.run(table=None)
     assert "error" not in output
