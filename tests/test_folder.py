@@ -253,7 +253,7 @@ def cut(format: str) -> bytes:
         ),
         (
             lambda raw: sparse(raw / "test/x/p.png", 3 << 30),
-            ["  test/x/p.png: it has 3,221,225,472 bytes, but the limit"],
+            ["  test/x/p.png: it has 3,221,225,472 bytes, but the limit is 67,108,864"],
         ),
         (lambda raw: sparse(raw / "test/x/p.png", 0), ["  test/x/p.png: not an image"]),
         (

@@ -46,8 +46,9 @@ def retrieval(
       In-Shop code). Ties improve the score, and a collapsed network gets 1.0.
     - "drop_first": rank everything, including the query, ties by lower index; drop the first as "the query itself";
       look for the label in the next K (Proxy-AN's code; ProxyGML's on SOP). If images repeat, another image than the
-      query may be dropped, and the query then finds itself. Not for a gallery. The three agree if no two images of
-      different classes are equally similar to a query.
+      query may be dropped, and the query then finds itself. Not for a gallery.
+
+    The three agree if no two images of different classes are equally similar to a query.
 
     Raises ValueError for empty input, K < 1, nan or infinite values, shapes or types that do not fit.
     """
