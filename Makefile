@@ -9,6 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 repro: .venv/requirements
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # in a downloaded archive
 	dvc repro
+	@python -m pipeline.tabulate default # which DVC leaves out, and does not print, if the committed table is already right
 	@python -m pipeline.report
 
 # All losses on the embedded dataset. The table is printed even if there is nothing to run.
