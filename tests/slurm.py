@@ -70,6 +70,18 @@ def until(true, seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
+def cancel_all(environment: dict[str, str]) -> None:
+    """End all jobs, and wait until they are gone."""
+
+    def left() -> bool:
+        asked = subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True)
+        return bool(asked.stdout.strip())
+
+    for options in (["--full", "--signal=KILL"], []):
+        subprocess.run(["scancel", *options, "--user=root"], env=environment, capture_output=True)
+    until(lambda: not left(), 60, "jobs are left")
+
+
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
     """Start a cluster whose files lie in `folder`, which must not exist; gives the environment of its clients."""
@@ -106,19 +118,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         until(idle, 60, f"no node is up: see {folder}/*.log")
         yield environment
     finally:
-        # What still runs there ends with its daemon's word; the daemons after it.
-        subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=environment, capture_output=True)
-        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
         if len(started) == len(daemons):
-            until(
-                lambda: (
-                    not subprocess.run(
-                        ["squeue", "--noheader"], env=environment, capture_output=True, text=True
-                    ).stdout.strip()
-                ),
-                30,
-                "jobs are left",
-            )
+            cancel_all(environment)
         for daemon in reversed(started):
             daemon.terminate()
             try:

@@ -7,8 +7,6 @@ import re
 import signal
 import subprocess
 import termios
-import time
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,7 @@ from pipeline.base.machine import Machine
 from pipeline.engines.places import places
 from pipeline.engines.server import in_server
 from tests.conftest import ENVIRONMENT
-from tests.test_run_grid import Grid, children, files_of, started, wait_for
+from tests.test_run_grid import Grid, children, files_of, running, started, until
 
 PLACES = [
     # What machine says, CUDA_VISIBLE_DEVICES, cores: GPU, cores and sharing of each place.
@@ -108,25 +106,22 @@ def test_two_places_make_two_runs_at_a_time_with_the_bytes_of_one(grid, project,
 
 
 def test_a_second_stop_ends_at_once(grid):
-    (grid.folder / "wait").touch()
+    grid.hold.start()
     process = grid.start("--row", "moody")
-    wait_for(grid.folder / "waiting", process)
+    until(grid.hold.caught, process)
     runs = children(process.pid)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    until(grid.hold.asked, process)
+    process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]  # though its run still waits, and cannot save
     assert process.returncode == 143 and errors.count("asked to stop: running runs save") == 1
     assert "saved at" not in errors and grid.states()["two/moody/0"] == "not run"
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{run}").exists() for run in runs):
-        assert time.monotonic() < deadline, "its run goes on"
-        time.sleep(0.1)
+    until(lambda: not any(map(running, runs)))
 
 
 def test_a_stop_that_everything_hears_several_times_saves(grid):
     """As on SLURM, which signals each process of a task, or a terminal's Ctrl-C."""
-    (grid.folder / "wait").touch()
+    grid.hold.start()
     process = subprocess.Popen(
         grid.command("--row", "moody"),
         cwd=grid.folder,
@@ -135,12 +130,12 @@ def test_a_stop_that_everything_hears_several_times_saves(grid):
         text=True,
         start_new_session=True,
     )
-    wait_for(grid.folder / "waiting", process)
+    until(grid.hold.caught, process)
     os.killpg(process.pid, signal.SIGTERM)
-    time.sleep(0.5)
+    until(grid.hold.asked, process)
     for run in children(process.pid):
         os.kill(run, signal.SIGINT)
-    (grid.folder / "wait").unlink()
+    grid.hold.let_go()
     errors = process.communicate()[1]
     assert process.returncode == 143 and "asked to stop, saved at epoch 1, step 1" in errors, errors
     assert "goes on from epoch 1, step 2" in grid.run("--row", "moody")

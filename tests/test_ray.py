@@ -23,16 +23,13 @@ from pipeline.engines.ray_tasks import Clones, Workers, needs, packed_code, room
 from pipeline.runs.grid import grid_runs
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
+from tests.hold import LOSS, Hold
 from tests.test_run_grid import Grid, files_of
 
 STEPS = """
     def forward(self, embeddings, labels):
         self.steps = getattr(self, "steps", 0) + 1
-        place = os.environ.get("NODE_FOLDER", "nowhere")
-        while os.path.exists(f"{place}/wait") and self.steps > int(open(f"{place}/wait").read()):
-            with open(f"{place}/waiting", "w") as file:
-                file.write(os.environ["CUDA_VISIBLE_DEVICES"])
-            time.sleep(0.05)
+        hold(self.steps)
 """
 BROKEN = """
     def forward(self, embeddings, labels):
@@ -81,7 +78,7 @@ class Patient(Grid):
         super().__init__(project, folder)
         loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
         head, body = re.split(r"\n    def forward.*:\n", loss)
-        (folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + STEPS + body)
+        (folder / "pipeline/losses/moody.py").write_text(LOSS + head + STEPS + body)
         (folder / "pipeline/losses/broken.py").write_text(head + BROKEN)
         of = {"datasets": ["glyphs"], "seeds": [0]}
         recipe = {"batch_size": 512, "epochs": 2, "decay_epochs": [2]}
@@ -127,20 +124,23 @@ def sequential(project, tmp_path_factory):
     return files_of(grid.folder)
 
 
-def waiting(nodes: list[Path]) -> list[Path]:
-    """The nodes with a run in a step that does not end."""
-    return [node for node in nodes if (node / "waiting").exists()]
+class Held:
+    """Holds the runs of these nodes after so many steps."""
 
+    def __init__(self, nodes: list[Path], steps: int = 0):
+        self.holds = {node: Hold(node) for node in nodes}
+        for hold in self.holds.values():
+            hold.start(steps)
 
-def hold(nodes: list[Path], steps: int) -> None:
-    for node in nodes:
-        (node / "waiting").unlink(missing_ok=True)
-        (node / "wait").write_text(str(steps))
+    def caught(self) -> list[Path]:
+        return [node for node, hold in self.holds.items() if hold.caught()]
 
+    def asked(self) -> bool:
+        return any(hold.asked() for hold in self.holds.values())
 
-def let_go(nodes: list[Path]) -> None:
-    for node in nodes:
-        (node / "wait").unlink()
+    def let_go(self) -> None:
+        for hold in self.holds.values():
+            hold.let_go()
 
 
 @pytest.mark.ray
@@ -148,21 +148,21 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     grid, nodes = Patient(project, tmp_path / "project"), ray.up()
     found = engines(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address))[-1]
     assert "is here, with a cluster of 3 nodes and 2 GPUs" in found.found and found.gpus == 2 and not found.problem
-    hold(nodes, 0)
+    hold = Held(nodes)
     command = start(grid, "--row=moody")
-    (node,) = command.until(lambda: waiting(nodes))
+    (node,) = command.until(hold.caught)
     assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
     command.process.send_signal(signal.SIGINT)
-    command.until(lambda: "asked to stop: running runs save" in command.said())
-    time.sleep(0.2)
-    let_go(nodes)
-    assert "start this command again to resume them" in command.ends(143)
+    command.until(hold.asked)
+    hold.let_go()
+    assert "start this command again to resume them" in (said := command.ends(143))
+    assert "asked to stop: running runs save" in said
 
-    hold(nodes, 0)
+    hold = Held(nodes)
     command = start(grid, "--row=moody")
-    (node,) = command.until(lambda: waiting(nodes))
+    (node,) = command.until(hold.caught)
     ray.kill(node)
-    let_go(nodes)
+    hold.let_go()
     said = command.ends(0)
     assert "Ray: a worker has ended: " in said and "1 runs done, 0 left" in said, said
     logs = "".join(path.read_text() for path in grid.folder.glob("data/store/*.log"))
@@ -187,12 +187,12 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
     grid.project.commit()
 
-    hold(nodes, 10)
+    hold = Held(nodes, 10)
     command = start(grid)
-    (node,) = command.until(lambda: waiting(nodes))
+    (node,) = command.until(hold.caught)
     (copy,) = command.until(lambda: list(tmp_path.glob("copies/*.checkpoint")))
     ray.kill(node)
-    let_go(nodes)
+    hold.let_go()
     said = command.ends(1)
     assert "mine/glyphs/two/moody/0: started again: " in said, said
     assert said.count("two/broken/0: started\n") == 1, said

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import ENVIRONMENT
+from tests.hold import LOSS, Hold
 
 WAITING = """
     def forward(self, embeddings, labels):
@@ -22,9 +23,8 @@ WAITING = """
             raise ValueError(f"this is broken on {len(labels)} images")
         if os.path.exists("killed"):
             os.kill(os.getpid(), 9)
-        while os.path.exists("wait"):
-            open("waiting", "w").close()
-            time.sleep(0.05)
+        self.steps = getattr(self, "steps", 0) + 1
+        hold(self.steps)
 """
 KEPT = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
 
@@ -34,10 +34,10 @@ class Grid:
 
     def __init__(self, project, folder: Path):
         self.project = project.copy(folder)
-        self.folder = folder
+        self.folder, self.hold = folder, Hold(folder)
         loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
         head, body = re.split(r"\n    def forward.*:\n", loss)
-        (folder / "pipeline/losses/moody.py").write_text("import os\nimport time\n" + head + WAITING + body)
+        (folder / "pipeline/losses/moody.py").write_text(LOSS + head + WAITING + body)
         content = yaml.safe_load((folder / "params.yaml").read_text())
         content["tables"] = {
             "two": {"datasets": ["glyphs"], "rows": {"loss": ["moody", "proxy_an"]}, "seeds": [0]},
@@ -148,20 +148,22 @@ def test_what_a_run_lost_is_made_again_and_nothing_else(grid):
     assert written(grid.shown("two/proxy_an/0")) == weights
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    while not path.exists():
-        assert process.poll() is None
+def until(true, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    """Wait until a function gives something true, as long as the process runs."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_reaches_the_run_and_the_next_start_goes_on(grid, number):
-    (grid.folder / "wait").touch()
+    grid.hold.start()
     process = grid.start("--row", "moody")
-    wait_for(grid.folder / "waiting", process)
+    until(grid.hold.caught, process)
     process.send_signal(number)
-    time.sleep(1)  # it has been passed on before the run may go on to look at it
-    (grid.folder / "wait").unlink()
+    until(grid.hold.asked, process)
+    grid.hold.let_go()
     errors = process.communicate()[1]
     assert process.returncode == 143 and "asked to stop, saved at epoch 1, step 1" in errors
     assert "Traceback" not in errors and grid.states()["two/moody/0"] == "not run"
@@ -285,6 +287,14 @@ def children(process: int) -> list[int]:
     return direct + [grandchild for child in direct for grandchild in children(child)]
 
 
+def running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
 def test_kill_9_of_a_worker_its_child_or_both_twenty_times(grid, sequential):
     many(grid)
     generator, kills = random.Random(0), 0
@@ -318,17 +328,15 @@ def test_kill_9_of_a_worker_its_child_or_both_twenty_times(grid, sequential):
 
 
 def test_a_run_whose_driver_was_killed_saves_and_ends(grid):
-    (grid.folder / "wait").touch()
+    grid.hold.start()
     process = grid.start("--row", "moody")
-    wait_for(grid.folder / "waiting", process)
+    until(grid.hold.caught, process)
     runs = children(process.pid)
     process.kill()
     process.wait()  # and not for the end of its output: the run holds that, too
-    (grid.folder / "wait").unlink()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{run}").exists() and "Z" not in Path(f"/proc/{run}/stat").read_text() for run in runs):
-        assert time.monotonic() < deadline, "its run goes on"
-        time.sleep(0.1)
+    until(grid.hold.asked)
+    grid.hold.let_go()
+    until(lambda: not any(map(running, runs)))
     assert "goes on from epoch 1" in grid.run("--row", "moody")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests import slurm
 from tests.conftest import ENVIRONMENT
-from tests.test_run_grid import Grid, files_of, wait_for
+from tests.test_run_grid import Grid, files_of, until
 
 pytestmark = pytest.mark.slurm
 
@@ -46,34 +46,31 @@ def tasks(*states: str) -> list[str]:
 
 
 class Held:
-    """The run whose loss waits in its first step, and then in every step, until it is let go."""
+    """The grid's command, whose run waits in its first step, and then in every step, until it is let go."""
 
     def __init__(self, grid):
-        self.folder, self.process = grid.folder, None
+        self.grid, self.process = grid, None
+
+    def start(self):
+        self.grid.hold.start()
+        self.process = self.grid.start("--table=two")
 
     def caught(self):
         """Wait until the run is in a step that does not end; gives its task, the only one that is left."""
-        wait_for(self.folder / "waiting", self.process)
-        slurm.until(lambda: len(tasks("RUNNING")) == 1, 120, "the other worker does not end")
+        until(self.grid.hold.caught, self.process)
+        until(lambda: len(tasks("RUNNING")) == 1, self.process)  # the other worker has ended
         return tasks("RUNNING")[0]
 
-    def stopping(self) -> int:
-        """How many workers have been asked to stop."""
-        logs = self.folder.glob("data/store/slurm/*/*.log")
-        return sum(path.read_text().count("asked to stop: running runs save") for path in logs)
-
-    def let_go(self, stops: int | None = None):
-        """Let it go on when so many workers have been asked to stop, and its own has passed that on."""
-        slurm.until(lambda: stops in (None, self.stopping()), 120, "no worker is asked to stop")
-        time.sleep(0.2)
-        (self.folder / "waiting").unlink()
-        (self.folder / "wait").unlink()
+    def let_go(self):
+        """Let the run go on when it has been asked to stop."""
+        until(self.grid.hold.asked, self.process)
+        self.grid.hold.let_go()
 
     def soon(self):
         """Requeued tasks wait for two minutes, but for this."""
-        slurm.until(lambda: tasks("PENDING"), 60, "the task is not requeued")
+        until(lambda: tasks("PENDING"), self.process)
         time.sleep(11)  # KillWait: what scancel has cancelled it then kills, be it started again or not
-        (self.folder / "wait").touch()
+        self.grid.hold.start()
         for task in tasks("PENDING"):
             ask("scontrol", "update", f"JobId={task}", "StartTime=now", "TimeLimit=60")
 
@@ -85,37 +82,34 @@ def held(grid):
     if held.process and held.process.poll() is None:  # the test has failed
         held.process.kill()
         held.process.communicate()
+    slurm.cancel_all(ENVIRONMENT)
 
 
 def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequential_run(held, grid, project, tmp_path):
-    (grid.folder / "wait").touch()
-    held.process = grid.start("--table=two")
+    held.start()
     held.caught()
     held.process.send_signal(signal.SIGINT)
-    held.let_go(1)
+    held.let_go()
     errors = held.process.communicate()[1]
     assert held.process.returncode == 143 and "start this command again to resume them" in errors, errors
     assert tasks() == [] and grid.states() == {"two/moody/0": "not run", "two/proxy_an/0": "done"}
 
-    (grid.folder / "wait").touch()
-    held.process = grid.start("--table=two")
-    for stops, break_off in enumerate(
-        (
-            lambda task: ask("scontrol", "requeue", task),
-            lambda task: ask("scontrol", "update", f"JobId={task}", "TimeLimit=1"),
-            lambda task: ask("scancel", task),
-        ),
-        start=2,
+    held.start()
+    for break_off in (
+        lambda task: ask("scontrol", "requeue", task),
+        lambda task: ask("scontrol", "update", f"JobId={task}", "TimeLimit=1"),
+        lambda task: ask("scancel", task),
     ):
         break_off(held.caught())
-        held.let_go(stops)
+        held.let_go()
         held.soon()
     held.caught()
-    held.let_go()
+    grid.hold.let_go()
     errors = held.process.communicate()[1]
     assert held.process.returncode == 0, errors
     assert "2 runs done" in errors or "1 runs done, 0 left" in errors, errors
     logs = "".join(path.read_text() for path in grid.folder.glob("data/store/slurm/*/*.log"))
+    assert logs.count("asked to stop: running runs save") == 4, logs
     resumed = re.findall(r"moody/0: goes on from epoch 1, step (\d+)", logs)
     assert len(resumed) == 4 and sorted(resumed, key=int) == resumed and len(set(resumed)) == 4, logs
     assert tasks() == []
