@@ -133,8 +133,8 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     # The readers of the standard library raise many kinds of errors for damaged archives.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        # zipfile raises these for an unknown method of compression and for a missing password.
-        unknown = isinstance(error, (NotImplementedError, RuntimeError)) and not isinstance(error, RecursionError)
+        # zipfile raises this for an unknown method of compression and for a missing password.
+        unknown = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
         problem = "cannot be read" if unknown else "is damaged or cut short"
         raise BadInputError(f"{path} {problem} ({reason}): {FIX}") from None
 
