@@ -6,6 +6,9 @@
 A run takes the folder from NODE_FOLDER in its environment; without that it is the folder that it runs in.
 """
 
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 LOSS = '''
@@ -13,45 +16,57 @@ import os
 import signal
 import time
 
-def hold(step):
-    """Wait while `wait` holds a number of steps below this one."""
+def hold(loss):
+    """Count the steps of a loss, and wait while `wait` holds a smaller number."""
+    loss.steps = getattr(loss, "steps", 0) + 1
     place = os.environ.get("NODE_FOLDER", ".")
     while True:
         try:
             with open(f"{place}/wait") as file:
-                if step <= int(file.read()):
+                if loss.steps <= int(file.read()):
                     return
         except (FileNotFoundError, ValueError):  # it has been let go, or the file is not whole yet
             return
         # Training gives a signal its default handler back when it has come.
         asked = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        with open(f"{place}/{'asked' if asked else 'waiting'}", "w") as file:
+        with open(f"{place}/partial.{os.getpid()}", "w") as file:
             file.write(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        os.replace(file.name, f"{place}/{'asked' if asked else 'waiting'}")
         time.sleep(0.05)
 '''
-"""What a loss's file begins with, whose `forward` calls `hold` with the number of the step."""
+"""What a loss's file begins with, whose `forward` calls `hold(self)`."""
 
 
 class Hold:
-    """The files by which a test holds the runs of one folder."""
+    """The files by which a test holds the runs of these folders."""
 
-    def __init__(self, folder: Path):
-        self.wait, self.waiting, self.was_asked = (folder / name for name in ("wait", "waiting", "asked"))
+    def __init__(self, *folders: Path):
+        self.folders = folders
 
     def start(self, steps: int = 0) -> None:
         """Hold runs after so many steps. No run may be in a step now, as it could say once more that it waits."""
-        self.waiting.unlink(missing_ok=True)
-        self.was_asked.unlink(missing_ok=True)
-        self.wait.write_text(str(steps))
+        for folder in self.folders:
+            for name in ("waiting", "asked"):
+                (folder / name).unlink(missing_ok=True)
+            (folder / "wait").write_text(str(steps))
 
-    def caught(self) -> bool:
-        """Whether a run waits."""
-        return self.waiting.exists()
+    def caught(self) -> list[Path]:
+        """The folders with a run that waits."""
+        return [folder for folder in self.folders if (folder / "waiting").exists()]
 
-    def asked(self) -> bool:
-        """Whether the run that waits has been asked to stop, and knows it."""
-        return self.was_asked.exists()
+    def asked(self) -> list[Path]:
+        """The folders with a run that waits, has been asked to stop, and knows it."""
+        return [folder for folder in self.folders if (folder / "asked").exists()]
 
     def let_go(self) -> None:
-        """Let the run go on."""
-        self.wait.unlink()
+        """Let the runs go on."""
+        for folder in self.folders:
+            (folder / "wait").unlink()
+
+
+def until(true: Callable[[], object], seconds: float, what: str, process: subprocess.Popen | None = None) -> None:
+    """Wait until a function gives something true. Fails with `what` after so many seconds, or if the process ends."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None), what
+        time.sleep(0.05)

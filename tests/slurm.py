@@ -9,10 +9,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from tests.hold import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
@@ -62,14 +63,6 @@ def free_ports(count: int) -> list[int]:
         return [of.getsockname()[1] for of in sockets]
 
 
-def until(true, seconds: float, what: str) -> None:
-    """Wait until a function gives something true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
-
-
 def cancel_all(environment: dict[str, str]) -> None:
     """End all jobs, and wait until they are gone."""
 
@@ -79,7 +72,7 @@ def cancel_all(environment: dict[str, str]) -> None:
 
     for options in (["--full", "--signal=KILL"], []):
         subprocess.run(["scancel", *options, "--user=root"], env=environment, capture_output=True)
-    until(lambda: not left(), 60, "jobs are left")
+    until(lambda: not left(), 30, "jobs are left")
 
 
 @contextmanager

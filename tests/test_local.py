@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from pipeline.base.machine import Machine
 from pipeline.engines.places import places
 from pipeline.engines.server import in_server
 from tests.conftest import ENVIRONMENT
-from tests.test_run_grid import Grid, children, files_of, running, started, until
+from tests.hold import until
+from tests.test_run_grid import Grid, children, files_of, started
 
 PLACES = [
     # What machine says, CUDA_VISIBLE_DEVICES, cores: GPU, cores and sharing of each place.
@@ -108,15 +110,15 @@ def test_two_places_make_two_runs_at_a_time_with_the_bytes_of_one(grid, project,
 def test_a_second_stop_ends_at_once(grid):
     grid.hold.start()
     process = grid.start("--row", "moody")
-    until(grid.hold.caught, process)
+    grid.caught(process)
     runs = children(process.pid)
     process.send_signal(signal.SIGINT)
-    until(grid.hold.asked, process)
+    grid.asked(process)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]  # though its run still waits, and cannot save
     assert process.returncode == 143 and errors.count("asked to stop: running runs save") == 1
     assert "saved at" not in errors and grid.states()["two/moody/0"] == "not run"
-    until(lambda: not any(map(running, runs)))
+    until(lambda: not any(Path(f"/proc/{run}").exists() for run in runs), 20, "its run goes on")
 
 
 def test_a_stop_that_everything_hears_several_times_saves(grid):
@@ -130,9 +132,9 @@ def test_a_stop_that_everything_hears_several_times_saves(grid):
         text=True,
         start_new_session=True,
     )
-    until(grid.hold.caught, process)
+    grid.caught(process)
     os.killpg(process.pid, signal.SIGTERM)
-    until(grid.hold.asked, process)
+    grid.asked(process)
     for run in children(process.pid):
         os.kill(run, signal.SIGINT)
     grid.hold.let_go()

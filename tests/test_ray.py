@@ -23,14 +23,9 @@ from pipeline.engines.ray_tasks import Clones, Workers, needs, packed_code, room
 from pipeline.runs.grid import grid_runs
 from tests import ray_cluster
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.hold import LOSS, Hold
+from tests.hold import Hold
 from tests.test_run_grid import Grid, files_of
 
-STEPS = """
-    def forward(self, embeddings, labels):
-        self.steps = getattr(self, "steps", 0) + 1
-        hold(self.steps)
-"""
 BROKEN = """
     def forward(self, embeddings, labels):
         raise ValueError("this is broken")
@@ -70,15 +65,13 @@ class Command:
         return self.said()
 
 
-class Patient(Grid):
-    """A grid with a loss that waits after so many steps where its node says so, and one that fails; ten steps or so are
-    an epoch."""
+class Broken(Grid):
+    """A grid with one more loss, which fails; ten steps or so are an epoch."""
 
     def __init__(self, project, folder):
         super().__init__(project, folder)
         loss = (folder / "pipeline/losses/proxy_nca.py").read_text()
-        head, body = re.split(r"\n    def forward.*:\n", loss)
-        (folder / "pipeline/losses/moody.py").write_text(LOSS + head + STEPS + body)
+        head, _ = re.split(r"\n    def forward.*:\n", loss)
         (folder / "pipeline/losses/broken.py").write_text(head + BROKEN)
         of = {"datasets": ["glyphs"], "seeds": [0]}
         recipe = {"batch_size": 512, "epochs": 2, "decay_epochs": [2]}
@@ -119,36 +112,18 @@ def by_ray(monkeypatch, ray):
 @pytest.fixture(scope="module")
 def sequential(project, tmp_path_factory):
     """What the grid keeps when this machine makes one run after another."""
-    grid = Patient(project, tmp_path_factory.mktemp("sequential") / "project")
+    grid = Broken(project, tmp_path_factory.mktemp("sequential") / "project")
     grid.run(table=None, fails=1)
     return files_of(grid.folder)
 
 
-class Held:
-    """Holds the runs of these nodes after so many steps."""
-
-    def __init__(self, nodes: list[Path], steps: int = 0):
-        self.holds = {node: Hold(node) for node in nodes}
-        for hold in self.holds.values():
-            hold.start(steps)
-
-    def caught(self) -> list[Path]:
-        return [node for node, hold in self.holds.items() if hold.caught()]
-
-    def asked(self) -> bool:
-        return any(hold.asked() for hold in self.holds.values())
-
-    def let_go(self) -> None:
-        for hold in self.holds.values():
-            hold.let_go()
-
-
 @pytest.mark.ray
 def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start):
-    grid, nodes = Patient(project, tmp_path / "project"), ray.up()
+    grid, nodes = Broken(project, tmp_path / "project"), ray.up()
     found = engines(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address))[-1]
     assert "is here, with a cluster of 3 nodes and 2 GPUs" in found.found and found.gpus == 2 and not found.problem
-    hold = Held(nodes)
+    hold = Hold(*nodes)
+    hold.start()
     command = start(grid, "--row=moody")
     (node,) = command.until(hold.caught)
     assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
@@ -158,7 +133,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     assert "start this command again to resume them" in (said := command.ends(143))
     assert "asked to stop: running runs save" in said
 
-    hold = Held(nodes)
+    hold.start()
     command = start(grid, "--row=moody")
     (node,) = command.until(hold.caught)
     ray.kill(node)
@@ -174,7 +149,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
 def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential, by_ray, start, monkeypatch):
     """Code, data and results go over the network; a run of a node that dies goes on elsewhere from the copy of its
     checkpoint; a run that fails is not made again."""
-    grid, nodes = Patient(project, tmp_path / "project"), ray.up()
+    grid, nodes = Broken(project, tmp_path / "project"), ray.up()
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RAY_CLONES", "$NODE_FOLDER/clones")
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_RUNS_PER_GPU", "2")  # though a node has but one processor
     monkeypatch.setitem(ENVIRONMENT, "PIPELINE_CHECKPOINTS", f"file://{tmp_path}/copies")
@@ -187,7 +162,8 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
     grid.project.commit()
 
-    hold = Held(nodes, 10)
+    hold = Hold(*nodes)
+    hold.start(10)
     command = start(grid)
     (node,) = command.until(hold.caught)
     (copy,) = command.until(lambda: list(tmp_path.glob("copies/*.checkpoint")))

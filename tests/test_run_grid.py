@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import ENVIRONMENT
-from tests.hold import LOSS, Hold
+from tests.hold import LOSS, Hold, until
 
 WAITING = """
     def forward(self, embeddings, labels):
@@ -23,8 +23,7 @@ WAITING = """
             raise ValueError(f"this is broken on {len(labels)} images")
         if os.path.exists("killed"):
             os.kill(os.getpid(), 9)
-        self.steps = getattr(self, "steps", 0) + 1
-        hold(self.steps)
+        hold(self)
 """
 KEPT = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
 
@@ -70,6 +69,14 @@ class Grid:
         return subprocess.Popen(
             self.command(*options), cwd=self.folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         )
+
+    def caught(self, process: subprocess.Popen) -> None:
+        """Wait until a run of this command is in a step that does not end."""
+        until(self.hold.caught, 120, "no run is in a step", process)
+
+    def asked(self, process: subprocess.Popen | None = None) -> None:
+        """Wait until that run knows that it has been asked to stop."""
+        until(self.hold.asked, 120, "no run is asked to stop", process)
 
     def states(self, table: str | None = "two") -> dict[str, str]:
         lines = self.run("--dry-run", table=table).splitlines()
@@ -148,21 +155,13 @@ def test_what_a_run_lost_is_made_again_and_nothing_else(grid):
     assert written(grid.shown("two/proxy_an/0")) == weights
 
 
-def until(true, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
-    """Wait until a function gives something true, as long as the process runs."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline and (process is None or process.poll() is None)
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_reaches_the_run_and_the_next_start_goes_on(grid, number):
     grid.hold.start()
     process = grid.start("--row", "moody")
-    until(grid.hold.caught, process)
+    grid.caught(process)
     process.send_signal(number)
-    until(grid.hold.asked, process)
+    grid.asked(process)
     grid.hold.let_go()
     errors = process.communicate()[1]
     assert process.returncode == 143 and "asked to stop, saved at epoch 1, step 1" in errors
@@ -288,6 +287,7 @@ def children(process: int) -> list[int]:
 
 
 def running(process: int) -> bool:
+    """Whether a process is there and is not one that has ended and that nobody has waited for."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -330,13 +330,13 @@ def test_kill_9_of_a_worker_its_child_or_both_twenty_times(grid, sequential):
 def test_a_run_whose_driver_was_killed_saves_and_ends(grid):
     grid.hold.start()
     process = grid.start("--row", "moody")
-    until(grid.hold.caught, process)
+    grid.caught(process)
     runs = children(process.pid)
     process.kill()
     process.wait()  # and not for the end of its output: the run holds that, too
-    until(grid.hold.asked)
+    grid.asked()
     grid.hold.let_go()
-    until(lambda: not any(map(running, runs)))
+    until(lambda: not any(map(running, runs)), 20, "its run goes on")
     assert "goes on from epoch 1" in grid.run("--row", "moody")
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests import slurm
 from tests.conftest import ENVIRONMENT
-from tests.test_run_grid import Grid, files_of, until
+from tests.hold import until
+from tests.test_run_grid import Grid, files_of
 
 pytestmark = pytest.mark.slurm
 
@@ -57,18 +58,18 @@ class Held:
 
     def caught(self):
         """Wait until the run is in a step that does not end; gives its task, the only one that is left."""
-        until(self.grid.hold.caught, self.process)
-        until(lambda: len(tasks("RUNNING")) == 1, self.process)  # the other worker has ended
+        self.grid.caught(self.process)
+        until(lambda: len(tasks("RUNNING")) == 1, 120, "the other worker does not end", self.process)
         return tasks("RUNNING")[0]
 
     def let_go(self):
         """Let the run go on when it has been asked to stop."""
-        until(self.grid.hold.asked, self.process)
+        self.grid.asked(self.process)
         self.grid.hold.let_go()
 
     def soon(self):
         """Requeued tasks wait for two minutes, but for this."""
-        until(lambda: tasks("PENDING"), self.process)
+        until(lambda: tasks("PENDING"), 60, "the task is not requeued", self.process)
         time.sleep(11)  # KillWait: what scancel has cancelled it then kills, be it started again or not
         self.grid.hold.start()
         for task in tasks("PENDING"):
