@@ -1,7 +1,9 @@
 """Shared parts of the sections of `bench.gpu`: sizes, lines, look-alike photographs, and a paper's training step."""
 
 import contextlib
+import re
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pipeline.data.packed import PackedImages, SourceImage, pack
 from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, prepare
-from pipeline.training.graphs import GraphedNetwork
+from pipeline.training.graphs import GraphedNetwork, GraphsFailedError
 from pipeline.training.loop import build_loss, kept, weights_hash
 from pipeline.training.optimiser import build_optimiser
 from pipeline.training.step import training_step
@@ -39,6 +41,8 @@ class Scale:
     """The number of files of a look-alike dataset."""
     photographs: int
     """The number of different files among them."""
+    epoch: int
+    """The number of images of a whole epoch."""
     size: int
     """Height and width of the networks' input, in pixels."""
     batch: int | None
@@ -49,8 +53,8 @@ class Scale:
     """Dataset whose size is used -> the number of images that an evaluation ranks."""
 
 
-FULL = Scale(648, 64, 224, None, 0.6, {"CUB": 5924, "SOP": 60502})
-TINY = Scale(12, 2, 64, 6, 0.0, {"CUB": 60, "SOP": 90})
+FULL = Scale(648, 64, 5864, 224, None, 0.6, {"CUB": 5924, "SOP": 60502})
+TINY = Scale(12, 2, 12, 64, 6, 0.0, {"CUB": 60, "SOP": 90})
 
 
 class Line(NamedTuple):
@@ -91,7 +95,11 @@ class Steps:
         self.batch = pixels.to(self.device), (torch.arange(len(pixels)) // 3 % CLASSES).to(self.device)
         trained = (self.network, self.criterion, self.optimiser)
         self.graphed = GraphedNetwork(self.recipe, *trained, self.device, graphs and self.device.type == "cuda")
-        self.graphed.begin(self.recipe.epochs, *self.batch)
+        try:
+            self.graphed.begin(self.recipe.epochs, *self.batch)
+        except GraphsFailedError as error:  # a run would go on in a new process
+            self.graphed = GraphedNetwork(self.recipe, *trained, self.device, wanted=False)
+            self.graphed.found["never"] = f"not used: {error}"
 
     def step(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Take a step and return the loss."""
@@ -156,6 +164,56 @@ def precisions() -> tuple[str, ...]:
     """The precisions that are measured. Without a GPU it is only float32, because on a processor without bfloat16
     instructions a step in bfloat16 takes minutes."""
     return PRECISIONS if torch.cuda.is_available() else PRECISIONS[:1]
+
+
+MODEL = {
+    # Counted for an H100: docs/gpu.md.
+    ("proxygml", "float32", False): (2300, 3100),
+    ("proxygml", "tf32", False): (4000, 5500),
+    ("proxygml", "bfloat16", False): (3500, 5000),
+    ("proxygml", "float32", True): (2300, 3400),
+    ("proxygml", "tf32", True): (4800, 6300),
+    ("proxygml", "bfloat16", True): (7000, 12500),
+    ("proxy_an", "float32", False): (1250, 1500),
+    ("proxy_an", "tf32", False): (2100, 2900),
+    ("proxy_an", "bfloat16", False): (4500, 5900),
+    ("proxy_an", "float32", True): (1250, 1500),
+    ("proxy_an", "tf32", True): (2100, 2900),
+    ("proxy_an", "bfloat16", True): (4500, 5900),
+}
+"""(paper, precision, whether the step is a CUDA graph) -> lowest and highest images/s of the paper's step."""
+
+
+def expected(*case: Any) -> tuple[float, float] | None:
+    """The range that the model predicts on this GPU; None if it is not an H100, or an H200 or GH200, which compute at
+    the same rate. The model knows no other GPU."""
+    known = torch.cuda.is_available() and re.search("H[12]00", torch.cuda.get_device_name())
+    return MODEL.get(case) if known else None
+
+
+class Busy:
+    """The share of the time in which a GPU computed, by NVML's counter, while the block ran. `percent` is None if it is
+    not known."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.seen: list[int] = []
+        self.percent: float | None = None
+
+    def __enter__(self) -> "Busy":
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+        return self
+
+    def _look(self) -> None:
+        while torch.cuda.is_available() and not self.ended.wait(0.05):
+            with contextlib.suppress(Exception):  # no NVML: the share stays unknown
+                self.seen.append(torch.cuda.utilization())
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.percent = sum(self.seen) / len(self.seen) if self.seen else None
 
 
 LOSSES: dict[str, Callable[[], torch.nn.Module]] = {

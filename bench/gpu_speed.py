@@ -18,9 +18,11 @@ from bench.gpu_parts import (
     LOSSES,
     PAPERS,
     PRECISIONS,
+    Busy,
     Line,
     Scale,
     Steps,
+    expected,
     packed_pictures,
     paper_recipe,
     precisions,
@@ -28,36 +30,15 @@ from bench.gpu_parts import (
     undetermined,
     wait,
 )
-from bench.retrieval import SIZES, synthetic
+from bench.native import SIZES, synthetic
 from pipeline.engines.places import mps_is_on
 from pipeline.metrics.retrieval import recall_at_k, retrieval
 from pipeline.networks.network import prepare
 from pipeline.training.batches import Shuffled
-from pipeline.training.loading import CroppedImages, training_batches
+from pipeline.training.loading import training_batches, training_images
+from pipeline.training.memory import Memory
 
 CPU = torch.device("cpu")
-
-MODEL = {
-    # Counted for an H100: docs/gpu.md.
-    ("proxygml", "float32", False): (2300, 3100),
-    ("proxygml", "tf32", False): (4000, 5500),
-    ("proxygml", "bfloat16", False): (3500, 5000),
-    ("proxygml", "float32", True): (2300, 3400),
-    ("proxygml", "tf32", True): (4800, 6300),
-    ("proxygml", "bfloat16", True): (7000, 12500),
-    ("proxy_an", "float32", False): (1250, 1500),
-    ("proxy_an", "tf32", False): (2100, 2900),
-    ("proxy_an", "bfloat16", False): (4500, 5900),
-    ("proxy_an", "float32", True): (1250, 1500),
-    ("proxy_an", "tf32", True): (2100, 2900),
-    ("proxy_an", "bfloat16", True): (4500, 5900),
-}
-"""(paper, precision, whether the step is a CUDA graph) -> lowest and highest images/s of the paper's step."""
-
-
-def expected(*case: Any) -> tuple[float, float] | None:
-    """The range that the model predicts on this GPU; None if it is not an H100, the only GPU that the model knows."""
-    return MODEL.get(case) if torch.cuda.is_available() and "H100" in torch.cuda.get_device_name() else None
 
 
 def speed(scale: Scale, folder: Path) -> Iterator[Line]:
@@ -126,7 +107,7 @@ def own_mps(folder: Path) -> Iterator[dict[str, str]]:
 
 def shared(scale: Scale, folder: Path) -> Iterator[Line]:
     """1, 2 and 3 runs of BN-Inception at the same time, with and without MPS."""
-    cases = [(count, precision) for precision in ("float32", "bfloat16") for count in (1, 2, 3)]
+    cases = [(count, "bfloat16") for count in (1, 2, 3)]
     if not torch.cuda.is_available():
         cases = [(2, "float32")]
     for count, precision in cases:
@@ -154,19 +135,22 @@ def loop(scale: Scale, folder: Path) -> Iterator[Line]:
             alone = seconds_a_call(steps.step, steps.device, scale.seconds)
             for device in (steps.device, CPU) if on_gpu else (CPU,):
                 size = steps.recipe.batch_size
-                images = CroppedImages(packed, range(scale.pictures), labels, 3, steps.recipe, 0, device)
+                images = training_images(packed, range(scale.pictures), labels, 3, steps.recipe, 0, Memory(device))
                 batches = Shuffled(scale.pictures // size * size, size, 0)
                 workers = min(8, len(os.sched_getaffinity(0))) if on_gpu else 0
-                loaded = iter(training_batches(images, batches, range(1, 10**6), workers, pin=on_gpu))
+                loaded = iter(training_batches(images, batches, range(1, 10**6), workers, steps.device))
 
                 def step(steps: Steps = steps, loaded: Any = loaded) -> None:
                     steps.step(next(loaded))
 
-                took = seconds_a_call(step, steps.device, scale.seconds)
+                with Busy() as busy:
+                    took = seconds_a_call(step, steps.device, scale.seconds)
                 where = "resident" if images.resident is not None else f"loader, {workers} processes"
                 yield Line(f"{paper}, {precision}, {where}", size / took, "images/s")
                 share = 100 * alone / took
                 yield Line(f"{paper}, {precision}, {where}: share of the resident batch's speed", share, "%")
+                if busy.percent is not None:
+                    yield Line(f"{paper}, {precision}, {where}: time that the GPU was busy", busy.percent, "%")
                 loaded.close()
             del steps
 

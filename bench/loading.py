@@ -23,7 +23,8 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
-from pipeline.training.images import CROP_DRAWS, boxes, cropped
+from pipeline.training.augmentations.random_resized_crop import CROP_DRAWS, boxes
+from pipeline.training.images import cropped
 
 WIDTH, HEIGHT = 500, 375
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,9 +78,10 @@ def main() -> None:
 
         def ours(images: PackedImages | DecodedImages) -> None:
             generator = np.random.default_rng(0)
-            flips = generator.random(len(packed)) < 0.5
-            for image, box in enumerate(boxes(sizes, generator.random((len(packed), CROP_DRAWS)), 0.08)):
-                cropped(images.decoded(image, 3), box, 224, flips[image])
+            flips = torch.from_numpy(generator.random(len(packed)) < 0.5)
+            found = boxes(sizes, generator.random((len(packed), CROP_DRAWS)), 0.08)
+            crops = [cropped(images.decoded(image, 3), box, 224) for image, box in enumerate(found)]
+            torch.where(flips[:, None, None, None], torch.stack(crops).flip(-1), torch.stack(crops))
 
         def theirs(images: datasets.ImageFolder) -> None:
             for image in range(len(images)):

@@ -2,96 +2,90 @@
 
     python -m bench.retrieval [--only SOP] [--peers] [--clustering]
 
-Times are compared with the product of the queries with the searched embeddings, in tiles of 2048 into one reused buffer
-(float32, same threads, same run). Embeddings are synthetic: classes in 32 dimensions, projected to 512, seeded, about
-as hard as the dataset (Recall@1 and MAP@R are printed). `--collapse` gives every image the same embedding. Ours and the
-product take turns, and the best time of each counts.
+The unit is the product of the queries with the searched embeddings, in tiles of 2048 into one reused buffer (float32,
+same threads), by torch in a process without this project's settings: `bench/native.py`, which also runs the peers.
+Beside it stands the same product with the portable settings. Embeddings are synthetic: classes in 32 dimensions,
+projected to 512, seeded, about as hard as the dataset (Recall@1 and MAP@R are printed). `--collapse` gives every image
+the same embedding. Ours and the products take turns, and the best time of each counts.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.native import SIZES, peak, product, search, seconds
+from pipeline.base.environment import DEFAULTS, PORTABLE, SET
 from pipeline.metrics.clustering import clustering
 from pipeline.metrics.retrieval import recall_at_k, retrieval
-
-# Queries, gallery (0: searched among themselves), classes, least images of a class, spread within a class, K.
-SIZES = {
-    "CUB": (5924, 0, 100, 50, 1.1, (1, 2, 4, 8)),
-    "Cars": (8131, 0, 98, 70, 0.8, (1, 2, 4, 8)),
-    "SOP": (60502, 0, 11316, 2, 0.75, (1, 10, 100, 1000)),
-    "In-Shop": (14218, 12612, 3985, 2, 0.7, (1, 10, 20, 30, 40, 50)),
-}
+from pipeline.metrics.similarities import Products
 
 
-def synthetic(n: int, classes: int, least: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Unit-length embeddings (n, 512) with class structure and labels (n,). Some images are far harder than others."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.cat(
-        [torch.arange(classes).repeat(least), torch.randint(classes, (n - least * classes,), generator=generator)]
+def native(name: str, *options: str) -> dict[str, Any]:
+    """What bench/native.py measures, in a process with the environment of any other program."""
+    ours = {*PORTABLE, *SET, *DEFAULTS}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("native.py"), name, str(torch.get_num_threads()), *options],
+        env={key: value for key, value in os.environ.items() if key not in ours},
+        stdout=subprocess.PIPE,
+        check=True,
     )
-    labels = labels[torch.randperm(n, generator=generator)]
-    noise = torch.randn(n, 32, generator=generator) * torch.rand(n, 1, generator=generator) * 2 * spread
-    points = torch.randn(classes, 32, generator=generator)[labels] + noise
-    return torch.nn.functional.normalize(points @ torch.randn(32, 512, generator=generator), dim=1), labels
-
-
-def product(queries: Tensor, searched: Tensor) -> None:
-    buffer = torch.empty(2048 * 2048)
-    for a in queries.split(2048):
-        for b in searched.split(2048):
-            torch.mm(a, b.T, out=buffer[: len(a) * len(b)].view(len(a), len(b)))
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """The seconds of a call by the wall clock; with one thread the processor time, which other programs on the machine
-    disturb less."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    begin = clock()
-    run()
-    return clock() - begin
-
-
-def peak(run: Callable[[], object]) -> tuple[float, float]:
-    """(Seconds, GB of resident memory that the call adds at its peak). Only on Linux."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    duration = seconds(run)
-    return duration, (resident("VmHWM") - before) / 1e9
-
-
-def resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(name: str, repeats: int, peers: bool, collapse: bool) -> str:
-    n, m, classes, least, spread, ks = SIZES[name]
-    embeddings, labels = synthetic(n + m, classes, least, spread)
-    if collapse:
-        embeddings[:] = embeddings[0].clone()
-    queries, searched = (embeddings, embeddings) if m == 0 else (embeddings[:n], embeddings[n:])
-    among: dict[str, Any] = {} if m == 0 else {"gallery": searched, "gallery_labels": labels[n:]}
+    queries, labels, searched, searched_labels = search(name, collapse)
+    ks = SIZES[name][-1]
+    among = queries is searched
+    gallery: dict[str, Any] = {} if among else {"gallery": searched, "gallery_labels": searched_labels}
     scores: dict[str, float] = {}
+    options = ("--collapse",) if collapse else ()
+    products: list[float] = []
     runs: dict[str, Callable[[], object]] = {
-        "product": lambda: product(queries, searched),
-        "all": lambda: scores.update(retrieval(queries, labels[:n], ks, **among)),
-        "recall": lambda: recall_at_k(queries, labels[:n], ks, **among),
+        "portable": lambda: product(queries, searched),
+        "all": lambda: scores.update(retrieval(queries, labels, ks, **gallery)),
+        "recall": lambda: recall_at_k(queries, labels, ks, **gallery),
     }
+    open_pairs = counted(runs["all"])
     _, gigabytes = peak(runs["all"])
-    times = {key: min(values) for key, values in take_turns(runs, repeats).items()}
-    cells = [name, f"{n}" + (f" x {m}" if m else ""), f"{scores['recall@1']:.3f}", f"{scores['map@r']:.3f}"]
-    cells += [f"{times['product']:.2f}", f"{times['all']:.2f}", f"{times['all'] / times['product']:.2f}"]
-    cells += [f"{times['recall'] / times['product']:.2f}", f"{gigabytes:.2f}"]
-    for run in peer_runs(queries, labels[:n], searched, labels[n:] if m else labels, m == 0, ks) if peers else ():
-        duration, gigabytes = peak(run)
-        cells += [f"{duration / times['product']:.2f}", f"{gigabytes:.2f}"]
+    times: dict[str, float] = {}
+    for _ in range(repeats):
+        products.append(native(name, *options)["product"])
+        turn = {key: values[0] for key, values in take_turns(runs, 1).items()}
+        times = {key: min(value, times.get(key, value)) for key, value in turn.items()}
+    unit = min(products)
+    cells = [name, f"{len(queries)}" + ("" if among else f" x {len(searched)}")]
+    cells += [f"{scores['recall@1']:.3f}", f"{scores['map@r']:.3f}", f"{unit:.2f}", f"{times['all']:.2f}"]
+    cells += [f"{times[key] / unit:.2f}" for key in ("all", "recall", "portable")]
+    cells += [f"{gigabytes:.2f}", f"{open_pairs / len(queries):.2f}"]
+    if peers:
+        found = native(name, "--peers", *options)
+        for peer in ("pytorch-metric-learning", "faiss"):
+            cells += [f"{found[peer][0] / unit:.2f}", f"{found[peer][1]:.2f}"]
     return "| " + " | ".join(cells) + " |"
+
+
+def counted(run: Callable[[], object]) -> int:
+    """The number of similarities that a call computes exactly, because products leave them open."""
+    exact, pairs = Products.exact, 0
+
+    def counting(self: Products, rows: Tensor, columns: Tensor) -> Tensor:
+        nonlocal pairs
+        pairs += len(rows)
+        return exact(self, rows, columns)
+
+    Products.exact = counting  # type: ignore[method-assign]
+    run()
+    Products.exact = exact  # type: ignore[method-assign]
+    return pairs
 
 
 def take_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -100,34 +94,6 @@ def take_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str,
         for key, run in runs.items():
             times[key].append(seconds(run))
     return times
-
-
-def peer_runs(
-    queries: Tensor,
-    labels: Tensor,
-    searched: Tensor,
-    searched_labels: Tensor,
-    among_themselves: bool,
-    ks: Sequence[int],
-) -> Iterator[Callable[[], object]]:
-    """Calls of pytorch-metric-learning (Precision@1, MAP@R and R-Precision, by faiss), and of only faiss's search, for
-    the largest K."""
-    import faiss
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    include = ("precision_at_1", "mean_average_precision_at_r", "r_precision")
-    calculator = AccuracyCalculator(
-        include=include, device=torch.device("cpu"), k="max_bin_count"
-    )  # with another k all images would be ranked
-
-    def search() -> None:
-        index = faiss.IndexFlatIP(searched.shape[1])
-        index.add(searched.numpy())
-        index.search(queries.numpy(), max(ks) + 1)
-
-    yield lambda: calculator.get_accuracy(queries, labels, searched, searched_labels, among_themselves)
-    yield search
 
 
 def main() -> None:
@@ -146,18 +112,18 @@ def main() -> None:
     parser.add_argument("--collapse", action="store_true", help="make all embeddings equal, which is the worst case")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    titles = ["size", "images", "R@1", "MAP@R", "product, s", "all metrics, s", "ratio", "Recall@K only, ratio", "GB"]
+    titles = ["size", "images", "R@1", "MAP@R", "product, s", "all metrics, s", "ratio", "Recall@K only, ratio"]
+    titles += ["portable product, ratio", "GB", "exact pairs a query"]
     titles += ["pytorch-metric-learning, ratio", "GB", "faiss search, ratio", "GB"] if arguments.peers else []
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for name in arguments.only or SIZES:
         print(measure(name, arguments.repeats, arguments.peers, arguments.collapse), flush=True)
     for name in (arguments.only or ("CUB", "Cars", "SOP")) if arguments.clustering else ():
-        n, m, classes, least, spread, _ = SIZES[name]
-        embeddings, labels = synthetic(n + m, classes, least, spread)
+        embeddings, labels, _, _ = search(name, arguments.collapse)
         kmeans = "faiss" if name == "SOP" else "scikit-learn"
         start = time.perf_counter()
         clustering(embeddings, labels, seed=0, kmeans=kmeans)
-        print(f"k-means {name}, k = {classes}, {kmeans}: {time.perf_counter() - start:.1f} s")
+        print(f"k-means {name}, k = {len(labels.unique())}, {kmeans}: {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

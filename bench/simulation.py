@@ -4,7 +4,7 @@
     python -m bench.simulation --svg docs/scale.svg  # and the picture
 
 The time of a run is its floating-point operations (`pipeline.runs.cost`) divided by a GPU's speed in this project's
-networks, plus the time of a start. The speed is a model: 33 TFLOP/s is what an H100 would do in float32, and gives 88
+networks, plus the time of a start. The speed is a model: 33 TFLOP/s is what an H100 would do in float32, and gives 98
 hours for both papers, without the starts. Workers take runs in the same order as those of the engines: the longest
 first, and a held-out run after the run that chooses its epoch. Nodes of 8 GPUs fail at random, with a given mean time
 between failures. Their runs lose the work since their last epoch and return to the front of the queue, and the node is
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.files import whole
-from pipeline.runs.cost import MODELLED, cost, costs_of, longest_first
+from pipeline.runs.cost import MODELLED, cost, costs_of, longest_first, waits
 from pipeline.runs.grid import GridRun, grid_runs
 
 GRIDS = ("proxygml", "proxy_an")
@@ -57,13 +57,18 @@ class Found:
 
 def works(teraflops: float) -> list[Work]:
     """The papers' runs, none of them done, on GPUs of this speed."""
-    return [Work(of / teraflops / 1e12, of / teraflops / 1e12 / epochs, after) for of, epochs, after in _runs()]
+    found = []
+    for of, waiting, epochs, after in _runs():
+        seconds = of / teraflops / 1e12 + waiting
+        found.append(Work(seconds, seconds / epochs, after))
+    return found
 
 
 @functools.cache
-def _runs() -> list[tuple[float, int, int | None]]:
-    """The papers' runs in the order in which workers take them: operations, epochs, and the place in this list of the
-    run that the run waits for. A run that two tables share appears once."""
+def _runs() -> list[tuple[float, float, int, int | None]]:
+    """The papers' runs in the order in which workers take them: operations, seconds in which the GPU waits for the
+    processor, epochs, and the place in this list of the run that the run waits for. A run that two tables share appears
+    once."""
     asked = [run for grid in GRIDS for run in grid_runs(grid)]
     runs = longest_first(asked, costs_of(asked))
     unique: dict[str, GridRun] = {}
@@ -74,7 +79,7 @@ def _runs() -> list[tuple[float, int, int | None]]:
     for run in unique.values():
         chooser = run.run.chosen_by
         after = places[json.dumps(chooser.settings())] if chooser else None
-        found.append((cost(run), max(1, run.run.recipe.epochs), after))
+        found.append((cost(run), waits(run), max(1, run.run.recipe.epochs), after))
     return found
 
 

@@ -43,7 +43,7 @@ from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, prepare
 from pipeline.training.batches import Shuffled
-from pipeline.training.loading import CroppedImages, training_batches
+from pipeline.training.loading import CroppedImages, training_batches, training_images
 from pipeline.training.optimiser import build_optimiser
 from pipeline.training.step import training_step
 
@@ -168,9 +168,10 @@ def loader(repeats: int) -> None:
 
         def batches(recipe: Recipe, size: int, in_memory: bool, workers: int) -> Batches:
             labels = torch.arange(count) % 100
-            images = CroppedImages(packed, range(count), labels, 3, recipe, 0)
+            images = training_images(packed, range(count), labels, 3, recipe, 0)
+            assert isinstance(images, CroppedImages)
             images.source = images.source if in_memory else packed
-            return iter(training_batches(images, Shuffled(count, size, 0), range(1, 10**6), workers, pin=on_gpu))
+            return iter(training_batches(images, Shuffled(count, size, 0), range(1, 10**6), workers, device))
 
         if on_gpu:
             print("\n| network | precision | batch | loop, images/s | one resident batch, images/s | share |")

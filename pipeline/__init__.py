@@ -9,18 +9,8 @@ import os
 import sys
 import warnings
 
-# A PyTorch thread that waits for another one sleeps and does not spin. When they spun, two threads on two busy cores
-# trained the small network at a twentieth of the speed. The setting changes no result.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from pipeline.base.environment import PORTABLE, hold
 
-PORTABLE = {
-    "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own kernels
-    "ONEDNN_MAX_CPU_ISA": "AVX2",  # PyTorch's convolutions
-    # PyTorch's matrix products. MKL has different kernels for Intel's and AMD's processors; this one runs on both.
-    "MKL_CBWR": "COMPATIBLE",
-    # Matrix products of numpy, scipy and faiss. For faiss's own kernels see metrics/clustering.py.
-    "OPENBLAS_CORETYPE": "Haswell",
-}
 INSTRUCTIONS = "native" if os.environ.get("PIPELINE_INSTRUCTIONS") == "native" else "portable"
 """Which processor instructions the CPU kernels use. Portable ones give the same bits on every x86-64 processor that has
 AVX2. With PIPELINE_INSTRUCTIONS=native each library chooses by the processor and its maker: matrix products are then
@@ -29,8 +19,7 @@ faster, and give other bits on another machine. The setting is part of every run
 if INSTRUCTIONS == "portable" and "torch" in sys.modules and not os.environ.items() >= PORTABLE.items():
     INSTRUCTIONS = "native"  # The key must say what really runs.
     warnings.warn("torch was imported before pipeline: its instructions are native, not portable", stacklevel=2)
-if INSTRUCTIONS == "portable":
-    os.environ |= PORTABLE
+hold(INSTRUCTIONS == "portable")
 
 # glibc returns large blocks of memory to the system whenever they are freed, and the next training step asks for blocks
 # of the same size again. These settings make glibc keep the blocks. On a 2-core AMD EPYC a run of the default then has

@@ -1,76 +1,70 @@
-"""Take over a table's runs for the current code, if the current code is shown to compute the same bytes.
+"""Take over a table's runs for the current code, if the current code is shown to compute the same bytes. With --all,
+take over the runs of all tables of all grids.
 
-This is for a change of code that cannot change results, such as a faster way to the same numbers. The first run of the
-table that is not done is trained again: all of it, or with --epochs only its first epochs. The SHA-256 of its weights
-after every epoch and its history are compared with those of the run that other code made. If all are equal, this run
-and the table's other runs made by that same code become runs of the current code. The record of each run says so and
-why, and the tables show it.
+This is for a change of code that cannot change results, such as a faster way to the same numbers. Of the runs that are
+not done and that differ from a run in the store only by their code, one is trained again for each change of the code's
+hash: all of it, or with --epochs only its first epochs. The SHA-256 of its weights after every epoch and its history
+are compared with those of the run that other code made. If all are equal, this run and the other runs with the same
+change become runs of the current code. The record of each run says so and why, and the tables show it.
 
 Settings, data, packages and kind of device must be the same too. Evaluations are made again, which trains nothing.
 """
 
 import argparse
-import json
-import sys
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, exit_with, write_json
-from pipeline.engines.work import Job, train_run
+from pipeline.base.files import BadInputError, sha256, write_json
 from pipeline.runs import store
-from pipeline.runs.grid import GridRun, grid_folder, grid_runs
-from pipeline.runs.key import Key, training_key
-from pipeline.runs.record import MADE, RECORD, TakenOver, TrainingRecord, check_files, read_record
+from pipeline.runs.grid import GridRun, grid_folder, grid_runs, known_grids
+from pipeline.runs.key import NotReadyError, digest, training_key
+from pipeline.runs.record import CODE, MADE, RECORD, TakenOver, TrainingRecord, read_record
 from pipeline.runs.run import read_history
-
-SAME = ("settings", "data", "device", "instructions", "packages")
-"""The parts that must be equal between a run and its successor; only the code may differ."""
+from pipeline.work.job import Job, train_run
 
 
-def _as_read(content: dict[str, Any]) -> dict[str, object]:
-    """The content after a round trip through JSON, so that it can be compared with what was read from a file."""
-    read: dict[str, object] = json.loads(json.dumps(content))
-    return read
+def without_code(content: dict[str, Any]) -> str:
+    """The hash of the content of a training's key without the code, and without the key of the run that chose the
+    epoch."""
+    data = {name: value for name, value in content["data"].items() if name != "chosen_by"}
+    return digest({name: value for name, value in content.items() if name != "code"} | {"data": data})
 
 
-def comparable(record: TrainingRecord) -> dict[str, object]:
-    """The content of a record's key, without the code."""
-    names = ("dataset", "loss", "loss_settings", "seed", "protocol", "subset")
-    settings = {name: getattr(record, name) for name in names}
-    settings["recipe"] = record.recipe.model_dump(mode="json", exclude_defaults=True)
-    data = {name: value for name, value in record.data.items() if name != "chosen_by"}
-    content = {"settings": settings, "data": data, "device": record.device}
-    return _as_read(content | {"instructions": record.instructions, "packages": record.packages})
+Pair = tuple[GridRun, TrainingRecord]
+"""A run that is not done, and the record of the run in the store that differs only by its code."""
 
 
-def wanted(run: GridRun, key: Key) -> dict[str, object]:
-    """The content of the key that the run would have now, without the code."""
-    data = {name: value for name, value in key.content["data"].items() if name != "chosen_by"}
-    content = {name: key.content[name] for name in ("device", "instructions", "packages")}
-    return _as_read(content | {"settings": run.run.settings(), "data": data})
-
-
-def predecessors(runs: list[GridRun], device: str) -> list[tuple[GridRun, TrainingRecord]]:
-    """Each trained run that is not done, with a record of the store that differs from it only by its code, if there is
-    one."""
-    records = [read_record(path, TrainingRecord) for path in sorted(store.STORE.glob(f"*/{RECORD}"))]
-    found = []
-    for run in runs:
-        key = training_key(run.run, device)
-        if not store.is_done(key.digest):
-            same = [record for record in records if comparable(record) == wanted(run, key)]
-            if same:
-                found.append((run, same[-1]))
+def predecessors(runs: list[GridRun], devices: Mapping[str, str]) -> dict[tuple[str, str], list[Pair]]:
+    """The trained runs that are not done but have a predecessor in the store, by the change of the code's hash, old and
+    new. Runs of which another chooses the epoch come last. Each key is there once."""
+    records = {without_code(record.content): record for record in store.records(TrainingRecord)}
+    found: dict[tuple[str, str], list[Pair]] = {}
+    seen: set[str] = set()
+    for run in sorted(runs, key=lambda run: run.run.chosen_by is not None):
+        with suppress(NotReadyError):
+            key = training_key(run.run, devices[run.grid])
+            record = records.get(without_code(key.content))
+            if record and key.digest not in seen and not store.is_done(key.digest):
+                seen.add(key.digest)
+                found.setdefault((record.content["code"], key.content["code"]), []).append((run, record))
     return found
+
+
+def computed(record: TrainingRecord) -> dict[str, str]:
+    """The files that a run computed, and their SHA-256: all but the list of its code."""
+    return {name: digest for name, digest in record.files.items() if name != CODE}
 
 
 def compare(run: GridRun, record: TrainingRecord, device: str, workers: int, epochs: int | None) -> str:
     """Train a run again, and raise `BadInputError` unless it equals the run of `record`. Return that run's key and the
     number of epochs that were compared, as text."""
+    store.entry(record.key, TrainingRecord)
     old = store.folder(record.key)
-    check_files(old, record.files)
     key = training_key(run.run, device)
     last = min(epochs or record.epochs, record.epochs)
     with tempfile.TemporaryDirectory(dir=store.STORE, prefix=".adopt-") as name:
@@ -83,7 +77,7 @@ def compare(run: GridRun, record: TrainingRecord, device: str, workers: int, epo
                     f"{run.place}: in epoch {one['epoch']} the current code computes {one}, but "
                     f"{record.key} has {other}: nothing is taken over"
                 )
-        if last == record.epochs and new.files != record.files:
+        if last == record.epochs and computed(new) != computed(record):
             raise BadInputError(f"{run.place}: its files differ from those of {record.key}: nothing is taken over")
     store.beside(key.digest, "checkpoint").unlink(missing_ok=True)
     return f"{record.key}, {last} of {record.epochs} epochs"
@@ -92,16 +86,19 @@ def compare(run: GridRun, record: TrainingRecord, device: str, workers: int, epo
 def take_over(run: GridRun, record: TrainingRecord, device: str, because: str, compared: str) -> None:
     """Put a run that other code made into the store under the run's current key."""
     key = training_key(run.run, device)
-    check_files(store.folder(record.key), record.files)
+    store.entry(record.key, TrainingRecord)
     taken = TakenOver(key=record.key, because=because, compared=compared)
-    content = {"key": key.digest, "code": key.content["code"], "data": key.content["data"], "taken_over": taken}
+    kept = {"epochs": record.epochs, "images": record.images, "classes": record.classes, "gpus": record.gpus}
     with store.claim(key.digest):
         if store.is_done(key.digest):
             return
         with store.fill(key.digest) as folder:
-            for name in [*record.files, *([MADE] if (store.folder(record.key) / MADE).is_file() else [])]:
+            for name in [*computed(record), *([MADE] if (store.folder(record.key) / MADE).is_file() else [])]:
                 (folder / name).hardlink_to(store.folder(record.key) / name)
-            write_json(folder / RECORD, record.model_copy(update=content).model_dump(mode="json"))
+            write_json(folder / CODE, key.code)
+            files = computed(record) | {CODE: sha256(folder / CODE)}
+            successor = TrainingRecord.made(key=key.digest, content=key.content, taken_over=taken, files=files, **kept)
+            write_json(folder / RECORD, successor.model_dump(mode="json"))
 
 
 def main() -> None:
@@ -109,31 +106,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.adopt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("grid", help="default, or a folder of papers/, such as proxygml")
-    parser.add_argument("table", help="one of its tables")
+    parser.add_argument("grid", nargs="?", help="default, or a folder of papers/, such as proxygml")
+    parser.add_argument("table", nargs="?", help="one of its tables; all of them if not given")
+    parser.add_argument("--all", action="store_true", help="all tables of all grids")
     parser.add_argument("--because", required=True, help="why the change of code cannot change results")
     parser.add_argument("--epochs", type=int, help="number of epochs to train for the comparison; all if not given")
     words = parser.parse_args()
     if words.epochs is not None and words.epochs < 1:
         parser.error("--epochs: at least 1")
-    machine = read_params(grid_folder(words.grid) / "params.yaml").machine
-    runs = [run for run in grid_runs(words.grid, table=words.table) if run.run.trained]
-    found = predecessors(runs, machine.device)
+    if words.all == (words.grid is not None):
+        parser.error("name a grid, or --all")
+    grids = known_grids() if words.all else [words.grid]
+    machines = {grid: read_params(grid_folder(grid) / "params.yaml").machine for grid in grids}
+    devices = {grid: machine.device for grid, machine in machines.items()}
+    runs = [run for grid in grids for run in grid_runs(grid, table=words.table) if run.run.trained]
+    found = predecessors(runs, devices)
     if not found:
-        raise BadInputError(
-            f"grid {words.grid}, table {words.table}: every run is done, or the store has no run that differs only by "
-            "its code"
-        )
-    first, old = found[0]
-    # The other runs must have been made by the code that was compared, not by a third version.
-    same_code = [(run, record) for run, record in found if record.code == old.code]
-    compared = compare(first, old, machine.device, machine.workers, words.epochs)
-    for run, record in same_code:
-        take_over(run, record, machine.device, words.because, compared)
-        print(f"{run.place}: taken over from {record.key}")
-    others = len(found) - len(same_code)
-    if others:
-        print(f"{others} more runs were made by different code: call this again for them", file=sys.stderr)
+        raise BadInputError("every run is done, or the store has no run that differs only by its code")
+    problems = []
+    for pairs in found.values():
+        first, old = min(pairs, key=lambda pair: pair[0].run.recipe.epochs)
+        try:
+            compared = compare(first, old, devices[first.grid], machines[first.grid].workers, words.epochs)
+        except BadInputError as error:
+            problems.append(str(error))
+            continue
+        for run, record in pairs:
+            take_over(run, record, devices[run.grid], words.because, compared)
+            print(f"{run.place}: taken over from {record.key}")
+    if problems:
+        raise BadInputError("\n".join(problems))
 
 
 if __name__ == "__main__":

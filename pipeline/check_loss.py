@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
+from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
-from pipeline.base.files import exit_with
 from pipeline.losses import proxy_anchor
 from pipeline.training.loop import build_loss
+from pipeline.training.step import scalar
 
 CLASSES, DIMENSION = 100, 16
 """For all checks except cost: CUB's number of classes, and embeddings short enough for finite differences."""
@@ -88,7 +89,7 @@ class Tried:
         parameters by their names."""
         leaf = embeddings.detach().to(self.dtype).requires_grad_()
         self.criterion.zero_grad()
-        value = self.value(leaf, labels)
+        value = scalar(self.value(leaf, labels), self.criterion)
         value.backward()
         leaves = {"embeddings": leaf, **dict(self.criterion.named_parameters())}
         return {"value": value.detach()} | {name: of.grad for name, of in leaves.items() if of.grad is not None}
@@ -268,7 +269,12 @@ def main() -> None:
         "cost at CUB's size": lambda: check_cost(build_for, "CUB", device),
         "cost at SOP's size": lambda: check_cost(build_for, "SOP", device),
     }
-    build()  # so that settings that the loss refuses are bad input, not a failed check
+    # So that settings that the loss refuses, and what is no loss at all, are bad input, not failed checks.
+    ordinary = Tried(build).gradients(*batch(8, 3, CLASSES, DIMENSION, device))
+    if not _finite(ordinary):
+        broken = ", ".join(name for name, of in ordinary.items() if not _finite({name: of}))
+        print(f"fail  an ordinary batch: not finite: {broken}; nothing else was checked")
+        sys.exit(1)
     failed = False
     for name, check in checks.items():
         try:

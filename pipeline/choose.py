@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from pipeline.base.command import exit_with
 from pipeline.base.config import read_yaml
-from pipeline.base.files import exit_with, write_text
+from pipeline.base.files import write_text
 from pipeline.datasets import module_name
 from pipeline.networks.published import file_name
-from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, grid_runs, known_grids
+from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, chosen_grids, grid_runs, known_grids
 
 HEAD = """\
 # The grids that are DVC stages here, and what they need. Written by `python -m pipeline.choose GRID...`: commit it.
@@ -49,7 +50,7 @@ def chosen(grids: list[str]) -> dict[str, Any]:
         for dataset, runs in by_dataset.items():
             content["runs"][f"{grid}-{dataset}"] = stage(grid, dataset, runs)
             needed["datasets"] |= {dataset} - {DRAWN}
-            needed["subsets"] |= {dataset for run in runs if run.run.subset}
+            needed["subsets"] |= {dataset for run in runs if run.run.subset} - {DRAWN}
             recipes = [run.run.recipe for run in runs]
             networks |= {recipe.backbone for recipe in recipes if recipe.pretrained and not recipe.weights}
     for network in sorted(networks):
@@ -72,7 +73,8 @@ def main() -> None:
         body = yaml.safe_dump(chosen(grids), sort_keys=False, width=120)
         write_text(CHOSEN, HEAD + body)
     content = read_yaml(CHOSEN)
-    print(f"DVC stages here: {', '.join(content['runs']) or 'only the embedded default'}")
+    chosen_grids()  # refuses a damaged file
+    print(f"DVC stages here: {', '.join(content.get('runs') or ()) or 'only the embedded default'}")
 
 
 if __name__ == "__main__":

@@ -21,19 +21,21 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
+from pipeline.base import gpu
+from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, exit_with, sha256
+from pipeline.base.files import BadInputError, sha256
 from pipeline.data.checksums import pins
 from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, read_manifest
 from pipeline.datasets import dataset_module
 from pipeline.datasets.checks import check
-from pipeline.engines import fit
 from pipeline.engines.places import mps_is_on
+from pipeline.health import engines
+from pipeline.health.space import space
 from pipeline.networks import weights
 from pipeline.networks.published import FILES
 from pipeline.runs.grid import chosen_grids, grid_runs, known_grids
-from pipeline.runs.space import space
 
 ROOT = Path(__file__).parent.parent
 GB = 10**9
@@ -48,10 +50,6 @@ DATASETS = {
 """Bytes of a dataset's download. JPEG files hardly shrink in an archive, so the packed images take the same space
 again, and once more while they are sorted."""
 
-DRIVERS = {12: 525, 13: 580}
-"""The first NVIDIA driver branch that runs programs of a CUDA major version (NVIDIA's table of minor version
-compatibility)."""
-
 
 class Line(NamedTuple):
     """One line of the page. `fix` is empty if everything is fine."""
@@ -62,7 +60,7 @@ class Line(NamedTuple):
     fix: str = ""
 
 
-UNTRIED = ("GPU", "Docker", "Intel", "AVX-512", "Arm")
+UNTRIED = ("GPU", "Docker", "Arm")
 """What nobody has run this project on. docs/not_reproduced.md and README name the same."""
 
 
@@ -89,7 +87,7 @@ def _python() -> Iterator[Line]:
 
 def driver_line(driver: str | None, cuda: str) -> Line:
     """Whether the NVIDIA driver, such as "580.65.06", or None if there is none, runs programs of a CUDA version."""
-    first = DRIVERS.get(int(cuda.split(".")[0]))
+    first = gpu.DRIVERS.get(int(cuda.split(".")[0]))
     if driver is None:
         return Line("Driver", "warn", "none from NVIDIA", "for a GPU: docker run --gpus all, apptainer run --nv")
     if first is None:
@@ -99,10 +97,26 @@ def driver_line(driver: str | None, cuda: str) -> Line:
     return Line("Driver", "ok", f"{driver}; CUDA {cuda} needs {first} or newer")
 
 
+def gpu_line(number: int) -> Line:
+    """Whether a GPU that PyTorch sees can be used: its compute capability, and whether another program holds it."""
+    import torch
+
+    capability = torch.cuda.get_device_capability(number)
+    name = f"{torch.cuda.get_device_name(number)}, capability {capability[0]}.{capability[1]}"
+    if why := gpu.capability_problem(capability, torch.cuda.get_arch_list()):
+        return Line("GPU", "fail", name, why)
+    try:
+        free, total = torch.cuda.mem_get_info(number)
+    except RuntimeError as error:  # such as a GPU in exclusive mode that another program holds
+        fix = "end the program that holds it (nvidia-smi shows it), or set its compute mode to Default"
+        return Line("GPU", "fail", f"{name}: {str(error).splitlines()[0]}", fix)
+    return Line("GPU", "ok", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free")
+
+
 def _gpu() -> Iterator[Line]:
     import torch
 
-    from pipeline.training import fitness
+    from pipeline.health import device
 
     cuda = torch.version.cuda
     yield Line("PyTorch", "ok", f"{torch.__version__}, CUDA {cuda}")
@@ -115,23 +129,22 @@ def _gpu() -> Iterator[Line]:
         yield driver_line(gpus[0].split(",")[0] if gpus else None, cuda)
     usable = torch.cuda.is_available()
     for number in range(torch.cuda.device_count() if usable else 0):
-        free, total = torch.cuda.mem_get_info(number)
-        capability = ".".join(map(str, torch.cuda.get_device_capability(number)))
-        name = f"{torch.cuda.get_device_name(number)}, capability {capability}"
-        yield Line("GPU", "ok", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free")
+        yield gpu_line(number)
     if gpus and not usable:
-        yield Line("GPU", "fail", f"{gpus[0]}: PyTorch cannot use it", "see Driver; docker run --gpus all")
+        yield Line("GPU", "fail", f"{gpus[0]}: {gpu.problem() or 'PyTorch cannot use it'}", "see Driver")
     elif not usable:
         yield Line("GPU", "warn", "none: everything runs on the processor", "see Driver")
     if usable:
         yield Line("MPS", "ok", f"is {'on' if mps_is_on() else 'off'}; with it several runs share a GPU well")
-    yield from (Line(*found) for found in fitness.lines(torch.device("cuda" if usable else "cpu")))
+    try:
+        yield from (Line(*found) for found in device.lines(torch.device("cuda" if usable else "cpu")))
+    except RuntimeError as error:
+        yield Line("Same bits", "fail", str(error).splitlines()[0], "see GPU and Driver")
 
 
-def tried_line(cpu: str, gpu: bool, container: bool) -> Line:
-    """Whether this project has been run before on this kind of machine. `cpu` is the text of /proc/cpuinfo."""
-    here = {"GPU": gpu, "Docker": container, "Intel": "GenuineIntel" in cpu, "AVX-512": "avx512f" in cpu}
-    here["Arm"] = platform.machine() == "aarch64"
+def tried_line(machine: str, gpu: bool, container: bool) -> Line:
+    """Whether this project has been run before on this kind of machine. `machine` is that of `platform`."""
+    here = {"GPU": gpu, "Docker": container, "Arm": machine == "aarch64"}
     new = ", ".join(name for name in UNTRIED if here[name])
     if not new:
         return Line("Tried before", "ok", "on a machine such as this one")
@@ -142,9 +155,7 @@ def tried_line(cpu: str, gpu: bool, container: bool) -> Line:
 def _machine() -> Iterator[Line]:
     import torch
 
-    cpu = Path("/proc/cpuinfo")
-    known = cpu.read_text(encoding="utf-8", errors="replace") if cpu.is_file() else ""
-    yield tried_line(known, torch.cuda.is_available(), Path("/.dockerenv").exists())
+    yield tried_line(platform.machine(), torch.cuda.is_available(), Path("/.dockerenv").exists())
     cores = len(os.sched_getaffinity(0))
     fix = "" if cores > 1 else "the papers' recipes ask for 8 threads"
     yield Line("Cores", "warn" if fix else "ok", str(cores), fix)
@@ -187,7 +198,7 @@ def _engines() -> Iterator[Line]:
         yield Line("Engines", "fail", str(error), "correct that file, or that variable")
         return
     grids = {grid: grid_runs(grid) for grid in chosen_grids()[1:]}
-    yield from (Line(*found) for found in fit.lines(machine, grids))
+    yield from (Line(*found) for found in engines.lines(machine, grids))
 
 
 def _existing(path: Path) -> Path:

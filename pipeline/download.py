@@ -6,11 +6,12 @@ PIPELINE_MIRRORS names your own mirrors, and PIPELINE_TIMEOUT says how long a se
 import argparse
 from pathlib import Path
 
-from pipeline.base.files import exit_with
+from pipeline.base.command import exit_with
 from pipeline.data import fetch
 from pipeline.datasets import dataset_module
-from pipeline.networks import weights
 from pipeline.networks.published import FILES
+from pipeline.networks.source import published_file
+from pipeline.networks.weights import FOLDER
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     )
     name = parser.parse_args().name
     if name in FILES or "/" in name:
-        fetch.fetch(weights.published_file(name), weights.FOLDER)
+        fetch.fetch(published_file(name), FOLDER)
     else:
         dataset_module(name).download(Path("data/raw") / name)
 

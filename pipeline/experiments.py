@@ -13,9 +13,10 @@ from typing import Any
 from dvc.api import exp_show
 from dvc.exceptions import DvcException
 
-from pipeline.base.files import BadInputError, exit_with
+from pipeline.base.command import exit_with
+from pipeline.base.files import BadInputError
 from pipeline.runs.grid import DEFAULT, grid_folder
-from pipeline.tables.pages import padded
+from pipeline.tables.formats import padded
 
 RECALL = ".json:Recall@1"
 PARAMETERS = ("losses.", "recipes.", "tables.")

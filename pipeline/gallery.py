@@ -8,10 +8,11 @@ RUN is a run's metrics file, such as metrics/runs/default/glyphs/glyphs/proxy_an
 import argparse
 from pathlib import Path
 
-from pipeline.base.files import BadInputError, exit_with
-from pipeline.reports.pages import write_gallery
+from pipeline.base.command import exit_with
+from pipeline.base.files import BadInputError, check_output
+from pipeline.reports.pages import foreign_page, write_gallery
 from pipeline.runs import store
-from pipeline.runs.record import METRICS, RECORD, MetricsRecord, read_record
+from pipeline.runs.record import METRICS, RECORD, MetricsRecord, check_files, read_record
 
 
 def queries_of(run: Path) -> tuple[Path, MetricsRecord]:
@@ -24,8 +25,9 @@ def queries_of(run: Path) -> tuple[Path, MetricsRecord]:
         )
     record = read_record(run / METRICS if run.is_dir() else run, MetricsRecord)
     beside = run if run.is_dir() else store.folder(record.key)
-    if not (beside / "queries.npz").is_file():
-        raise BadInputError(f"{run}: {beside / 'queries.npz'} is missing: evaluate the run again (`dvc repro`)")
+    if "queries.npz" not in record.files:
+        raise BadInputError(f"{run}: this evaluation kept no queries.npz: name another run")
+    check_files(beside, record.files)
     return beside / "queries.npz", record
 
 
@@ -42,6 +44,7 @@ def main() -> None:
         raise BadInputError(f"--count is {words.count}: give 1 or more")
     if words.out.suffix != ".html":
         raise BadInputError(f"--out is {words.out}: name a file that ends in .html")
+    check_output("--out", words.out, foreign_page)
     queries, record = queries_of(words.run)
     write_gallery(queries, record.dataset, str(words.run), words.count, words.out)
     print(f"look at {words.out}")

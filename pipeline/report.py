@@ -7,7 +7,7 @@ without GRID only this page is written. The .md tables hold the same numbers.
 
 import argparse
 
-from pipeline.base.files import exit_with
+from pipeline.base.command import exit_with
 from pipeline.reports.pages import write_overview, write_report
 from pipeline.runs.grid import known_grids
 

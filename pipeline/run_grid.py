@@ -19,22 +19,22 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
-from pipeline.base.checks import loss_problems
+from pipeline.base.checks import choice_problems
+from pipeline.base.choices import chosen, value_problems
+from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, exit_with, read_json, write_json
+from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
-from pipeline.engines import ray, slurm
-from pipeline.engines.checkpoints import clear
+from pipeline.engines import slurm
+from pipeline.engines.follow import check_package, followed
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.engines.server import in_server
-from pipeline.runs import cache, store
-from pipeline.runs.follow import check_package, followed
 from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, chosen_grids, grid_folder, grid_runs
 from pipeline.runs.key import NotReadyError
-from pipeline.runs.record import MADE, METRICS
+from pipeline.runs.names import make_folders, note_done, show, take_in, tidy
 from pipeline.runs.states import keys_of
+from pipeline.work.copies import clear
 
 
 def check(grid: str, runs: list[GridRun]) -> None:
@@ -45,58 +45,16 @@ def check(grid: str, runs: list[GridRun]) -> None:
     problems: dict[str, None] = {}
     for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
         problems |= dict.fromkeys(f"{source.split(': ')[-1]}.{problem}" for problem in backbone_problems(recipe))
+    # A row may change a recipe, so its values are checked once for each recipe that comes of it.
+    for run in {(run.run.source, str(run.run.recipe.choices())): run for run in runs}.values():
+        place = run.run.source.split(": ")[-1]
+        problems |= dict.fromkeys(f"{place}.{problem}" for problem in choice_problems(run.run.recipe))
     for run in runs:
         if run.run.trained:
             name = f"{run.run.loss_source.split(': ')[-1]}"
-            problems |= dict.fromkeys(loss_problems(run.run.loss, run.run.loss_settings, name))
+            problems |= dict.fromkeys(value_problems("loss", run.run.loss, run.run.loss_settings, name))
     if problems:
         raise BadInputError("\n  ".join([f"{grid_folder(grid) / 'params.yaml'}:", *problems]))
-
-
-def show(run: GridRun, device: str) -> None:
-    """Make the run's names show what the store has of it: links to its weights, copies of its metrics and of made.json;
-    or the reason why it failed."""
-    keys = keys_of(run, device)
-    key = keys.own[-1]
-    if note := keys.failure():
-        write_json(run.error, {"schema_number": 1, "key": key, "error": note["error"]})
-    elif run.error.is_file():
-        run.error.unlink()
-    made: dict[str, object] = {}
-    if run.run.trained:
-        trained = keys.own[0]
-        if store.is_done(trained):
-            store.show(trained, run.weights)
-            made |= _made(trained, "training")
-        else:
-            store.unshow(run.weights)
-    if store.is_done(key):
-        store.show_file(key, METRICS, run.metrics)
-        store.show(key, run.queries)  # only the metrics, if the run has no results of queries
-        made |= _made(key, "evaluation")
-        if made:
-            write_json(run.made, made)
-    else:
-        store.unshow(run.metrics)
-        store.unshow(run.queries)
-
-
-def _made(key: str, work: str) -> dict[str, object]:
-    path = store.folder(key) / MADE
-    return {work: {"key": key} | read_json(path)} if path.is_file() else {}
-
-
-def take_in(runs: list[GridRun], machines: dict[str, Machine]) -> None:
-    """Put runs into the store that are under the runs' names, such as runs from `dvc pull`, and those of these runs
-    that are in DVC's cache by dvc.lock."""
-    for run in runs:
-        for place in (run.weights, run.queries):
-            if store.take_in(place):
-                print(f"{place}: taken into the store", file=sys.stderr)
-    keys = (key for run in runs for key in keys_of(run, machines[run.grid].device).own)
-    wanted = {key for key in keys if not store.is_done(key)}
-    if wanted and (count := cache.take_in(wanted)):
-        print(f"{count} runs and evaluations taken into the store from DVC's cache", file=sys.stderr)
 
 
 def asked_for(words: argparse.Namespace) -> list[GridRun]:
@@ -105,7 +63,7 @@ def asked_for(words: argparse.Namespace) -> list[GridRun]:
         return [run for grid in chosen_grids() for run in grid_runs(grid)]
     runs = grid_runs(words.grid, words.dataset, words.table)
     # The runs of an ensemble are made with it.
-    rows = {words.row, words.row.removeprefix(ENSEMBLE)} if words.row else {run.row for run in runs}
+    rows = {words.row, words.row.removeprefix(ENSEMBLE)} if words.row is not None else {run.row for run in runs}
     asked = [run for run in runs if run.row in rows]
     if words.seed is not None:
         # A single seed makes no ensemble.
@@ -145,11 +103,10 @@ def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Mac
     if machine.tensorboard:
         check_package()
     with followed(runs, machines) if machine.tensorboard and worker is None else nullcontext():
-        if machine.engine == "slurm":
-            return slurm.work(machine, machines, asked_words(words), runs)
-        if machine.engine == "ray":
-            return ray.work(machine, machines, asked_words(words), runs)
-        return Pool(machine, machines, runs, worker).work()
+        if worker is not None:
+            return Pool(machine, machines, runs, worker).work()
+        outcome: Outcome = chosen("engine", machine.engine)(machine, machines, asked_words(words), runs)
+        return outcome
 
 
 def asked_words(words: argparse.Namespace) -> list[str]:
@@ -207,6 +164,9 @@ def main() -> None:
         return
     to_do = [run for run, known in zip(asked, states, strict=True) if known != "done"]
     if words.print_script:
+        if not to_do:
+            print("every run is done: there is nothing to submit", file=sys.stderr)
+            return
         print(slurm.printed(machines[words.grid or DEFAULT], asked_words(words), len(to_do)), end="")
         return
     failed: list[GridRun] = []
@@ -220,16 +180,17 @@ def main() -> None:
             for address in {address for grid in grids if (address := machines[grid].checkpoints)}:
                 clear(address)
     if words.worker_since is None:
-        for place in ("data/queries", "data/runs", "metrics/runs"):
-            for grid, dataset in {(run.grid, run.run.dataset) for run in asked}:
-                # DVC needs the outputs of its stage to exist, even if they are empty.
-                Path(place, grid, dataset).mkdir(parents=True, exist_ok=True)
+        make_folders(asked)
         for run in asked:
             show(run, machines[run.grid].device)
+        if words.all or (words.table, words.row, words.seed) == (None, None, None):
+            tidy(asked)
     if failed:
         names = ", ".join(str(run.place) for run in failed)
         print(f"error: {len(failed)} of {len(asked)} runs failed, see above: {names}", file=sys.stderr)
         sys.exit(1)
+    if words.worker_since is None and (words.table, words.row, words.seed) == (None, None, None):
+        note_done(asked)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Manifests hold image number, label and name, in the order of the index. Their counts are compared with the dataset's
 file, and their fingerprints with data/checksums, where the first good split pins them. The classification split of the
-same images, an older edition, and a split on which nothing can be trained or retrieved are refused. A warning counts
+same images, an older edition, and a split on which nothing can be trained or retrieved are refused. A warning names
 images that appear twice, if this makes a result better or worse.
 """
 
@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 from pipeline import datasets
-from pipeline.base.files import exit_with, whole
-from pipeline.data.checksums import pin
+from pipeline.base.command import exit_with
+from pipeline.base.files import whole
+from pipeline.base.lists import listed
+from pipeline.data.checksums import foreign, pin
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, write_manifests
@@ -29,9 +31,10 @@ def main() -> None:
     entries = read_index(packed)
     manifests = {part: [entries[image] for image in images] for part, images in dataset.split(entries).items()}
     new = check(name, dataset, manifests)
-    for warning in oddities(manifests):
-        print(f"warning: {name} {warning}", file=sys.stderr)
-    with whole(Path("data/splits") / name, "train.csv") as folder:
+    for number, (warning, lines) in enumerate(oddities(manifests), 1):
+        named = listed(lines, Path("data/splits") / f"{name}.warning_{number}.txt")
+        print(f"warning: {name} {warning}:{named}", file=sys.stderr)
+    with whole(Path("data/splits") / name, foreign) as folder:
         rows = {
             part: [Row(entry.image, entry.label, entry.name) for entry in chosen] for part, chosen in manifests.items()
         }

@@ -8,24 +8,34 @@ These are Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanc
   max(1, int(N1 * gamma ** (-k / (C - 1)))) images, where N1 is the size of the smallest class, and k = 0 ... C-1 counts
   classes by the sorted names of their folders, not by their numbers.
 
-The rows of a subset are in the order of the index. A class's shuffle depends only on the seed and the class's label.
+The seed 2024, their default, gives the authors' own images, which their code fixes. With any other seed, a class's
+shuffle depends only on the seed and the class's label.
+
+The rows of a subset are in the order of the index.
 """
 
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.base.files import BadInputError, exit_with, whole
-from pipeline.data.checksums import SUMS
+from pipeline.base.command import exit_with
+from pipeline.base.files import BadInputError, whole
+from pipeline.base.names import checked_name
+from pipeline.data.checksums import foreign
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, read_manifest, write_manifests
 from pipeline.data.packed import read_originals
+from pipeline.runs.grid import grid_runs
 
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 GAMMAS = [10, 20, 50, 100, 150]
+
+AUTHORS_SEED = 2024
+"""The default seed of Proxy-AN's code. Their imbalanced subsets follow from it."""
 
 
 def by_label(rows: list[Row]) -> dict[int, list[Row]]:
@@ -54,29 +64,55 @@ def partial(rows: list[Row], rate: float, originals: dict[str, str] | None = Non
     empty = [label for label, members in classes.items() if not int(len(members) * rate)]
     if empty:
         raise BadInputError(f"at the rate {rate} the classes with the labels {empty} keep no image")
-    names = originals or {}
     chosen: list[Row] = []
     for members in classes.values():
-        by_name = sorted(members, key=lambda row: names.get(row.name, row.name))
-        chosen += by_name[: int(len(members) * rate)]
+        chosen += by_file_name(members, originals)[: int(len(members) * rate)]
     return sorted(chosen)
 
 
-def imbalanced(rows: list[Row], gamma: float, seed: int, class_names: dict[int, str]) -> list[Row]:
+def by_file_name(members: list[Row], originals: dict[str, str] | None) -> list[Row]:
+    """The images of a class in the order of torchvision's ImageFolder: by name, or by the name in `originals`."""
+    return sorted(members, key=lambda row: (originals or {}).get(row.name, row.name))
+
+
+def imbalanced(
+    rows: list[Row], gamma: float, seed: int, class_names: dict[int, str], originals: dict[str, str] | None = None
+) -> list[Row]:
     """A long-tailed subset: the first class by name keeps as many images as the smallest class has, and the last class
-    keeps 1/gamma of them. `class_names` is label -> name. Raises `BadInputError` for an impossible gamma or seed."""
+    keeps 1/gamma of them. `class_names` is label -> name. Raises `BadInputError` for an impossible gamma or seed.
+
+    With the seed `AUTHORS_SEED` these are the images of the authors' code: one `RandomState` shuffles class after
+    class, in the order of folder names, each from the order of `by_file_name`.
+    """
     if not 1 <= gamma <= 10**6 or not 0 <= seed < 2**64:
         raise BadInputError(f"gamma is at least 1 and at most 10**6, a seed is from 0 to 2**64 - 1: {gamma}, {seed}")
     classes = by_label(rows)
     smallest = min(map(len, classes.values()))
+    theirs = np.random.RandomState(AUTHORS_SEED)
     chosen = []
     for rank, label in enumerate(sorted(classes, key=lambda label: folder_of(class_names[label]))):
         members = classes[label]
         kept = max(1, int(smallest * gamma ** (-rank / max(1, len(classes) - 1))))
-        # The raw numbers of Philox are the same in every release of numpy. Generator.permutation may change.
-        words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(members))
-        chosen += [members[place] for place in np.argsort(words, kind="stable")[:kept]]
+        if seed == AUTHORS_SEED:
+            members = by_file_name(members, originals)
+            places = theirs.permutation(len(members))
+        else:
+            # The raw numbers of Philox are the same in every release of numpy. Generator.permutation may change.
+            words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(members))
+            places = np.argsort(words, kind="stable")
+        chosen += [members[place] for place in places[:kept]]
     return sorted(chosen)
+
+
+def asked(grids: list[str], dataset: str) -> dict[str, dict[Any, None]]:
+    """The subsets of a dataset that grids ask for: `rate` -> rates, `gamma` -> pairs of gamma and seed."""
+    wanted: dict[str, dict[Any, None]] = {"rate": {}, "gamma": {}}
+    for run in (run.run for grid in grids for run in grid_runs(grid) if run.run.dataset == dataset):
+        if run.rate is not None:
+            wanted["rate"][run.rate] = None
+        elif run.gamma is not None:
+            wanted["gamma"][run.gamma, run.seed] = None
+    return wanted
 
 
 def main() -> None:
@@ -95,20 +131,31 @@ def main() -> None:
         "--seeds",
         type=int,
         nargs="*",
-        default=[2024],
-        help="seeds of imbalanced subsets; 2024 (the authors') if not given",
+        default=[AUTHORS_SEED],
+        help="seeds of imbalanced subsets; 2024 (the authors' images) if not given",
+    )
+    parser.add_argument(
+        "--of",
+        nargs="+",
+        metavar="GRID",
+        help="only the subsets that the tables of these grids ask for, such as default",
     )
     arguments = parser.parse_args()
+    checked_name("dataset", arguments.dataset)
+    if arguments.of:
+        wanted = asked(arguments.of, arguments.dataset)
+    else:
+        pairs = [(gamma, seed) for gamma in arguments.gammas for seed in arguments.seeds]
+        wanted = {"rate": dict.fromkeys(arguments.rates), "gamma": dict.fromkeys(pairs)}
     train = Path("data/splits") / arguments.dataset / "train.csv"
     rows = read_manifest(train)
     packed = Path("data/packed") / arguments.dataset
     originals = read_originals(packed)
     class_names = {entry.label: entry.class_name for entry in read_index(packed)}
-    subsets = {f"partial_{rate}": partial(rows, rate, originals) for rate in arguments.rates}
-    for gamma in arguments.gammas:
-        for seed in arguments.seeds:
-            subsets[f"imbalanced_{gamma}_{seed}"] = imbalanced(rows, gamma, seed, class_names)
-    with whole(Path("data/subsets") / arguments.dataset, SUMS) as folder:
+    subsets = {f"partial_{rate}": partial(rows, rate, originals) for rate in wanted["rate"]}
+    for gamma, seed in wanted["gamma"]:
+        subsets[f"imbalanced_{gamma}_{seed}"] = imbalanced(rows, gamma, seed, class_names, originals)
+    with whole(Path("data/subsets") / arguments.dataset, foreign) as folder:
         write_manifests(folder, subsets, [train, packed / INDEX])
     print(f"{arguments.dataset}: {len(subsets)} subsets of {len(rows)} images")
 

@@ -11,96 +11,72 @@ their error if they failed. Files of runs that are not in the grid are ignored.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.base.config import Params, Table
-from pipeline.base.files import exit_with, read_json, write_json, write_text
-from pipeline.runs.grid import grid_runs
-from pipeline.tables import formats
-from pipeline.tables.grid import metrics_of, read_grid
-from pipeline.tables.pages import (
-    COMPARED,
-    REHEARSAL,
-    by_selection,
-    comparison,
-    curves,
-    heading,
-    links,
-    numbers_mean,
-    others,
-    padded,
-    peeking,
-    rank,
-    references,
-    verdicts_explained,
-    what_lacks,
-)
-from pipeline.tables.published import Published, PublishedTable
-from pipeline.tables.rows import Row, collect_table
+from pipeline.base.command import exit_with
+from pipeline.base.files import read_json, write_json, write_text
+from pipeline.tables import claim_lines, formats
+from pipeline.tables.grid import GridContent, read_content
+from pipeline.tables.model import TableModel
 
 
-def page(title: str, table: Table, rows: list[Row], metrics: list[str], published: PublishedTable | None) -> list[str]:
-    """The lines of the table's page in Markdown, without other networks' printed numbers and without links to runs."""
-    lines = [f"# {title}", ""]
-    if any(row.foreign for row in rows):
-        lines += [f"**{REHEARSAL}**", "", *sorted({f"- {row.foreign}" for row in rows if row.foreign}), ""]
-    if table.layout == "ranked":
-        return [*lines, *rank(rows, table.datasets), *what_lacks(rows)]
-    if published is None:
-        for rule, block in by_selection(rows, metrics, "±").items():
-            lines += [f"**{rule}.**", "", *padded([["", *map(heading, metrics)], *block])]
-    else:
-        for dataset in table.datasets:
-            compared = comparison([row for row in rows if row.dataset == dataset], published, "±")
-            lines += [f"## {dataset}", "", *padded([[*table.rows, *COMPARED], *(line for _, line in compared)])]
-        lines += curves(rows, published)
-        lines += references(published, table.datasets)
-    lines += peeking(rows)
-    lines += [numbers_mean(rows), ""]
-    if published:
-        lines += verdicts_explained(published)
-    return [*lines, *what_lacks(rows)]
-
-
-def tabulate(grid: str, name: str, params: Params, published: Published | None) -> list[Row]:
-    """Write one table, print it, and return its rows."""
-    table = params.tables[name]
-    own = published.tables.get(name) if published else None
-    rows = collect_table(grid_runs(grid, table=name), published)
-    metrics = metrics_of(params, table, own is not None)
-    out = Path("metrics/tables") / grid / name
-    lines = page(own.title if own else table.title or f"{grid}: {name}", table, rows, metrics, own)
-    if table.layout == "ranked" and published and "loss" in table.rows:
-        lines += others(published, table.datasets, rows)
+def write_table(table: TableModel) -> None:
+    """Write one table in each format, and print it."""
+    out = Path("metrics/tables") / table.grid / table.name
+    lines = formats.page(table)
     print("\n".join(lines))
-    if own and own.chart:
+    if table.published and table.published.chart:
         # Imported here, because starting without matplotlib is faster and most tables have no chart.
         from pipeline.tables.charts import sweep
 
-        sweep(out.with_suffix(".svg"), table, rows, own)
-        lines += ["", f"![ours and the paper's]({out.stem}.svg)", ""]
-    write_text(out.with_suffix(".md"), "\n".join([*lines, *links(rows, out.parent), ""]))
-    axes = list(table.rows)
-    write_text(out.with_suffix(".tex"), formats.latex(axes, table.datasets, rows, metrics, table.layout, own))
-    write_text(out.with_suffix(".csv"), formats.comma_separated(rows, metrics, own))
-    write_json(out.with_suffix(".json"), formats.aggregate(rows, metrics, table.layout))
-    return rows
+        sweep(out.with_suffix(".svg"), table.settings, table.rows, table.published)
+        lines += [f"![ours and the paper's]({out.stem}.svg)", ""]
+    write_text(out.with_suffix(".md"), "\n".join([*lines, *formats.links(table.rows, out.parent), ""]))
+    write_text(out.with_suffix(".tex"), formats.latex(table))
+    write_text(out.with_suffix(".csv"), formats.comma_separated(table))
+    write_json(out.with_suffix(".json"), formats.aggregate(table))
 
 
-def write_headlines(folder: Path, tables: dict[str, list[Row]]) -> None:
+def write_claims(content: GridContent, grid: str) -> None:
+    """Write what the runs say to the grid's claims, if it has any, as .md and .json, and print it."""
+    if content.findings:
+        out = Path("metrics/tables") / grid / "claims"
+        lines = [
+            f"# {formats.markdown(content.published.paper if content.published else f'The claims of the grid {grid}')}",
+            "",
+        ]
+        for block in content.claims:
+            lines += formats.block_lines(block)
+        print("\n".join(lines))
+        lines.append(f"All that is known of each claim: [{out.stem}.json]({out.stem}.json).")
+        write_text(out.with_suffix(".md"), "\n".join([*lines, ""]))
+        write_json(out.with_suffix(".json"), claim_lines.aggregate(content.findings, content.rule))
+
+
+def write_headlines(folder: Path, tables: list[TableModel]) -> None:
     """Write one file for each row that has been run: <table>/<dataset>/<row>.json. Files of rows that no longer exist
     are removed."""
     written = {}
-    for name, rows in tables.items():
-        for row in rows:
+    for table in tables:
+        for row in table.rows:
             if headline := formats.headline(row):
-                written[folder / name / row.dataset / f"{row.name}.json"] = headline
+                written[folder / table.name / row.dataset / f"{row.name}.json"] = headline
     for path in set(folder.glob("*/*/*.json")) - written.keys():
         if formats.is_headline(read_json(path)):
             path.unlink()
     for path, headline in written.items():
         write_json(path, headline)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def tidy(folder: Path, tables: Iterable[str]) -> None:
+    """Remove the files of tables that no longer exist. A table is known by the first line of its .csv."""
+    for path in folder.glob("*.csv"):
+        ours = path.read_text(encoding="utf-8", errors="replace").startswith(",".join(formats.HEAD))
+        if ours and path.stem not in tables:
+            for ending in (".md", ".tex", ".json", ".svg", ".csv"):
+                path.with_suffix(ending).unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -110,8 +86,12 @@ def main() -> None:
     )
     parser.add_argument("grid", help="default, or a folder of papers/, such as proxygml")
     grid = parser.parse_args().grid
-    params, published = read_grid(grid)
-    tables = {name: tabulate(grid, name, params, published) for name in params.tables}
+    content = read_content(grid)
+    tables = content.tables
+    write_claims(content, grid)
+    for table in tables:
+        write_table(table)
+    tidy(Path("metrics/tables") / grid, {table.name for table in tables})
     write_headlines(Path("metrics/headlines") / grid, tables)
     write_text(Path("metrics/curves") / f"{grid}.csv", formats.learning_curves(tables))
     sys.stdout.flush()

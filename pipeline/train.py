@@ -11,14 +11,17 @@ same settings, a run on all training classes ends after the epoch that was best 
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.base.files import exit_with, replaceable
-from pipeline.runs import store
+from pipeline.base.command import exit_with
+from pipeline.base.config import read_params
+from pipeline.base.files import check_output
+from pipeline.base.machine import workers
+from pipeline.runs import shown
 from pipeline.runs.key import training_key
-from pipeline.runs.record import RECORD
 from pipeline.runs.run import checked_run
 
 
@@ -49,11 +52,13 @@ def main() -> None:
     protocol.add_argument(
         "--held-out", action="store_true", help="end after the epoch that the same run with --choose-epoch chose"
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes; the results do not depend on them")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="instead of the params file's machine.device")
+    parser.add_argument(
+        "--workers", type=workers, default=0, help="loader processes; the results do not depend on them"
+    )
     words = parser.parse_args()
 
-    replaceable(words.out, RECORD)
+    check_output("--out", words.out, shown.foreign)
     run = checked_run(
         words.params,
         words.dataset,
@@ -68,17 +73,23 @@ def main() -> None:
         run = replace(run, protocol="choose_epoch")
     if words.held_out:
         run = replace(run, protocol="held_out", chosen_by=run)
-    key = training_key(run, words.device)
+    params = read_params(words.params, words.recipe or words.dataset, words.loss, words.set)
+    device = words.device or params.machine.device
+    key = training_key(run, device)
     # Here, because they import torch: help and errors come a second sooner.
-    from pipeline.engines.work import Job, do, train_run
     from pipeline.training.checkpoint import TERMINATED, StoppedError
+    from pipeline.training.graphs import GraphsFailedError
+    from pipeline.work.job import Job, do, train_run
 
     try:
-        do(Job(run, str(words.out), words.device, words.workers), key, train_run)
+        do(Job(run, str(words.out), device, words.workers), key, train_run)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(TERMINATED)
-    store.show(key.digest, words.out)
+    except GraphsFailedError as error:
+        print(f"CUDA graphs failed {error}: the run goes on without them in a new process", file=sys.stderr)
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline.train", *sys.argv[1:]])
+    shown.show(key.digest, words.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What imports what in pipeline/, and its drawing: `python -m tests.architecture` writes docs/architecture.svg."""
 
 import ast
+import functools
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -16,37 +17,48 @@ ROOMS = {
     "metrics": (1, "retrieval, clusters"),
     "runs": (2, "key, store, grid"),
     "training": (1, "batches, step, checkpoint"),
-    "tables": (3, "verdicts, intervals"),
-    "evaluation": (1, "metrics of a run"),
+    "tables": (3, "rows, claims, formats"),
+    "statistics": (3, "spread, verdicts, power"),
+    "work": (1, "train, evaluate"),
     "reports": (3, "pages, galleries"),
     "engines": (1, "local, SLURM, Ray"),
+    "health": (1, "what doctor reports"),
 }
 """Room -> its column in the drawing, and what is in it."""
 BY_NAME = ("training", "losses")
 """A room that imports modules of another by the names that settings give."""
 
 
-def place(path: Path) -> str:
-    """The room of a file, or the name of what people type."""
-    parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else path.stem
+def module(path: Path) -> str:
+    """The dotted name of a file of this package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@functools.cache
+def file_imports() -> dict[str, set[str]]:
+    """File -> the files of this package that it imports, also within a function, or for type checkers only. All are
+    dotted names. Folders count if names are imported from their `__init__.py`."""
+    files = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    found: dict[str, set[str]] = {}
+    for own, path in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {name if name in files else node.module for name in inside.values()}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        found[own] = names & {*files} - {own}
+    return found
 
 
 def imports() -> dict[str, set[str]]:
     """Room or command -> the rooms and commands that any of its files imports, also within a function."""
     found: dict[str, set[str]] = {}
-    places = {place(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        own = place(path)
-        if own == "__init__":
-            continue
-        names = []
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pipeline":
-                names += [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names if alias.name.startswith("pipeline.")]
-        found.setdefault(own, set()).update({name.split(".")[1] for name in names} & places - {own})
+    for own, others in file_imports().items():
+        if own not in ("pipeline", "pipeline.__main__"):
+            room = own.split(".")[1]
+            found.setdefault(room, set()).update({other.split(".")[1] for other in others - {"pipeline"}} - {room})
     return found
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
-from tests import markers
+from tests import GRID, markers, swap
 
 ROOT = Path(__file__).parent.parent
+# No test may fail because the machine is busy: hypothesis would time each example, and how long examples take to make.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+os.environ["PIPELINE_DEVICE"] = "cpu"  # also where there is a GPU: the numbers that tests know are a CPU's
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -72,15 +77,17 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         (folder / "dvc.lock").unlink(missing_ok=True)
+        shutil.copy(GRID / "params.yaml", folder)
         self.edit_params(
             lambda params: (
                 params["tables"]["glyphs"].update(rows={"loss": ["proxy_an", "proxy_nca"]}, seeds=[0, 1]),
-                params["recipes"]["glyphs"].update(epochs=2, decay_epochs=[2], cpu_threads=1),
+                params["recipes"]["glyphs"].update(
+                    epochs=2, schedule={"name": "steps", "at": [2], "factor": 0.2}, cpu_threads=1
+                ),
             )
         )
         # A map of few images takes a second in place of five.
-        maps = folder / "pipeline/reports/maps.py"
-        maps.write_text(maps.read_text().replace("MAPPED = 1500", "MAPPED = 200"))
+        swap(folder / "pipeline/reports/maps.py", "MAPPED = 1500", "MAPPED = 200")
         self.run("git", "init", "--quiet")
         self.commit()
 

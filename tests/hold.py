@@ -21,20 +21,28 @@ def hold(loss):
     loss.steps = getattr(loss, "steps", 0) + 1
     place = os.environ.get("NODE_FOLDER", ".")
     while True:
-        try:
-            with open(f"{place}/wait") as file:
-                if loss.steps <= int(file.read()):
-                    return
-        except (FileNotFoundError, ValueError):  # it has been let go, or the file is not whole yet
-            return
         # Training gives a signal its default handler back when it has come.
         asked = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        try:
+            with open(f"{place}/wait") as file:
+                steps, _, others = file.read().partition(" ")
+                if loss.steps <= int(steps) or (asked and others):
+                    return
+        except FileNotFoundError:  # it has been let go
+            return
         with open(f"{place}/partial.{os.getpid()}", "w") as file:
             file.write(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        os.replace(file.name, f"{place}/{'asked' if asked else 'waiting'}")
+        os.replace(file.name, f"{place}/{'asked' if asked else 'waiting'}-{os.getpid()}")
         time.sleep(0.05)
 '''
 """What a loss's file begins with, whose `forward` calls `hold(self)`."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen in part."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 class Hold:
@@ -46,17 +54,22 @@ class Hold:
     def start(self, steps: int = 0) -> None:
         """Hold runs after so many steps. No run may be in a step now, as it could say once more that it waits."""
         for folder in self.folders:
-            for name in ("waiting", "asked"):
-                (folder / name).unlink(missing_ok=True)
-            (folder / "wait").write_text(str(steps))
+            for path in (*folder.glob("waiting-*"), *folder.glob("asked-*")):
+                path.unlink()
+            write_whole(folder / "wait", str(steps))
 
-    def caught(self) -> list[Path]:
-        """The folders with a run that waits."""
-        return [folder for folder in self.folders if (folder / "waiting").exists()]
+    def caught(self, runs: int = 1) -> list[Path]:
+        """The folders with at least so many runs that wait."""
+        return [folder for folder in self.folders if len(list(folder.glob("waiting-*"))) >= runs]
 
     def asked(self) -> list[Path]:
         """The folders with a run that waits, has been asked to stop, and knows it."""
-        return [folder for folder in self.folders if (folder / "asked").exists()]
+        return [folder for folder in self.folders if any(folder.glob("asked-*"))]
+
+    def let_go_asked(self) -> None:
+        """Let runs go on that have been asked to stop, now and later; the others wait."""
+        for folder in self.folders:
+            write_whole(folder / "wait", "0 asked")
 
     def let_go(self) -> None:
         """Let the runs go on."""

@@ -11,13 +11,15 @@ import os
 import random
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch._dynamo  # the first optimiser imports it, in each process
 
-import pipeline.engines.work  # noqa: F401, train imports it when it has read its command line
+import pipeline.work.job  # noqa: F401, train imports it when it has read its command line
 from pipeline import train
+from pipeline.training import checkpoint
 
 
 def die(where: str) -> None:
@@ -26,7 +28,7 @@ def die(where: str) -> None:
 
 
 def kill_after_steps(count: int) -> None:
-    step = torch.optim.AdamW.step
+    step = torch.optim.Adam.step  # AdamW's, too
 
     def counted(self, *arguments):
         nonlocal count
@@ -35,21 +37,23 @@ def kill_after_steps(count: int) -> None:
             die("after a step")
         return step(self, *arguments)
 
-    torch.optim.AdamW.step = counted
+    torch.optim.Adam.step = counted
 
 
 def kill_half_way_through_a_write(writes: int) -> None:
-    save = torch.save
+    whole = checkpoint.whole
 
-    def cut(value, target):
+    @contextmanager
+    def cut(path):
         nonlocal writes
         writes -= 1
-        save(value, target)
-        if writes < 0 and isinstance(target, Path):
-            os.truncate(target, target.stat().st_size // 2)
-            die("half way through a write")
+        with whole(path) as temporary:
+            yield temporary
+            if writes < 0:
+                os.truncate(temporary, temporary.stat().st_size // 2)
+                die("half way through a write")
 
-    torch.save = cut
+    checkpoint.whole = cut
 
 
 def kill_before_a_rename(writes: int) -> None:

@@ -9,11 +9,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests import ray_cluster, slurm
+from tests import GRID, ray_cluster, slurm
 
 
 def _chromium() -> str:
@@ -31,6 +32,11 @@ def _gpu() -> str:
     return "" if torch.cuda.is_available() else "there is no GPU"
 
 
+def _onnx() -> str:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    return f"{', '.join(missing)} missing: make .venv/tests" if missing else ""
+
+
 def _root() -> str:
     mounts = (
         shutil.which("unshare") and not subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
@@ -38,13 +44,21 @@ def _root() -> str:
     return "" if mounts else "may not mount here: wants root, in a container CAP_SYS_ADMIN"
 
 
+def _shipped() -> str:
+    own = (Path(__file__).parents[1] / "params.yaml").read_bytes() != (GRID / "params.yaml").read_bytes()
+    return "params.yaml is not the default any more, whose table README shows" if own else ""
+
+
 LACKS: dict[str, Callable[[], str]] = {
     "chromium": _chromium,
+    "gcc": _program("gcc", "gcc libc6-dev"),
     "gpu": _gpu,
+    "onnx": _onnx,
     "openssl": _program("openssl", "openssl"),
     "qemu": _program("qemu-x86_64", "qemu-user"),
     "ray": ray_cluster.lacks,
     "root": _root,
+    "shipped": _shipped,
     "slurm": slurm.lacks,
 }
 """By marker, why what it names cannot be had here; empty where it can."""

@@ -113,6 +113,9 @@ def serve(folder: Path) -> None:
                 case ["kill", node]:
                     started.remove_node(nodes.pop(node), allow_graceful=False)
                     answer("killed")
+                case ["kill head"]:
+                    started.head_node.kill_gcs_server()
+                    answer("killed")
     finally:
         started.shutdown()
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from pipeline.base.files import write_json
 from pipeline.runs.grid import GridRun
-from pipeline.runs.record import MetricsRecord, Retrieved, TakenOver, TrainingRecord
+from pipeline.runs.key import digest, settings_of
+from pipeline.runs.protocols import PROTOCOLS
+from pipeline.runs.record import CODE, HISTORY, Gpu, MetricsRecord, Retrieved, TakenOver, TrainingRecord
 
 METRICS = (
     *(f"recall@{k}" for k in (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)),
@@ -26,37 +28,40 @@ def write_metrics(
     retrieved: dict[str, int] | None = None,
     history: dict[int, float] | None = None,
     because: str | None = None,
+    gpus: tuple[Gpu, ...] = (),
 ) -> Path:
     """Write the metrics file of a run of a grid under `folder`: each selection rule has one value for every metric, or
-    these values. `because`: the run was taken over from other code."""
+    these values. `because`: the run was taken over from other code. `gpus`: those of the training; the last one made
+    the evaluation, too."""
     training = None
     if run.run.trained:
         taken = TakenOver(key="1" * 64, because=because, compared="all") if because else None
-        training = TrainingRecord(
-            key="2" * 64,
-            **run.run.settings() | {"recipe": run.run.recipe},
-            data={},
+        settings = {"settings": settings_of(run.run), "data": {}, **RUNS_ON}
+        training = TrainingRecord.made(
+            key=digest(settings),
+            content=settings,
             epochs=run.run.recipe.epochs,
             images=100,
             classes=10,
-            files={},
+            files=dict.fromkeys((*PROTOCOLS[run.run.protocol].files, HISTORY, CODE), "0" * 64),
             taken_over=taken,
-            **RUNS_ON,
+            gpus=list(gpus),
         )
     metrics = {
         rule: {"epoch": 1} | (dict.fromkeys(METRICS, values) if isinstance(values, float) else values)
         for rule, values in selections.items()
     }
-    content = MetricsRecord(
-        key="3" * 64,
+    decided = {"training": training.key if training else settings_of(run.run), "data": {}, **RUNS_ON}
+    content = MetricsRecord.made(
+        key=digest(decided),
+        content=decided,
         dataset=run.run.dataset,
         retrieved=Retrieved(**(retrieved or {"images": 3107, "classes": 31})),
         metrics=metrics,
         history=[{"epoch": epoch, "loss": 1.0, "recall@1": recall} for epoch, recall in (history or {}).items()],
         run=training,
-        data={},
-        files={},
-        **RUNS_ON,
+        gpus=list(gpus[-1:]),
+        files={CODE: "0" * 64},
     )
     path = folder / run.metrics
     write_json(path, content.model_dump(mode="json"))

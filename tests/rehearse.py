@@ -22,6 +22,7 @@ import yaml
 
 from pipeline.base.files import submodule
 from pipeline.networks.published import FILES
+from pipeline.tables.claims import FILE
 from tests import lookalikes
 from tests.server import Served, serve
 
@@ -85,14 +86,15 @@ def build_archives(folder: Path) -> None:
 
 
 def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:
-    """Make a paper's params.yaml small: what is trained, on what, and how many runs."""
+    """Make a paper's params.yaml small: what is trained, on what, and how many runs. Claims of other tables go."""
     params = yaml.safe_load(path.read_text())
     params["machine"]["workers"] = 0
     for recipe in params["recipes"].values():
-        balanced = recipe["samples_per_class"] is not None
-        recipe |= {"epochs": 2, "evaluated_epochs": 1, "decay_epochs": [2], "cpu_threads": 1}
+        balanced = recipe.get("samples_per_class") is not None
+        schedule = {"name": "steps", "at": [2], "factor": recipe["schedule"]["factor"]}
+        recipe |= {"epochs": 2, "evaluated_epochs": 1, "schedule": schedule, "cpu_threads": 1}
         recipe["recall_at"] = [k for k in recipe["recall_at"] if k < 16]  # of 16 images and more
-        recipe["head_only_epochs"] = recipe["head_only_epochs"][:1]  # and the whole network in the other epoch
+        recipe["head_only_epochs"] = recipe.get("head_only_epochs", [])[:1]  # and the whole network in the other epoch
         recipe |= {"batch_size": 4, "samples_per_class": 2} if balanced else {"batch_size": 6}
         if recipe["backbone"] != "deit_small_distilled":  # which takes no other size
             recipe |= {"input_size": 64, "test_resize": 72}
@@ -101,6 +103,9 @@ def shrink(path: Path, tables: dict[str, dict[str, Any]]) -> None:
             settings |= {"ratio": 0.8, "proxies_per_class": min(3, settings["proxies_per_class"])}
     params["tables"] = {name: params["tables"][name] | changes for name, changes in tables.items()}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
+    claimed = yaml.safe_load((path.parent / FILE).read_text())
+    claimed["claims"] = [claim for claim in claimed["claims"] if claim.get("table", next(iter(tables))) in tables]
+    (path.parent / FILE).write_text(yaml.safe_dump(claimed, sort_keys=False))
 
 
 def copy(folder: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:

@@ -15,22 +15,33 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.base.files import exit_with
+from pipeline.base.command import exit_with
 
 
 def kill_at_step(last: int) -> None:
+    """Kill this process before a step, once the checkpoint that is written beside the steps is whole."""
     import torch
 
-    count = 0
+    from pipeline.training import checkpoint
+
+    count, writers = 0, []
     step = torch.optim.Adam.step  # AdamW's, too
+    save = checkpoint.Writer.save
+
+    def saving(self, state):
+        writers.append(self)
+        save(self, state)
 
     def counted(self, *arguments):
         nonlocal count
         count += 1
         if count == last:
+            for writer in writers:
+                writer.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *arguments)
 
+    checkpoint.Writer.save = saving
     torch.optim.Adam.step = counted
 
 
@@ -72,7 +83,7 @@ for package in {package for stage in stages for package in later.get(stage, [])}
     for module in sorted(path.stem for path in folder.glob("[!_]*.py")):
         importlib.import_module(f"{package}.{module}")
 if "train" in stages:
-    importlib.import_module("pipeline.engines.work")
+    importlib.import_module("pipeline.work.job")
     importlib.import_module("torch._dynamo")  # by the first optimiser
 if "evaluate" in stages:
     importlib.import_module("faiss")

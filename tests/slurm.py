@@ -1,12 +1,13 @@
-"""A real SLURM of one node with two GPUs that are none, on this machine: everything it starts it stops.
+"""A real SLURM of three nodes, each with two GPUs that are none, on this machine: everything it starts it stops.
 
-    with cluster(folder) as environment: ...     # what clients need to find it
+    with cluster(folder) as slurm: ...     # slurm.environment is what clients need to find it
 
 Wants root and Debian's slurmctld, slurmd, slurm-client and munge, whose own daemons need not run.
 """
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,8 +21,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -34,16 +34,20 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 ReturnToService=2
+SlurmdTimeout=10
 KillWait=10
 MessageTimeout=60
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+SlurmdLogFile={folder}/%n.log
+{nodes}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -75,48 +79,86 @@ def cancel_all(environment: dict[str, str]) -> None:
     until(lambda: not left(), 30, "jobs are left")
 
 
-@contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Start a cluster whose files lie in `folder`, which must not exist; gives the environment of its clients."""
-    for place in (folder, folder / "state", folder / "spool"):
-        place.mkdir(parents=True, mode=0o755)
-    (folder / "key").write_bytes(os.urandom(1024))
-    (folder / "key").chmod(0o400)
-    host = socket.gethostname().split(".")[0]
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, ports=free_ports(2), folder=folder))
-    for number in (0, 1):
-        os.mknod(folder / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={folder}/gpu[0-1]\n")
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
-    munge = [f"--{name}={folder}/{file}" for name, file in (
-        ("key-file", "key"), ("socket", "munge.socket"), ("pid-file", "munge.pid"), ("log-file", "munge.log"),
-        ("seed-file", "munge.seed"),
-    )]  # fmt: skip
-    daemons = [["munged", "--force", "--foreground", *munge], ["slurmctld", "-D"], ["slurmd", "-D"]]
-    started: list[subprocess.Popen] = []
-    try:
-        for command in daemons:
-            started.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            )
-            if command[0] == "munged":
-                until((folder / "munge.socket").exists, 20, "munged does not start")
+class Cluster:
+    """The daemons of a cluster whose files are in `folder`. A node is told from the others by its name and port."""
 
-        def idle() -> bool:
-            asked = subprocess.run(
-                ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True
-            )
-            return asked.stdout.strip() == "idle"
+    NODES = ("n1", "n2", "n3")
 
-        until(idle, 60, f"no node is up: see {folder}/*.log")
-        yield environment
-    finally:
-        if len(started) == len(daemons):
-            cancel_all(environment)
-        for daemon in reversed(started):
-            daemon.terminate()
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.daemons: dict[str, subprocess.Popen] = {}
+        for place in (folder, folder / "state", *(folder / f"spool-{node}" for node in self.NODES)):
+            place.mkdir(parents=True, mode=0o755)
+        (folder / "key").write_bytes(os.urandom(1024))
+        (folder / "key").chmod(0o400)
+        for number in (0, 1):
+            os.mknod(folder / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
+        host = socket.gethostname().split(".")[0]
+        ports = free_ports(1 + len(self.NODES))
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000 Gres=gpu:2"
+            for node, port in zip(self.NODES, ports[1:], strict=True)
+        )
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, port=ports[0], nodes=nodes, folder=folder))
+        (folder / "gres.conf").write_text(f"NodeName={','.join(self.NODES)} Name=gpu File={folder}/gpu[0-1]\n")
+
+    def start(self, name: str) -> None:
+        """Start munged, slurmctld, or a node."""
+        files = ("key-file", "key"), ("socket", "munge.socket"), ("pid-file", "munge.pid"), ("log-file", "munge.log")
+        munge = [f"--{option}={self.folder}/{file}" for option, file in (*files, ("seed-file", "munge.seed"))]
+        special = {"munged": ["munged", "--force", "--foreground", *munge], "slurmctld": ["slurmctld", "-D"]}
+        self.daemons[name] = subprocess.Popen(
+            special.get(name, ["slurmd", "-D", "-N", name]),
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if name == "munged":
+            until((self.folder / "munge.socket").exists, 20, "munged does not start")
+
+    def stop(self, name: str) -> None:
+        """Stop a daemon. A node's tasks go on."""
+        daemon = self.daemons.pop(name)
+        daemon.terminate()
+        try:
+            daemon.wait(20)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def kill(self, node: str) -> None:
+        """Kill a node with everything that runs on it, as a power cut would."""
+        self.daemons.pop(node).kill()
+        for process in Path("/proc").glob("[0-9]*"):
             try:
-                daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+                own = f"SLURMD_NODENAME={node}\0" in (process / "environ").read_text(errors="replace")
+                opened = {str(file.readlink()) for file in (process / "fd").iterdir()}
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if own or str(self.folder / f"{node}.log") in opened:
+                os.kill(int(process.name), signal.SIGKILL)
+
+    def ask(self, *command: str) -> str:
+        """The output of a client of the cluster."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout.strip()
+
+    def is_up(self) -> bool:
+        """Whether all nodes can take tasks."""
+        return set(self.ask("sinfo", "--noheader", "--format=%T").split()) == {"idle"}
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Start a cluster whose files lie in `folder`, which must not exist."""
+    made = Cluster(folder)
+    try:
+        for name in ("munged", "slurmctld", *made.NODES):
+            made.start(name)
+        until(made.is_up, 60, f"no node is up: see {folder}/*.log")
+        yield made
+    finally:
+        if "slurmctld" in made.daemons:
+            cancel_all(made.environment)
+        for name in reversed(list(made.daemons)):
+            made.stop(name)

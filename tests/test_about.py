@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -19,6 +21,17 @@ def test_one_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert re.findall(r"^## (\d\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
+
+
+def test_make_and_the_package_list_what_there_is():
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    assert re.findall(r"^make (\S+) +\S", listed, re.M) == phony
+    commands = {path.stem for path in (ROOT / "pipeline").glob("[a-z]*.py")}
+    listed = subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, check=True, text=True)
+    assert {*re.findall(r"^(\w+) +[A-Z]", listed.stdout, re.M)} == commands
+    # A command without a --help of its own would begin its work.
+    assert all("add_argument" in (ROOT / f"pipeline/{name}.py").read_text() for name in commands)
 
 
 def test_pythons_are_those_that_make_takes():

@@ -18,7 +18,7 @@ from pipeline.base.files import BadInputError, whole
 from pipeline.data import archives
 from pipeline.data.packed import pack
 from pipeline.datasets import cars, cub, inshop, sop
-from tests import lookalikes
+from tests import lookalikes, swap
 from tests.lookalikes import cub_files, member, sop_files, tgz, zipped
 
 TGZ = "CUB_200_2011.tgz"
@@ -406,6 +406,34 @@ def test_an_empty_class(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (b"1000000000", r"the classes 2, 5, 6, .*, 23 and 999,999,976 more have no image"),
+        (b"0", "has the class number 0"),
+    ],
+)
+def test_a_class_number_that_cannot_be(tmp_path, monkeypatch, number, reason):
+    """Numbers up to a billion are not listed, which would take gigabytes."""
+    files, name = cub_files(), "CUB_200_2011/image_class_labels.txt"
+    files[name] = files[name].replace(b" 2\n", b" " + number + b"\n")
+    monkeypatch.chdir(tmp_path)
+    tgz(tmp_path / "data/raw/cub" / TGZ, files)
+    with pytest.raises(BadInputError, match=reason):
+        convert.convert("cub", False)
+    assert not list(Path("data/packed").iterdir())
+
+
+def test_members_without_content_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_EMPTY", 50)
+    empty = {f"CUB_200_2011/empty{number}": b"" for number in range(51)}
+    tgz(tmp_path / "raw" / TGZ, empty | cub_files())
+    assert "has more than 50 empty members, which is absurd" in refused(cub, tmp_path / "raw")
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 10)
+    tgz(tmp_path / "raw" / TGZ, cub_files())
+    assert "has more than 10 members, which is absurd" in refused(cub, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("images.txt", b"1 a.jpg extra\n", "images.txt line 1 has 3 fields, but 2 are expected"),
@@ -455,9 +483,7 @@ def test_cars_annotations_that_cannot_be_used(tmp_path, content, reason):
 def test_inshop_lists_that_cannot_be_used(tmp_path, old, new, reason):
     lookalikes.inshop(tmp_path / "raw")
     path = tmp_path / "raw/list_eval_partition.txt"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    swap(path, old, new)
     assert reason in refused(inshop, tmp_path / "raw")
 
 

@@ -16,8 +16,9 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.base.sampling import uniform
 from pipeline.runs.run import Run
+from pipeline.training.augment import Augment
 from pipeline.training.batches import ClassBalanced, Shuffled
-from pipeline.training.loading import ShiftedImages, training_batches
+from pipeline.training.loading import StoredImages, training_batches
 from pipeline.training.plan import plan_batches
 
 RECIPE = read_params(Path(__file__).parent.parent / "papers/proxy_an/params.yaml").recipes["cub"]
@@ -77,7 +78,7 @@ def literal(labels, batch_size, samples, by_size, seed, epochs):
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 9), min_size=2, max_size=7),
     st.integers(1, 4),
@@ -129,6 +130,22 @@ def test_classes_are_drawn_in_proportion_to_their_sizes_or_alike():
         assert chisquare(pairs, 5000 * second[~np.eye(6, dtype=bool)]).pvalue > 0.001
 
 
+def test_an_epoch_of_steps_goes_on_where_the_last_one_ended():
+    batches = Shuffled(10, 4, 3, steps=4)
+    assert batches.steps == 4
+    epochs = [batches.epoch(epoch) for epoch in range(1, 6)]
+    assert all([len(rows) for rows in epoch] == [4] * 4 for epoch in epochs)
+    stream = np.concatenate([rows for epoch in epochs for rows in epoch])
+    for turn in range(8):
+        assert sorted(stream[10 * turn : 10 * turn + 10].tolist()) == list(range(10)), turn
+    assert np.array_equal(stream[:10], np.concatenate(Shuffled(10, 4, 3).epoch(1))), "the first turn is the first epoch"
+    for epoch in (4, 2):
+        assert all(map(np.array_equal, Shuffled(10, 4, 3, steps=4).epoch(epoch), epochs[epoch - 1])), epoch
+    for kind in (None, 3):
+        recipe = RECIPE.model_copy(update={"head": "linear", "epoch_steps": 7})
+        assert planned(labels_of([9, 5, 4, 2]), 6, kind, recipe).steps == 7
+
+
 def test_batches_are_pinned():
     # A change of these would change every result silently.
     labels = np.repeat(np.arange(4), [3, 4, 1, 5])
@@ -144,11 +161,12 @@ def test_batches_are_pinned():
 def test_a_resumed_run_gets_the_very_next_batch(kind, workers):
     labels = labels_of([9, 5, 4, 2])
     pixels = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 1, 4, 4).contiguous()
-    images = ShiftedImages(pixels, torch.from_numpy(labels), 2, True, 5)
+    recipe = RECIPE.model_copy(update={"augment": [{"name": "shift", "pixels": 2}, {"name": "flip"}], "input_size": 4})
+    images = StoredImages(pixels, torch.from_numpy(labels), Augment(recipe, 5))
 
     def tail(epoch, step):
         batches = planned(labels, 6, kind, RECIPE.model_copy(update={"head": "linear"}))
-        loader = training_batches(images, batches, range(epoch, 5), workers, pin=False, first_step=step)
+        loader = training_batches(images, batches, range(epoch, 5), workers, torch.device("cpu"), first_step=step)
         return batches.steps, [torch.cat([part.flatten() for part in batch]).tolist() for batch in loader]
 
     steps, whole = tail(1, 0)

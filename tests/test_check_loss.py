@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import pipeline.losses
 from pipeline import check_loss
+from pipeline.base import choices, files
+from pipeline.base.files import BadInputError
 from pipeline.losses import proxy_an, unit
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +122,46 @@ def test_memory_for_every_image_and_proxy_is_caught(one_thread):
     assert well, found
 
 
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        (lambda value: value * torch.ones(3), r"a tensor of shape \(3,\)"),
+        (lambda value: value.detach(), "one that does not depend on them"),
+        (lambda value: value.item(), "a value of type float"),
+        (lambda value: None, "a value of type NoneType"),
+    ],
+)
+def test_what_is_no_loss_is_one_line(returned, found):
+    class Returns(Softmax):
+        def forward(self, embeddings, labels):
+            return returned(super().forward(embeddings, labels))
+
+    with pytest.raises(
+        BadInputError, match=r"tests/test_check_loss\.py: forward must return a scalar .* found " + found
+    ):
+        check_loss.Tried(lambda: Returns(100, 16)).gradients(*check_loss.batch(8, 3, 100, 16, CPU))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Lost: ...", r"pipeline/losses/tried\.py has no Loss: a loss is a class or function of this name"),
+        (
+            "class Loss:\n def __init__(self, classes, dimension, *, scale=1.0): ...",
+            "argument scale of Loss has no annot",
+        ),
+        ("x = (", r"tried\.py line 1: '\(' was never closed: correct this file"),
+    ],
+)
+def test_a_file_that_is_no_loss_is_one_line(text, message, tmp_path, monkeypatch):
+    (tmp_path / "tried.py").write_text(text)
+    monkeypatch.setattr(pipeline.losses, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(files, "module_file", lambda package, name: tmp_path / f"{name}.py")
+    monkeypatch.delitem(sys.modules, "pipeline.losses.tried", raising=False)
+    with pytest.raises(BadInputError, match=message):
+        choices.settings_model(choices.chosen("loss", "tried"))
+
+
 def test_the_command_prints_each_check_and_exits_with_its_verdict():
     def run(name, code):
         command = [sys.executable, "-m", "pipeline.check_loss", name]
@@ -133,3 +176,19 @@ def test_the_command_prints_each_check_and_exits_with_its_verdict():
     assert [line.split(":")[0] for line in lines] == [f"ok    {check}" for check in checks]
     assert "fail  order of a batch: changes by" in run("n_pair", 1).stdout
     assert "losses.proxy_am: there are no settings" in run("proxy_am", 2).stderr
+
+
+def test_a_loss_that_is_not_a_number_passes_nothing(monkeypatch, capsys, one_thread):
+    class NotANumber(Softmax):
+        def forward(self, embeddings, labels):
+            return super().forward(embeddings, labels) * float("nan")
+
+    monkeypatch.setattr(
+        check_loss, "build_loss", lambda module, settings, classes, dimension, source: NotANumber(100, 16)
+    )
+    monkeypatch.setattr(sys, "argv", ["check_loss", "proxy_an", "--params", str(ROOT / "params.yaml")])
+    with pytest.raises(SystemExit, match="1"):
+        check_loss.main()
+    torch.set_deterministic_debug_mode("default")
+    broken = "value, embeddings, proxies"
+    assert capsys.readouterr().out == f"fail  an ordinary batch: not finite: {broken}; nothing else was checked\n"

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from pipeline.metrics.clustering import clustering, clustering_scores
+from tests.conftest import ENVIRONMENT, ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 
@@ -95,3 +98,31 @@ def test_wrong_input_is_named() -> None:
         clustering(points[:0], labels[:0], seed=0, kmeans="faiss")
     with pytest.raises(ValueError, match="there must be as many"):
         clustering_scores(np.zeros(3, int), np.zeros(2, int))
+
+
+@pytest.mark.parametrize("variables", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}])
+def test_settings_of_threads_from_outside_neither_hang_nor_change_it(variables):
+    """With fewer threads than it asks for, faiss's k-means would wait for ever."""
+    script = """
+import pipeline, torch
+from pipeline.metrics.clustering import clustering
+points = torch.nn.functional.normalize(torch.randn(600, 16, generator=torch.Generator().manual_seed(0)))
+print(clustering(points, torch.arange(600) % 20, seed=0, kmeans="faiss"))
+"""
+    environments = (ENVIRONMENT, ENVIRONMENT | variables)
+    first, second = (
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=300)
+        for environment in environments
+    )
+    assert first.returncode == second.returncode == 0 and first.stdout == second.stdout != b""
+
+
+def test_native_code_that_waits_for_ever_is_ended():
+    script = """
+import pipeline, threading
+from pipeline.base.files import ended_after
+with ended_after(0.2):
+    threading.Event().wait()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=60)
+    assert done.returncode == 1 and b"most recent call first" in done.stderr

@@ -11,9 +11,11 @@ from ruamel.yaml import YAML
 
 from pipeline.base.config import read_params, read_yaml
 from pipeline.base.files import BadInputError
+from pipeline.base.recipe import Recipe
 from pipeline.runs.run import checked_run
+from tests import GRID
 
-PARAMS = Path(__file__).parent.parent / "params.yaml"
+PARAMS = GRID / "params.yaml"
 
 
 def changed(tmp_path, edit):
@@ -24,6 +26,14 @@ def changed(tmp_path, edit):
     return path
 
 
+def steps(at):
+    return {"name": "steps", "at": at, "factor": 0.2}
+
+
+def adamw(**settings):
+    return {"name": "adamw", "weight_decay": 0.0001} | settings
+
+
 RECIPE = ("recipes", "glyphs")
 OURS = {"file": "ours.pth", "sha256": "0" * 64}
 WRONG = [
@@ -31,8 +41,54 @@ WRONG = [
     (RECIPE, {"epochs": "5"}, r"recipes\.glyphs\.epochs: .*integer.* found '5'"),
     (RECIPE, {"epochs": 0}, r"recipes\.glyphs\.epochs: .* greater than or equal to 1, found 0"),
     (RECIPE, {"epochs": True}, r"recipes\.glyphs\.epochs: .* found True"),
-    (RECIPE, {"network_learning_rate": float("nan")}, r"recipes\.glyphs\.network_learning_rate: .* found nan"),
-    (RECIPE, {"optimiser": "sgdd"}, r"recipes\.glyphs\.optimiser: .*'adam' or 'adamw'.* found 'sgdd'"),
+    (
+        RECIPE,
+        {"learning_rates": {"network": float("nan"), "proxies": 0.1}},
+        r"recipes\.glyphs\.learning_rates\.network: .* found nan",
+    ),
+    (RECIPE, {"learning_rates": {"network": 0.1}}, r"recipes\.glyphs\.learning_rates\.proxies: this key is missing"),
+    (RECIPE, {"optimiser": "adamw"}, r"recipes\.glyphs\.optimiser: write \{name: FILE, \.\.\.\} .* found 'adamw'"),
+    (RECIPE, {"optimiser": {"name": "sgdd"}}, r"recipes\.glyphs\.optimiser: there is no file sgdd\.py .* adam, .* sgd"),
+    (RECIPE, {"optimiser": {"name": "../adam"}}, r"recipes\.glyphs\.optimiser: write \{name: FILE"),
+    (RECIPE, {"optimiser": {"name": "adam"}}, r"recipes\.glyphs\.optimiser\.weight_decay: this key is missing"),
+    (
+        RECIPE,
+        {"optimiser": {"name": "adam", "weight_decay": 0.0, "epsilom": 1}},
+        r"recipes\.glyphs\.optimiser\.epsilom: unknown key, did you mean epsilon\?",
+    ),
+    (
+        RECIPE,
+        {"optimiser": {"name": "sgd", "weight_decay": 0.0, "momentum": 0.9, "epsilon": 1e-8}},
+        r"recipes\.glyphs\.optimiser\.epsilon: unknown key, choose among momentum, weight_decay, nesterov",
+    ),
+    (RECIPE, {"optimiser": {"name": "adam/x", "weight_decay": 0.0}}, r"optimiser: adam has no variants: write adam"),
+    (RECIPE, {"optimiser": {"name": "torch"}}, r"optimiser: torch holds several of a library: .* as in torch/NAME"),
+    (RECIPE, {"optimiser": {"name": "torch/SDG"}}, r"optimiser: SDG is not one of the names .* did you mean SGD\?"),
+    (RECIPE, {"optimiser": {"name": "torch/LBFGS"}}, r"optimiser: LBFGS is not one of the names"),
+    (RECIPE, {"optimiser": {"name": "torch/SGD", "lr": 0.1}}, r"optimiser: lr: unknown key, choose among momentum"),
+    (RECIPE, {"optimiser": {"name": "torch/SGD", "momentum": "0.9"}}, r"momentum: give a number, found '0\.9'"),
+    (RECIPE, {"optimiser": {"name": "torch/SGD", "momentum": -1.0}}, r"optimiser: Invalid momentum value: -1\.0"),
+    (RECIPE, {"optimiser": {"name": "torch/Adam", "betas": [0.9]}}, r"optimiser: betas: give a list of 2 numbers"),
+    (RECIPE, {"optimiser": {"name": "torch/SGD", "momentum": float("nan")}}, r"infinity and NaN are no settings"),
+    (RECIPE, {"schedule": {"name": "steps", "factor": 0.1}}, r"schedule: give one of at, .* and every"),
+    (RECIPE, {"schedule": {"name": "steps", "factor": 0.1, "at": [2], "every": 2}}, r"schedule: give one of at, "),
+    (RECIPE, {"schedule": {"name": "cosine", "warm_up": 5.0}}, r"schedule: warm_up: 5\.0 epochs leave none of the rec"),
+    (RECIPE, {"schedule": {"name": "torch/ReduceLROnPlateau"}}, r"schedule: ReduceLROnPlateau is not one of the"),
+    (RECIPE, {"schedule": {"name": "torch/StepLR"}}, r"schedule: step_size: this key is missing"),
+    (
+        RECIPE,
+        {"schedule": {"name": "torch/StepLR", "step_size": 2, "gama": 1}},
+        r"gama: unknown key, did you mean gamma",
+    ),
+    (
+        RECIPE,
+        {"schedule": {"name": "torch/OneCycleLR", "max_lr": 1.0, "cycle_momentum": True}},
+        r"cycle_momentum: unknown key",
+    ),
+    *(
+        (RECIPE, {key: 1}, rf"recipes\.glyphs\.{key}: this key has a new place: {re.escape(place)}")
+        for key, place in Recipe.MOVED.items()
+    ),
     (RECIPE, {"backbone": "smal"}, r"recipes\.glyphs\.backbone: there is no file smal\.py .* small"),
     (RECIPE, {"mean": [0.1, 0.2]}, r"recipes\.glyphs\.mean: small takes 1 channels"),
     (RECIPE, {"pooling": "average"}, r"recipes\.glyphs\.pooling: small gives vectors, .* use none"),
@@ -43,37 +99,72 @@ WRONG = [
     ),
     (RECIPE, {"pretrained": True}, r"recipes\.glyphs\.pretrained: small has no published weights, use false"),
     (RECIPE, {"backbone": "timm/Not A Name"}, r"recipes\.glyphs\.backbone: after the slash write a name"),
+    (RECIPE, {"backbone": "resnet18"}, r"pipeline/networks/backbones: .*, or a network of .* timm as timm/resnet18"),
+    (RECIPE, {"backbone": "resnet50.a1_in1k"}, r"backbone: write timm/resnet50\.a1_in1k for a network of .* timm"),
     (RECIPE, {"backbone": "timn/resnet18"}, r"recipes\.glyphs\.backbone: there is no file timn\.py .* timm"),
     (RECIPE, {"weights": OURS}, r"recipes\.glyphs\.pretrained: it is false, but weights are given: use true"),
     (RECIPE, {"weights": OURS | {"sha256": "0" * 63}}, r"recipes\.glyphs\.weights\.sha256: give the 64 digits"),
     (RECIPE, {"weights": OURS | {"file": "../ours.pth"}}, r"recipes\.glyphs\.weights\.file: give the name of a file"),
     (RECIPE, {"weights": OURS | {"drops": []}}, r"recipes\.glyphs\.weights\.drops: unknown key, did you mean drop\?"),
     (RECIPE, {"pooling": "class_token"}, r"recipes\.glyphs\.pooling: only timm's networks have a class token"),
-    (RECIPE, {"head_learning_rate": 0.0}, r"recipes\.glyphs\.head_learning_rate: .* greater than 0"),
+    (
+        RECIPE,
+        {"learning_rates": {"network": 0.1, "proxies": 0.1, "head": 0.0}},
+        r"recipes\.glyphs\.learning_rates\.head: .* greater than 0",
+    ),
     (RECIPE, {"head": "linaer"}, r"recipes\.glyphs\.head: .*'linear'.* found 'linaer'"),
     (RECIPE, {"recall_at": [2, 4]}, r"recipes\.glyphs\.recall_at: 1 is missing"),
+    (RECIPE, {"metrics": ["map_at_r"]}, r"recipes\.glyphs\.metrics: recall is missing"),
+    (RECIPE, {"metrics": ["recall", "recall"]}, r"recipes\.glyphs\.metrics: 'recall' comes twice|recall comes twice"),
+    (RECIPE, {"metrics": ["recall", "nmmi"]}, r"recipes\.glyphs\.metrics\.nmmi: there is no file nmmi\.py .*, nmi"),
+    (RECIPE, {"metrics": ["recall", {"name": "nmi", "kmean": 1}]}, r"metrics\.nmi\.kmean: .*did you mean kmeans\?"),
+    (RECIPE, {"counting": "exact"}, r"counting: this key has a new place: metrics, as in"),
     (("losses", "proxy_an"), {"alpha": -1.0}, r"losses\.proxy_an\.alpha: .* greater than 0, found -1"),
     (("losses", "proxy_an"), {"alfa": 1.0}, r"losses\.proxy_an\.alfa: unknown key, did you mean alpha\?"),
     (("losses", "proxy_gml"), {"ratio": 1.5}, r"losses\.proxy_gml\.ratio: .* less than or equal to 1, found 1\.5"),
     (("losses", "proxy_gml"), {"proxies_per_class": 0}, r"losses\.proxy_gml\.proxies_per_class: .* found 0"),
-    (
-        RECIPE,
-        {"decay_epochs": [0]},
-        r"recipes\.glyphs\.decay_epochs: .* number n from 1, for every n epochs",
-    ),
-    (RECIPE, {"decay_epochs": [6]}, r"recipes\.glyphs\.decay_epochs: there is no epoch 6, the recipe has 5"),
+    (RECIPE, {"evaluated_epochs": [0]}, r"recipes\.glyphs\.evaluated_epochs: .* number n from 1, for every n epochs"),
+    (RECIPE, {"schedule": steps([0])}, r"recipes\.glyphs\.schedule\.at\.0: .* greater than or equal to 1, found 0"),
+    (RECIPE, {"schedule": steps([6])}, r"recipes\.glyphs\.schedule: at: there is no epoch 6, the recipe has 5"),
+    (RECIPE, {"schedule": steps([4, 4])}, r"recipes\.glyphs\.schedule: 4 comes twice"),
     (RECIPE, {"head_only_epochs": [7]}, r"recipes\.glyphs\.head_only_epochs: there is no epoch 7"),
     (RECIPE, {"evaluated_epochs": 6}, r"recipes\.glyphs\.evaluated_epochs: none of the 5 epochs is evaluated"),
     (RECIPE, {"samples_per_class": 3}, r"recipes\.glyphs\.samples_per_class: 3 does not divide the batch_size"),
-    (RECIPE, {"smallest_crop": 0.08}, r"recipes\.glyphs\.shift: images that are cropped .* use 0"),
-    (RECIPE, {"test_resize": 16}, r"recipes\.glyphs\.test_resize: it is less than input_size"),
+    (RECIPE, {"augment": {"name": "flip"}}, r"recipes\.glyphs\.augment: .*list"),
+    (RECIPE, {"augment": [{"name": "flop"}]}, r"recipes\.glyphs\.augment\.0: there is no file flop\.py"),
+    (RECIPE, {"augment": [{"name": "flip", "p": 1}]}, r"recipes\.glyphs\.augment\.0\.p: unknown key"),
+    (
+        RECIPE,
+        {"augment": [{"name": "flip"}, {"name": "random_resized_crop", "smallest": 0.5}]},
+        r"recipes\.glyphs\.augment\.1: random_resized_crop comes first",
+    ),
+    (
+        RECIPE,
+        {"augment": [{"name": "random_resized_crop", "smallest": 0.0}]},
+        r"recipes\.glyphs\.augment\.0\.smallest: .* greater than 0",
+    ),
+    *(
+        (
+            RECIPE,
+            {"augment": [{"name": "shift", "pixels": size}]},
+            "augment.0: pixels: .* move an image of 32 out of itself",
+        )
+        for size in (32, 10**9)
+    ),
+    (RECIPE, {"augment": [{"name": "torchvision/Resize", "size": 8}]}, r"augment\.0: Resize is not one of the names"),
+    (RECIPE, {"augment": [{"name": "torchvision/ColorJitter", "hue": 3.0}]}, r"augment\.0: .*hue"),
+    (RECIPE, {"test_resize": 40}, r"recipes\.glyphs\.test_resize: with the test_fit stored it has no effect"),
+    (RECIPE, {"test_fit": "crop"}, r"recipes\.glyphs\.test_resize: this key is missing"),
+    (RECIPE, {"test_fit": "crop", "test_resize": 16}, r"recipes\.glyphs\.test_resize: it is less than input_size"),
     (RECIPE, {"input_size": 28}, r"recipes\.glyphs\.input_size: small takes only images of 32 pixels"),
     (
         RECIPE,
         {"channel_order": "bgr"},
         r"recipes\.glyphs\.channel_order: small takes images of one channel, .* use rgb",
     ),
-    (RECIPE, {"epsilon": 0.0}, r"recipes\.glyphs\.epsilon: .* greater than 0"),
+    (RECIPE, {"optimiser": adamw(epsilon=0.0)}, r"recipes\.glyphs\.optimiser\.epsilon: .* greater than 0"),
+    (RECIPE, {"optimiser": adamw(epsilon=1e-60)}, r"optimiser\.epsilon: float32 cannot hold this value"),
+    (RECIPE, {"optimiser": adamw(weight_decay=-1.0)}, r"optimiser\.weight_decay: .* greater than or equal to 0"),
     (("losses", "proxy_an"), {"loss": "proxy_am"}, r"losses\.proxy_an: there is no file proxy_am\.py"),
     (("tables", "glyphs", "rows"), {"loss": ["proxy_ann"]}, r"tables\.glyphs\.rows\.loss: proxy_ann has no settings"),
     (("tables", "glyphs"), {"rows": {"dimension": [8]}}, r"tables\.glyphs\.loss: .* missing and the rows name no loss"),
@@ -94,17 +185,13 @@ RECIPE_BOUNDS = [
     ("cpu_threads", 0, "greater than or equal to 1"),
     ("input_size", 10**6, "less than or equal to 4096"),
     ("test_resize", 10**9, "less than or equal to 4096"),
-    ("shift", 10**9, "move an image of 32 out of itself"),
-    ("shift", 32, "move an image of 32 out of itself"),
     ("recall_at", [1, 10**30], "less than or equal to 1000000"),
     ("recall_at", [1, 2, 1], "1 comes twice"),
-    ("decay_epochs", [4, 4], "4 comes twice"),
     ("head_only_epochs", [1, 1], "1 comes twice"),
-    ("network_learning_rate", 1e39, "float32 cannot hold this value"),
-    ("epsilon", 1e-60, "float32 cannot hold this value"),
+    ("learning_rates", {"network": 1e39, "proxies": 0.1}, "float32 cannot hold this value"),
+    ("clip_value", 1e-60, "float32 cannot hold this value"),
     ("std", [1e-60], "float32 cannot hold this value"),
     ("mean", [-1e300], "float32 cannot hold this value"),
-    ("weight_decay", -1.0, "greater than or equal to 0"),
     ("backbone", "../small", "letters a-z"),
 ]
 MACHINE_BOUNDS = [("workers", -1, "greater than or equal to 0"), ("workers", 10**6, "less than or equal to 1024")]
@@ -199,8 +286,8 @@ TABLES = [
     ("backbone: big", table(loss="proxy_an", rows={"backbone": ["big"]}), r"backbone: there is no file big\.py"),
     (
         "a row that contradicts",
-        table(loss="proxy_an", rows={"epochs": [5, 3]}),
-        "epochs 3 in recipes.glyphs: decay_epochs",
+        table(loss="proxy_an", rows={"batch_size": [32, 33], "samples_per_class": [2]}),
+        "batch_size 33, samples_per_class 2 in recipes.glyphs: samples_per_class",
     ),
     (
         "alpha: true",
@@ -214,6 +301,21 @@ TABLES = [
     ),
     ("alpha: .inf", table(loss="proxy_an", rows={"alpha": [float("inf")]}), r"rows\.alpha\.0: a row's value is a text"),
     ("a list as a value", table(loss="proxy_an", rows={"mean": [[0.1]]}), r"rows\.mean\.0: a row's value is a text"),
+    (
+        "an old key",
+        table(loss="proxy_an", rows={"epsilon_added": ["before_correction"]}),
+        r"rows\.epsilon_added: this key has a new place: optimiser\.epsilon_added",
+    ),
+    (
+        "a nested key that its file does not have",
+        table(loss="proxy_an", rows={"optimiser.momentum": [0.9]}),
+        r"optimiser\.momentum 0\.9 in recipes\.glyphs: optimiser\.momentum: unknown key",
+    ),
+    (
+        "a path into a number",
+        table(loss="proxy_an", rows={"epochs.x": [1]}),
+        r"rows\.epochs\.x: unknown key, did you mean epochs",
+    ),
     ("no values", table(loss="proxy_an", rows={"alpha": []}), r"rows\.alpha: .* at least 1 item"),
     ("rate: 2.0", table(loss="proxy_an", rows={"rate": [2.0]}), r"rows\.rate: found 2\.0, give numbers with a point"),
     ("rate: 1", table(loss="proxy_an", rows={"rate": [1]}), r"rows\.rate: found 1, give numbers with a point"),
@@ -226,7 +328,7 @@ TABLES = [
         table(loss="proxy_an", rows={"margin": [-0.1]}),
         r"rows: margin -0\.1: its first value begins with -",
     ),
-    ("a text that is a word", table(loss="proxy_an", rows={"optimiser": ["null"]}), "would be read as None"),
+    ("a text that is a word", table(loss="proxy_an", rows={"pooling": ["null"]}), "would be read as None"),
     ("losses that are numbers", table(rows={"loss": [1]}), r"rows\.loss: 1 is a number, give names"),
     ("two ways to say the loss", table(loss="proxy_an"), r"tables\.glyphs\.loss: the rows name the losses, remove"),
     ("10^20 runs", table(loss="proxy_an", rows={f"k{n}": list(range(100)) for n in range(10)}), "the limit is 10,000"),
@@ -259,7 +361,7 @@ def test_numbers_have_bounds(tmp_path, key, value, message):
     def edit(content):
         (content["machine"] if key == "workers" else content["recipes"]["glyphs"]).update({key: value})
 
-    with pytest.raises(BadInputError, match=rf"{part}\.{key}[.0-9]*: .*{message}"):
+    with pytest.raises(BadInputError, match=rf"{part}\.{key}[.0-9a-z]*: .*{message}"):
         read_params(changed(tmp_path, edit))
 
 
@@ -299,7 +401,9 @@ def test_a_key_that_rows_give_may_be_missing_in_the_entry(tmp_path):
 
 
 @pytest.mark.parametrize(("where", "update", "message"), WRONG)
-def test_a_wrong_value_is_named(tmp_path, where, update, message):
+def test_a_wrong_value_is_named(tmp_path, monkeypatch, where, update, message):
+    monkeypatch.delenv("PIPELINE_DEVICE")
+
     def edit(content):
         for part in where:
             content = content[part]
@@ -328,9 +432,9 @@ def test_another_losses_mistake_is_not_this_runs(tmp_path):
 
 
 def test_a_run_changes_its_own_recipe_and_loss(tmp_path):
-    changes = ["recipe.dimension=16", "recipe.epsilon=1e-2", "loss.alpha=12.0"]
+    changes = ["recipe.dimension=16", "recipe.optimiser.epsilon=1e-2", "loss.alpha=12.0"]
     params = read_params(PARAMS, "glyphs", "proxy_an", changes)
-    assert (params.recipes["glyphs"].dimension, params.recipes["glyphs"].epsilon) == (16, 0.01)
+    assert (params.recipes["glyphs"].dimension, params.recipes["glyphs"].optimiser["epsilon"]) == (16, 0.01)
     assert params.losses["proxy_an"]["alpha"] == 12 and params.losses["proxy_anchor"]["alpha"] == 32
     with pytest.raises(BadInputError, match=r"dimensoin: unknown key, did you mean dimension\?"):
         read_params(PARAMS, "glyphs", "proxy_an", ["recipe.dimensoin=16"])
@@ -477,3 +581,15 @@ def test_a_whole_number_of_a_float_is_the_same_run():
     assert json.dumps(runs[0].settings()) == json.dumps(runs[1].settings()) != json.dumps(runs[2].settings())
     proxies = checked_run(PARAMS, "glyphs", "proxy_gml", 0, None, ["loss.proxies_per_class=2"]).loss_settings
     assert type(proxies["proxies_per_class"]) is int
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "[1.0, .nan]", "{a: .inf}"])
+def test_a_setting_of_a_loss_is_finite(tmp_path, value):
+    """Also one that no run of the file uses: its key could not be computed."""
+    text = (GRID / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"alpha: 32\.0", f"alpha: {value}", text))
+    with pytest.raises(
+        BadInputError, match=r"losses\.proxy_an\.alpha: a setting is a finite number, found (nan|-?inf)"
+    ):
+        read_params(path)

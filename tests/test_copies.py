@@ -5,8 +5,9 @@ import os
 import pytest
 
 from pipeline.base.files import BadInputError
-from pipeline.engines.checkpoints import clear, copied
 from pipeline.runs import store
+from pipeline.training import checkpoint
+from pipeline.work.copies import clear, copied
 
 KEY, OTHER = "a" * 64, "b" * 64
 
@@ -18,37 +19,56 @@ def address(tmp_path, monkeypatch):
     return f"file://{tmp_path}/copies"
 
 
-def write(text: bytes) -> None:
+def content(word: str) -> bytes:
+    """The bytes of a checkpoint that holds a word."""
+    path = store.STORE / "content"
+    checkpoint.save(path, KEY, {"word": word})
+    saved = path.read_bytes()
+    path.unlink()
+    return saved
+
+
+def write(word: str) -> None:
     """As a run does: the new file takes the old one's place."""
-    path = store.beside(KEY, "checkpoint")
-    temporary = path.with_name("new")
-    temporary.write_bytes(text)
-    temporary.replace(path)
+    checkpoint.save(store.beside(KEY, "checkpoint"), KEY, {"word": word})
 
 
 def test_each_new_checkpoint_is_copied_and_read_elsewhere(address, tmp_path):
     with copied(KEY, address):
-        write(b"first")
-    assert (tmp_path / "copies" / f"{KEY}.checkpoint").read_bytes() == b"first"
+        write("first")
+    assert (tmp_path / "copies" / f"{KEY}.checkpoint").read_bytes() == content("first")
     store.beside(KEY, "checkpoint").unlink()  # another machine
     with copied(KEY, address):
-        assert store.beside(KEY, "checkpoint").read_bytes() == b"first"
-        write(b"second")
-    assert [path.read_bytes() for path in tmp_path.glob("copies/*")] == [b"second"]
+        assert store.beside(KEY, "checkpoint").read_bytes() == content("first")
+        write("second")
+    assert [path.read_bytes() for path in tmp_path.glob("copies/*")] == [content("second")]
     assert sorted(path.name for path in store.STORE.iterdir()) == [f"{KEY}.checkpoint"]
 
 
-@pytest.mark.parametrize(("age", "expected"), [(-100, b"here"), (100, b"there")])
+@pytest.mark.parametrize(("age", "expected"), [(-100, "here"), (100, "there")])
 def test_the_newer_one_is_gone_on_from(address, tmp_path, age, expected):
-    write(b"there")
+    write("there")
     with copied(KEY, address):
-        write(b"there")
-    write(b"here")
+        write("there")
+    write("here")
     copy = tmp_path / "copies" / f"{KEY}.checkpoint"
     time = store.beside(KEY, "checkpoint").stat().st_mtime + age
     os.utime(copy, (time, time))
     with copied(KEY, address):
-        assert store.beside(KEY, "checkpoint").read_bytes() == expected
+        assert store.beside(KEY, "checkpoint").read_bytes() == content(expected)
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>login</html>"])
+def test_a_damaged_copy_is_not_used(address, tmp_path, capsys, damage):
+    write("here")
+    copy = tmp_path / "copies" / f"{KEY}.checkpoint"
+    copy.parent.mkdir()
+    copy.write_bytes(damage)
+    time = store.beside(KEY, "checkpoint").stat().st_mtime + 100
+    os.utime(copy, (time, time))
+    with copied(KEY, address):
+        assert store.beside(KEY, "checkpoint").read_bytes() == content("here")
+    assert "is not used: it is damaged" in capsys.readouterr().err
 
 
 def test_copies_of_runs_that_are_done_go_and_nothing_else(address, tmp_path):
@@ -66,7 +86,7 @@ def test_an_address_that_is_none_is_one_error_and_a_copy_that_fails_is_said(addr
         copied(KEY, "nosuch://place").__enter__()
     with copied(KEY, address):
         (tmp_path / "copies").write_text("a file in the way")
-        write(b"first")
+        write("first")
     assert "the checkpoint is not copied: machine.checkpoints: file://" in capsys.readouterr().err
     clear("nosuch://place")
     assert "copies of checkpoints cannot be removed: " in capsys.readouterr().err

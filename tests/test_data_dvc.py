@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests import lookalikes
+from tests import lookalikes, swap
 from tests.lookalikes import CARS_COUNTS, CUB_COUNTS, INSHOP_COUNTS, SOP_COUNTS, picture, project
 from tests.server import Served, serve
 
@@ -37,8 +37,7 @@ def test_dvc_repro_runs_every_dataset_and_status_is_clean(tmp_path):
     # By hand, as it must be: DVC removes outputs before a run, but not this one.
     lookalikes.inshop(folder / "data/raw/inshop")
     # The look-alikes' classes are too small for a tenth.
-    subsets = folder / "pipeline/subsets.py"
-    subsets.write_text(subsets.read_text().replace("RATES = [0.1, 0.2, 0.3, 0.4, ", "RATES = ["))
+    swap(folder / "pipeline/subsets.py", "RATES = [0.1, 0.2, 0.3, 0.4, ", "RATES = [")
     (folder / "papers").mkdir()
     networks = {name: {"name": name, "file": f"{name}.pth"} for name in ("bn_inception", "resnet50")}
     datasets = {name: {"name": name, "module": name} for name in counts}

@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import struct
 import zlib
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pipeline.base.files import BadInputError
 from pipeline.data import decoding
-from pipeline.data.decoding import check, decode
+from pipeline.data.decoding import check, decode, lost_pixels
 from pipeline.data.packed import PackedImages, SourceImage, pack
 from tests.lookalikes import picture
 
@@ -80,7 +81,7 @@ SAMPLINGS = [
 def test_jpeg_files_that_pillow_reads_and_simplejpeg_refuses(files, channels):
     assert len(files) >= 3
     for encoded in files:
-        assert check(encoded) == (50, 41, 1)
+        assert check(encoded) == (50, 41, 1, "")
         np.testing.assert_array_equal(decode(encoded, channels), np.full((41, 50, channels), 128))
     refused = 0
     for encoded in files:
@@ -129,7 +130,7 @@ def test_grey_of_16_bits_keeps_its_higher_byte(encoded, values):
     # A PGM file of 12 bits is first scaled to 16, which rounds.
     assert np.abs(grey - (values >> 8)).max() <= (b"4095" in encoded[:14])
     np.testing.assert_array_equal(decode(encoded, 3), np.repeat(grey[..., None], 3, 2))
-    assert check(encoded) == (30, 20, 1)
+    assert check(encoded) == (30, 20, 1, "")
 
 
 def black_png(side: int) -> bytes:
@@ -248,7 +249,7 @@ def test_images_are_turned_upright_where_that_is_asked_for(orientation, format, 
     upright = TURNED.get(orientation, lambda pixels: pixels)(stored)
     for asked, expected in ((False, stored), (True, upright)):
         packed_images = pack([SourceImage("a.jpg", 0, "a", "", encoded)], tmp_path / str(asked), upright=asked)
-        assert packed_images == (1, orientation > 1)
+        assert packed_images == (1, orientation > 1, [], [])
         packed = PackedImages(tmp_path / str(asked))
         assert packed.encoded(0) == encoded, "the bytes stay"
         np.testing.assert_array_equal(packed.decoded(0, 3), expected)
@@ -259,4 +260,53 @@ def test_images_are_turned_upright_where_that_is_asked_for(orientation, format, 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\x63\0\0", b"Exif\0\0rubbish"])
 def test_an_orientation_that_cannot_be_counts_as_none(exif):
-    assert check(saved(by_pillow(picture(5)), "JPEG", exif=exif), upright=True) == (40, 30, 1)
+    assert check(saved(by_pillow(picture(5)), "JPEG", exif=exif), upright=True) == (40, 30, 1, "")
+
+
+def photograph(**options):
+    """A JPEG file with enough detail for some kilobytes."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    pixels = Image.fromarray(np.kron(noise, np.ones((10, 10, 1), np.uint8)))
+    buffer = io.BytesIO()
+    pixels.convert(options.pop("mode", "RGB")).save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+def spoiled(encoded):
+    """Files with lost pixels, by what was done to them."""
+    half = len(encoded) // 2
+    return {
+        "zeros": encoded[:half] + bytes(half // 2) + encoded[half + half // 2 :],
+        "half, closed": encoded[:half] + b"\xff\xd9",
+        "restarts": encoded[:half] + b"\xff\xd3\xff\xd3" + encoded[half + 4 :],
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}], ids=str)
+def test_a_jpeg_that_lost_pixels_is_told_from_one_that_is_only_odd(options):
+    good = photograph(**options)
+    head = good.index(b"\xff\xdb")
+    harmless = {
+        "as it is": good,
+        "stray bytes in the header": good[:head] + b"abc" + good[head:],
+        "zeros before the end": good[:-2] + bytes(3) + b"\xff\xd9",
+        "something after the end": good + b"abc" * 100,
+        "no end": good[:-2],
+        "JFIF 2.01": good.replace(b"JFIF\0\x01", b"JFIF\0\x02", 1),
+    }
+    assert {name: lost_pixels(encoded) for name, encoded in harmless.items()} == dict.fromkeys(harmless, "")
+    for name, encoded in spoiled(good).items():
+        assert re.search("extraneous bytes|premature end|Huffman|RST", lost_pixels(encoded)), name
+
+
+def test_images_with_lost_pixels_are_refused_left_out_or_kept_with_names(tmp_path):
+    good = photograph()
+    sources = [SourceImage("good.jpg", 0, "a", "", good)]
+    sources += [SourceImage(f"{name}.jpg", 0, "a", "", encoded) for name, encoded in spoiled(good).items()]
+    sources.append(SourceImage("text.jpg", 0, "a", "", b"?"))
+    with pytest.raises(BadInputError, match=r"fix or replace them: 4\n  zeros.jpg: pixels are lost .Corrupt JPEG data"):
+        pack(sources, tmp_path / "refused")
+    left_out = pack(sources, tmp_path / "left", damage="leave out")
+    assert left_out.images == 1 and len(left_out.left_out) == 4 and not left_out.damaged
+    kept = pack(sources[:-1], tmp_path / "kept", damage="keep")
+    assert kept.images == 4 and len(kept.damaged) == 3 and kept.damaged[1].startswith("half, closed.jpg: Corrupt JPEG")

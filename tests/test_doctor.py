@@ -12,10 +12,10 @@ import torch
 
 from pipeline import doctor
 from pipeline.base.files import submodule
-from pipeline.engines import fit
+from pipeline.health import device, engines
+from pipeline.health.space import space
 from pipeline.runs import store
-from pipeline.runs.space import space
-from pipeline.training import fitness
+from tests import swap
 
 
 @pytest.fixture
@@ -68,8 +68,9 @@ def test_a_fault_makes_the_exit_code_1(copy):
 
 def test_other_packages_than_locked_fail(copy):
     lock = Path("requirements.lock")
-    text = lock.read_text().replace("\nnumpy==2.", "\nnumpy==1.")
-    lock.write_text(text + "no-such-package==1.0 \\\n    --hash=sha256:00\nno-windows==1 ; sys_platform == 'win32'\n")
+    swap(lock, "\nnumpy==2.", "\nnumpy==1.")
+    with lock.open("a") as file:
+        file.write("no-such-package==1.0 \\\n    --hash=sha256:00\nno-windows==1 ; sys_platform == 'win32'\n")
     _, line = doctor._python()
     assert line.state == "fail"
     assert "no-such-package missing" in line.found and "numpy 2." in line.found and "win" not in line.found
@@ -137,7 +138,7 @@ class FakeGpu:
         return [value * (1 + error) for value in step(torch.device("cpu"))]
 
 
-step = fitness.step
+step = device.step
 
 
 @pytest.mark.parametrize(
@@ -150,32 +151,27 @@ step = fitness.step
     ],
 )
 def test_a_gpu_is_held_against_itself_and_against_the_cpu(monkeypatch, errors, states):
-    monkeypatch.setattr(fitness, "step", FakeGpu(errors))
-    found = list(fitness.bits(torch.device("cuda")))
+    monkeypatch.setattr(device, "step", FakeGpu(errors))
+    found = list(device.bits(torch.device("cuda")))
     assert [(line[0], line[1]) for line in found] == list(zip(("Same bits", "As on the CPU"), states, strict=True))
     assert all(bool(line[3]) == (line[1] == "fail") for line in found)
 
 
 @pytest.mark.parametrize(
-    ("capability", "override", "state", "says"),
-    [
-        ((9, 0), None, "ok", "capability 9.0 has TF32"),
-        ((7, 5), None, "warn", "capability 7.5 lacks TF32"),
-        ((9, 0), "1", "fail", "forces it"),
-        ((9, 0), "0", "warn", "forbids it"),
-    ],
+    ("capability", "state", "says"),
+    [((9, 0), "ok", "capability 9.0 has TF32"), ((7, 5), "warn", "capability 7.5 lacks TF32")],
 )
-def test_tf32(capability, override, state, says):
-    name, found, text, fix = fitness.tf32(capability, override)
+def test_tf32(capability, state, says):
+    name, found, text, fix = device.tf32(capability)
     assert (name, found) == ("TF32", state) and says in text and bool(fix) == (state != "ok")
 
 
 @pytest.mark.parametrize("why", ["", "RuntimeError: Failed to find C compiler."])
 def test_whether_the_gpu_crops(monkeypatch, why):
-    monkeypatch.setattr(fitness, "problem", lambda device: why)
-    monkeypatch.setattr(fitness, "step", FakeGpu([0, 0]))
+    monkeypatch.setattr(device, "problem", lambda device: why)
+    monkeypatch.setattr(device, "step", FakeGpu([0, 0]))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    found = {line[0]: line[1:] for line in fitness.lines(torch.device("cuda"))}
+    found = {line[0]: line[1:] for line in device.lines(torch.device("cuda"))}
     assert list(found) == ["TF32", "Crops", "Same bits", "As on the CPU"]
     assert found["Crops"][0] == ("warn" if why else "ok") and why in found["Crops"][1]
 
@@ -243,8 +239,8 @@ ROOT = Path(__file__).parent.parent
 RUNS = {
     # By the tables: datasets x rows x seeds; a table with the held-out protocol has two more runs each; the main one
     # also an ensemble a row and an untrained network a dataset.
-    "proxygml": 3 * 3 * 3 * 3 + 3 * 3 + 3 + 2 * 3 + 8 + 90 + 16 + 2 * 3 * 3,
-    "proxy_an": 4 * 3 * 3 * 3 + 4 * 3 + 4 + 4 * 2 + 2 * 2 * 2 * 10 + 2 * 2 * 2 * 5 + 4 * 2 * 3 + 2 * 3 * 3,
+    "proxygml": 3 * 3 * 3 * 3 + 3 * 3 + 3 + 2 * 3 + 8 + 90 + 2 * 16 + 2 * 3 * 3 + 2 * 3,
+    "proxy_an": 4 * 3 * 3 * 3 + 4 * 3 + 4 + 4 * 2 + 2 * 2 * 2 * 10 + 2 * 2 * 2 * 5 + 4 * 2 * 3 + 2 * 3 * 3 + 4 * 2,
 }
 
 
@@ -286,9 +282,9 @@ LOCKS = [(lambda file, kind: None, "two processes hold the same lock"), (unsuppo
 @pytest.mark.parametrize(("flock", "message"), LOCKS)
 def test_a_file_system_without_locks_fails(copy, monkeypatch, flock, message):
     """As where file locks of several nodes do not know of each other, or there are none."""
-    assert fit.lock_problem() == ""
+    assert engines.lock_problem() == ""
     monkeypatch.setattr(store.fcntl, "flock", flock)
-    assert message in fit.lock_problem()
+    assert message in engines.lock_problem()
 
 
 def test_the_engines_that_a_machine_is_fit_for(copy, monkeypatch):

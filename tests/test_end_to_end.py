@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.base.files import submodule
 from pipeline.runs.run import read_history
-from tests import lookalikes
+from tests import lookalikes, swap
 from tests.lookalikes import CARS_COUNTS, INSHOP_COUNTS, REPOSITORY, SOP_COUNTS, project
 from tests.server import Served, serve
 
@@ -77,7 +77,7 @@ def small(paper, name):
     if recipe["backbone"] != "deit_small_distilled":
         changes |= {"input_size": 64, "test_resize": 72}
     if paper == "proxygml":
-        changes |= {"decay_epochs": [2], "evaluated_epochs": 1}
+        changes |= {"schedule": {"name": "constant"}, "evaluated_epochs": 1}
     return changes
 
 
@@ -152,13 +152,11 @@ def trained(tmp_path_factory):
     folder = project(tmp_path_factory.mktemp("end_to_end") / "project", COUNTS, weights=True)
     for paper in PAPERS:
         (folder / "papers" / paper).mkdir(parents=True)
-        params = (REPOSITORY / "papers" / paper / "params.yaml").read_text()
-        assert "  workers: 8\n" in params
-        (folder / "papers" / paper / "params.yaml").write_text(params.replace("  workers: 8\n", "  workers: 0\n"))
+        params = folder / "papers" / paper / "params.yaml"
+        shutil.copy(REPOSITORY / "papers" / paper / "params.yaml", params)
+        swap(params, "  workers: 8\n", "  workers: 0\n")
     # Embeddings are made 256 at a time, which takes DeiT half a minute here.
-    network = folder / "pipeline/training/embedding.py"
-    assert "\nEMBEDDING_BATCH = 256\n" in network.read_text()
-    network.write_text(network.read_text().replace("\nEMBEDDING_BATCH = 256\n", "\nEMBEDDING_BATCH = 8\n"))
+    swap(folder / "pipeline/training/embedding.py", "\nEMBEDDING_BATCH = 256\n", "\nEMBEDDING_BATCH = 8\n")
     mirror = folder.parent / "mirror"
     lookalikes.cub(mirror / "raw/cub", range(6), more=4)
     lookalikes.cars_combined(mirror / "raw/cars")
@@ -187,10 +185,12 @@ def test_every_recipe_trains_and_is_evaluated(trained, run):
     epochs = 3 if run in ONCE_MORE else 2
     assert [line["epoch"] for line in history] == list(range(1, epochs + 1))
     assert all(math.isfinite(line["loss"]) for line in history)
-    evaluated = [epoch for epoch in range(1, epochs + 1) if epoch % recipe["evaluated_epochs"] == 0 or epoch == epochs]
+    every = recipe.get("evaluated_epochs", 1)
+    evaluated = [epoch for epoch in range(1, epochs + 1) if epoch % every == 0 or epoch == epochs]
     assert [line["epoch"] for line in history if "recall@1" in line] == evaluated
     found = json.loads((folder / f"metrics/runs/{run}/0.json").read_text())
-    assert found["run"]["recipe"]["backbone"] == recipe["backbone"] and found["run"]["protocol"] == "test"
+    settings = found["run"]["content"]["settings"]
+    assert settings["recipe"]["backbone"] == recipe["backbone"] and settings["protocol"] == "test"
     assert found["metrics"].keys() == {"best_test_epoch", "last_epoch"}
     assert found["metrics"]["last_epoch"]["epoch"] == epochs
     for values in found["metrics"].values():
@@ -244,7 +244,7 @@ def test_workers_do_not_show_in_the_bytes(trained):
 def test_a_run_on_a_subset_sees_its_images(trained, run, setting, images):
     folder, _ = trained
     found = json.loads((folder / f"metrics/runs/{run}/0.json").read_text())["run"]
-    assert found["subset"] == setting and found["images"] == images
+    assert found["content"]["settings"]["subset"] == setting and found["images"] == images
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -254,10 +254,11 @@ def test_the_held_out_protocol_chooses_an_epoch_and_never_looks_at_the_test_set(
     recalls = [line["recall@1"] for line in choice]
     best = 1 + recalls.index(max(recalls))
     run = folder / f"data/runs/{paper}-held_out/0"
-    assert sorted(path.name for path in run.iterdir()) == ["held_out.pt", "history.csv", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["code.json", "held_out.pt", "history.csv", "run.json"]
     history = history_of(folder, f"{paper}-held_out")
     assert len(history) == best and all("recall@1" not in line for line in history)
     assert sorted(path.name for path in (folder / f"data/runs/{paper}-held_out-choice/0").iterdir()) == [
+        "code.json",
         "history.csv",
         "run.json",
     ]
@@ -268,9 +269,10 @@ def test_the_held_out_protocol_chooses_an_epoch_and_never_looks_at_the_test_set(
     assert looked["metrics"] == {"held_out_classes": {"epoch": best, "recall@1": max(recalls), "recall@2": ANY}}
     assert looked["retrieved"] == {"images": 12, "classes": 2}
     found = json.loads((folder / f"metrics/runs/{paper}-held_out/0.json").read_text())
-    assert found["run"]["protocol"] == "held_out" and found["run"]["classes"] == 4
+    assert found["run"]["content"]["settings"]["protocol"] == "held_out" and found["run"]["classes"] == 4
     assert {name: values["epoch"] for name, values in found["metrics"].items()} == {"held_out": best}
-    assert [path for path in found["run"]["data"] if "splits" in path] == ["data/splits/cub/train.csv"]
+    read = found["run"]["content"]["data"]
+    assert [path for path in read if "splits" in path] == ["data/splits/cub/train.csv"]
 
 
 def test_precisions_and_layouts(trained):

@@ -1,7 +1,9 @@
 """Evaluation: what is searched among what, pictures that agree with the metrics, embeddings alone and in company."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +14,15 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest, write_manifests
 from pipeline.data.packed import PackedImages
-from pipeline.evaluation import evaluation
-from pipeline.evaluation.evaluation import class_results, kept_embeddings, metrics, query_results
 from pipeline.networks.network import load_network, prepare
 from pipeline.runs import store
 from pipeline.runs.run import best_epoch, read_history
 from pipeline.training.embedding import embed
 from pipeline.training.loading import as_stored, read_retrieved
 from pipeline.training.loop import write_history
-from tests import lookalikes
+from pipeline.work import evaluation
+from pipeline.work.evaluation import class_results, kept_embeddings, metrics, numbered, query_results
+from tests import lookalikes, swap
 
 CPU = torch.device("cpu")
 
@@ -45,11 +47,16 @@ def test_an_embedding_does_not_depend_on_the_other_images(trained):
     assert network.training, "embedding left the network in evaluation mode"
 
 
+def fonts(packed, test):
+    """The groups of the images."""
+    return numbered([Path(packed.entries[number].name).stem for number in test.numbers])
+
+
 def test_metrics_are_those_of_the_kept_weights(project, trained):
-    recipe, network, _, test, images = trained
+    recipe, network, packed, test, images = trained
     written = json.loads((project.folder / "metrics/runs/default/glyphs/glyphs/proxy_an/0.json").read_text())["metrics"]
     prepare(recipe, "cpu")
-    found = metrics(embed(network, images, recipe, CPU), test, recipe, seed=0)
+    found = metrics(embed(network, images, recipe, CPU), test, recipe, 0, fonts(packed, test))
     assert {"epoch": 2} | found == written["last_epoch"]
     history = project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/history.csv"
     assert best_epoch(read_history(history), history) == written["best_test_epoch"]["epoch"]
@@ -96,8 +103,12 @@ DAMAGES = {
     "gone": lambda path: path.unlink(),
     "null": lambda path: path.write_text("null"),
     "a list": lambda path: path.write_text("[]"),
-    "older schema": lambda path: path.write_text(path.read_text().replace('"schema_number": 1', '"schema_number": 0')),
-    "no key": lambda path: path.write_text(path.read_text().replace('"key"', '"kee"', 1)),
+    "older schema": lambda path: swap(path, '"schema_number": 3', '"schema_number": 1'),
+    "no key": lambda path: swap(path, '"key"', '"kee"', 1),
+    "path as key": lambda path: path.write_text(
+        re.sub(r'"key": "\w+"', '"key": "../../tqdm"', path.read_text(), count=1)
+    ),
+    "another seed": lambda path: swap(path, '"seed": 0', '"seed": 1'),
     "HTML": lambda path: path.write_text("<html>not found</html>"),
 }
 
@@ -141,10 +152,20 @@ def test_what_each_query_found_agrees_with_the_metrics(project, trained, run):
     assert found["label"].tolist() == list(range(31, 62))
     sizes = np.bincount(labels[found["query"]])[31:]
     assert np.average(found["recall"], weights=sizes) == pytest.approx(values["recall@1"])
+    assert found["queries"].tolist() == list(sizes)
     wrong = labels[found["nearest"][:, 0]] != labels[found["query"]]
     one, other, count = found["confused"][0]
     pair = (labels[found["query"]] == one) & (labels[found["nearest"][:, 0]] == other)
     assert one != other and count == (pair & wrong).sum() > 1 and (np.diff(found["confused"][:, 2]) <= 0).all()
+    fonts = np.array([Path(entry.name).stem for entry in trained[2].entries])
+    others = found["nearest_in_others"]
+    assert (fonts[others] != fonts[found["query"]][:, None]).all() and others.shape == (3107, 8)
+    for k in (1, 2, 4, 8):
+        value = values[f"recall_other_groups@{k}"]
+        assert ((found["first_hit_in_others"] >= 0) & (found["first_hit_in_others"] < k)).mean() == pytest.approx(value)
+        right = (labels[others] == labels[found["query"]][:, None])[:, :k].any(1).mean()
+        assert right == pytest.approx(value, abs=0.005), "but for ties"
+        assert value > values[f"recall@{k}"], "a font has one image of each character"
     assert ("embeddings" in found) == (run != "raw_pixels/0"), "raw pixels are the images themselves"
 
 
@@ -181,8 +202,29 @@ def test_all_embeddings_are_kept_where_they_are_asked_for(project, trained, tmp_
     prepare(recipe, "cpu")
     assert kept["embedded"].tolist() == test.numbers
     assert (kept["embeddings"] == embed(network, images, recipe, CPU).numpy().astype(np.float16)).all()
-    with pytest.raises(BadInputError, match=r"--keep-embeddings: .*embeddings\.npz exists already"):
+    with pytest.raises(BadInputError, match=r"embeddings\.npz is a file that this stage did not make"):
         evaluate.main()
+
+
+def test_a_run_is_evaluated_by_other_metrics_than_those_it_was_made_for(project, tmp_path, monkeypatch):
+    """Grids with other metrics share one training, so its record names none of them."""
+    monkeypatch.chdir(project.folder)
+    run, out = "data/runs/default/glyphs/glyphs/proxy_an/0", tmp_path / "metrics.json"
+    assert "metrics" not in (project.folder / run / "run.json").read_text()
+    words = ["evaluate", run, "--out", str(out), "--metrics", "[recall, {name: class_map_at_r}]"]
+    monkeypatch.setattr("sys.argv", words)
+    evaluate.main()
+    assert {*json.loads(out.read_text())["metrics"]["last_epoch"]} == {
+        "epoch", *(f"recall@{k}" for k in (1, 2, 4, 8)), "class_map@r"
+    }  # fmt: skip
+    for wrong, said in (
+        ("[recal]", r"metrics.recal: there is no file recal.py in pipeline/metrics/by_name: choose one of"),
+        ("[nmi]", "metrics: recall is missing"),
+        ("3", "metrics"),
+    ):
+        monkeypatch.setattr("sys.argv", [*words[:-1], wrong])
+        with pytest.raises(BadInputError, match=rf"--metrics:\n  {said}"):
+            evaluate.main()
 
 
 def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
@@ -199,7 +241,7 @@ def test_queries_are_searched_in_the_gallery(project, trained, tmp_path):
     similarities = embeddings[: len(query)] @ embeddings[len(query) :].T
     labels = torch.tensor([row.label for row in gallery])
     right = labels[similarities.argmax(1)] == torch.tensor([row.label for row in query])
-    found = metrics(embeddings, test, recipe, seed=0)
+    found = metrics(embeddings, test, recipe, 0, fonts(packed, test))
     assert found["recall@1"] == pytest.approx(right.double().mean().item(), abs=2 / len(query))  # less ties
     shown = query_results(embeddings, test)
     assert shown["query"].tolist() == [row.image for row in query]

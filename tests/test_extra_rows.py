@@ -69,7 +69,8 @@ def test_they_are_labelled_and_in_no_ranking(grid, monkeypatch):
     assert re.search(r"^\| ensemble_of_proxy_an +\| – ", best, re.M)
     assert re.search(r"^\| ensemble_of_proxy_an +\| \d", last, re.M)
     assert re.search(r"^\| untrained +\| \d", best, re.M) and re.search(r"^\| untrained +\| \d", last, re.M)
-    assert "over 2 seeds; raw_pixels, untrained, ensemble: one measurement." in grid.table
+    shared = "over 2 seeds, by the spread that rows with the same training images share"
+    assert f"{shared}; raw_pixels, untrained, ensemble: one measurement." in grid.table
     # None of the mean of a row is an ensemble's.
     table = json.loads((grid.folder / "metrics/tables/default/glyphs.json").read_text())["glyphs"]
     singles = [metrics(grid, f"proxy_an/{seed}")["last_epoch"]["recall@1"] for seed in (0, 1)]
@@ -80,9 +81,14 @@ def test_they_are_labelled_and_in_no_ranking(grid, monkeypatch):
     (grid.folder / "papers/ranked/params.yaml").write_text(yaml.safe_dump(params))
     grid.run("python", "-m", "pipeline.run_grid", "ranked", "glyphs")
     page = grid.run("python", "-m", "pipeline.tabulate", "ranked")
-    assert "What the network gives before training, pooled (untrained): Recall@1 " in page
-    assert "not to be compared with single runs (ensemble_of_proxy_nca): Recall@1 " in page
-    assert not re.search(r"^\| (untrained|ensemble)", page, re.M) and re.search(r"^\| proxy_an", page, re.M)
+    assert "untrained: what the network gives before training, pooled." in page
+    assert "ensemble_of_proxy_nca: the embeddings of all seeds together, not to be compared with single runs." in page
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    names = [line.split()[1] for line in lines]
+    assert names[2:4] in (["proxy_an", "proxy_nca"], ["proxy_nca", "proxy_an"]), "what was trained is ranked"
+    added = lines[4 : 4 + len({"raw_pixels", "untrained", "ensemble_of_proxy_an", "ensemble_of_proxy_nca"})]
+    assert all(re.search(r"^\| (raw_pixels|untrained|ensemble_of_proxy_\w+) +\| \d", line) for line in added)
+    assert all(line.count(" – ") == 1 for line in added), "they are not compared with the best"
 
 
 def test_an_ensemble_waits_for_its_runs_and_what_trains_does_not_change_the_untrained_row(grid, monkeypatch):
@@ -93,7 +99,7 @@ def test_an_ensemble_waits_for_its_runs_and_what_trains_does_not_change_the_untr
         return dict(re.findall(r"^default/glyphs/glyphs/(\S+): (.+)$", printed, re.M))
 
     assert set(state().values()) == {"done"}
-    grid.edit_params(lambda params: params["recipes"]["glyphs"].update(network_learning_rate=0.004))
+    grid.edit_params(lambda params: params["recipes"]["glyphs"].update(clip_value=0.5))
     assert {name: of for name, of in state().items() if "proxy_an" in name or name == "untrained/0"} == {
         "ensemble_of_proxy_an/0_ensemble": "waits",
         "proxy_an/0": "not run",
@@ -105,7 +111,7 @@ def test_an_ensemble_waits_for_its_runs_and_what_trains_does_not_change_the_untr
     assert state("--row", "ensemble_of_proxy_an").keys() == runs | {"ensemble_of_proxy_an/0_ensemble"}
     assert state("--row", "proxy_an").keys() == runs
     assert "ensemble_of_proxy_an/0_ensemble" not in state("--seed", "0")
-    grid.edit_params(lambda params: params["recipes"]["glyphs"].update(network_learning_rate=0.005, mean=[0.4]))
+    grid.edit_params(lambda params: params["recipes"]["glyphs"].update(clip_value=None, mean=[0.4]))
     assert state()["untrained/0"] == "not run"
     grid.edit_params(lambda params: params["recipes"]["glyphs"].update(mean=[0.3]))
 

@@ -14,7 +14,8 @@ from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
 from pipeline.training.images import centred, mean_colour
 from pipeline.training.loading import CentredImages, training_batches, training_images
 from pipeline.training.shrunk import ShrunkImages, open_images
-from tests.test_images import PROXY_AN, PROXY_GML, ROOT, photograph
+from tests import GRID
+from tests.test_images import PROXY_AN, PROXY_GML, photograph
 
 RECIPE = PROXY_AN["cub"].model_copy(update={"input_size": 24, "test_resize": 28})
 SIZES = [(300, 400), (400, 300), (500, 90), (40, 60), (64, 64)]
@@ -104,12 +105,12 @@ def test_training_crops_from_the_shrunk_images(packed, workers, monkeypatch):
             return [np.arange(len(opened))]
 
     loaded = [
-        next(iter(training_batches(images, Batches(), range(1, 2), workers, pin=False)))[0]
+        next(iter(training_batches(images, Batches(), range(1, 2), workers, torch.device("cpu"))))[0]
         for images in [training_images(opened, range(len(opened)), labels, 3, recipe, 0)] * 2
     ]
     assert loaded[0].shape == (6, 3, 24, 24) and torch.equal(*loaded)
     whole = training_images(PackedImages(packed), range(len(opened)), labels, 3, recipe, 0)
-    (kept, _) = next(iter(training_batches(whole, Batches(), range(1, 2), 0, pin=False)))
+    (kept, _) = next(iter(training_batches(whole, Batches(), range(1, 2), 0, torch.device("cpu"))))
     # The same draws from smaller pictures: nearly the same crops.
     assert 0 < (loaded[0].float() - kept.float()).abs().mean() < 25
 
@@ -118,11 +119,12 @@ def test_training_crops_from_the_shrunk_images(packed, workers, monkeypatch):
     ("changes", "said"),
     [
         ({"decoded_size": 27}, "decoded_size: it is less than input_size or test_resize"),
-        ({"decoded_size": 64, "smallest_crop": None}, "decoded_size: without smallest_crop, images keep their size"),
-        ({"test_fit": "pad", "smallest_crop": None}, "test_fit: without smallest_crop, images keep their size"),
+        ({"decoded_size": 64, "test_fit": "stored", "test_resize": None}, "decoded_size: with the test_fit stored"),
+        ({"test_fit": "pad"}, "test_resize: with the test_fit pad it has no effect, remove it"),
+        ({"test_resize": None}, "test_resize: this key is missing"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, said):
     lines = checks._contradictions(RECIPE.model_copy(update=changes))
     assert [line for line in lines if line.startswith(said)], lines
-    assert read_params(ROOT / "params.yaml").recipes["glyphs"].test_fit == "crop"
+    assert read_params(GRID / "params.yaml").recipes["glyphs"].test_fit == "stored"

@@ -78,7 +78,7 @@ def test_exported_and_taken_in_again_it_is_the_same_dataset(tmp_path, monkeypatc
             assert len(read_manifest(path)) == len(others)
         done = stage(place, "pipeline.export", name, "--to", "data/raw/folder")
         assert done.returncode == 2
-        assert "data/raw/folder exists: remove it, or name another folder with --to" in done.stderr
+        assert "data/raw/folder is a folder that this stage did not make" in done.stderr
 
 
 def test_names_that_clash_or_hide_are_exported_apart(tmp_path):
@@ -332,9 +332,15 @@ def test_many_broken_images_are_in_a_file_that_goes_when_they_are_fixed(raw, mon
 def test_what_is_left_out_is_named(raw, monkeypatch, capsys):
     image(raw / "val/z/0.png")
     image(raw / "stray.png")
-    image(raw / ".hidden/0.png")
-    printed = converted(monkeypatch, capsys)
-    assert printed == f"warning: {raw}: only train, test are read. These are left out:\n  stray.png\n  val\n"
+    image(raw / "train/..a/0.png")
+    image(raw / "train/a/@eaDir/0.png")  # which would make a a group, in which images lie astray
+    for name in ("Thumbs.db", "._0.png"):
+        (raw / "train/a" / name).write_bytes(b"x")
+    assert converted(monkeypatch, capsys) == (
+        f"{raw}: 3 files and folders of file managers are left out (._*, @eaDir, Thumbs.db)\n"
+        f"warning: {raw}: names that begin with a dot are left out:\n  train/..a\n"
+        f"warning: {raw}: only train, test are read. These are left out:\n  stray.png\n  val\n"
+    )
     assert classes() == ["a", "b", "x", "y"]
 
 
@@ -364,6 +370,8 @@ def test_two_folders_never_become_one_class(monkeypatch, capsys, names, found):
         (["caf\u00e9", "cafe\u0301"], ["x"], r"'cafe\u0301' and 'caf\xe9'"),
         (["STRASSE", "straße"], ["x"], r"'STRASSE' and 'stra\xdfe'"),
         (["g/b", "G/b"], ["x"], "'G/b' and 'g/b'"),
+        (["b", "b ", "c"], ["x"], "'b' and 'b '"),
+        (["b", "\ufeffb", "c"], ["x"], r"'b' and '\ufeffb'"),
         (["a", "b"], ["x"], ""),
     ],
 )
@@ -393,6 +401,8 @@ def test_a_class_in_both_parts_is_a_classification_split(monkeypatch):
     drawings(Path("data/raw/folder"), {"train": ["a", "b"], "test": ["b", "x"]})
     folder.download(Path("data/raw/folder"))
     run(monkeypatch, convert, "folder")
-    with pytest.raises(BadInputError, match=r"folder: 1 classes are both in train .* the classification split"):
+    with pytest.raises(
+        BadInputError, match=r"1 classes are both in train .*:\n  b\n.*Put all images of a class into train"
+    ):
         run(monkeypatch, split, "folder")
     assert not Path("data/splits/folder").exists()

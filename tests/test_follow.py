@@ -10,8 +10,9 @@ import torch
 from pipeline import run_grid
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
-from pipeline.runs import follow, store
-from pipeline.runs.follow import Follower
+from pipeline.engines import follow
+from pipeline.engines.follow import Follower
+from pipeline.runs import store
 from pipeline.runs.grid import grid_runs
 from pipeline.runs.key import training_key
 from pipeline.training.loop import Training, write_history
@@ -47,7 +48,7 @@ def test_a_history_grows_line_by_line_and_is_the_runs_in_the_end(project, tmp_pa
     monkeypatch.chdir(project.folder)
     run = next(run for run in grid_runs("default") if run.row == "proxy_an")
     live = tmp_path / "key.history.csv"
-    training = Training(run.run, "run", 2, torch.device("cpu"), 0, tmp_path / "key.checkpoint", live)
+    training = Training(run.run, "run", 2, torch.device("cpu"), 0, "0" * 64, tmp_path / "key.checkpoint", live)
     seen = []
     monkeypatch.setattr(training, "report", lambda *words: seen.append(live.read_text().splitlines()))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -58,7 +59,7 @@ def test_a_history_grows_line_by_line_and_is_the_runs_in_the_end(project, tmp_pa
     assert (tmp_path / "history.csv").read_bytes() == live.read_bytes()
     done = store.folder(training_key(run.run, "cpu").digest)
     assert (tmp_path / "history.csv").read_bytes() == (done / "history.csv").read_bytes()
-    assert not list(store.STORE.glob("*.history.csv")), "a live history stays when its run is done"
+    assert not list(store.STORE.glob(f"{done.name}.history.csv")), "a live history stays when its run is done"
 
 
 def test_tensorboard_gets_what_histories_say(project, tmp_path, monkeypatch, writer):

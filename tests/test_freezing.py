@@ -1,7 +1,5 @@
 """Freezing: which parameters move in which epoch, and which running statistics, for every switch."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,8 +7,9 @@ from pipeline.base.config import read_params
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
 from pipeline.training.embedding import embed
+from tests import GRID
 
-DEFAULT = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
+DEFAULT = read_params(GRID / "params.yaml").recipes["glyphs"]
 CONVOLUTIONS, NORMS, STATISTICS, HEAD, HEAD_STATISTICS = ALL = (
     "convolutions",
     "batch norms' scale and shift",

@@ -1,6 +1,8 @@
 """CUDA graphs: used only where they give the same bits, and then a run is the same to the byte. On a CPU a stand-in
 with a graph's habits takes their place: fixed memory for input, output and gradients, and a moved batch norm."""
 
+import contextlib
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,16 +11,21 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import train
 from pipeline.base.config import read_params
+from pipeline.engines import local
+from pipeline.engines.local import Pool, Slot
+from pipeline.engines.places import Place
 from pipeline.networks import network as networks
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
 from pipeline.training import graphs
 from pipeline.training.embedding import embed
-from pipeline.training.graphs import GraphedNetwork
+from pipeline.training.graphs import GraphedNetwork, GraphsFailedError
 from pipeline.training.loop import build_loss
 from pipeline.training.optimiser import build_optimiser
 from pipeline.training.step import training_step
+from pipeline.work import job
 from tests.test_trajectories import Maps
 
 PAPERS = Path(__file__).parent.parent / "papers"
@@ -32,7 +39,16 @@ CASES = [
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 CLASSES, BATCH = 6, 12
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "deterministic")
+
+
+@pytest.fixture
+def deterministic():
+    """Bytes are compared, so algorithms are chosen as in a run."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
+    yield
+    torch.set_deterministic_debug_mode(before)
 
 
 def stand_in(network, images, off=0.0):
@@ -112,38 +128,32 @@ def test_a_run_with_graphs_is_the_same_to_the_byte(grid, loss, batch_norm, captu
 
 
 @pytest.mark.parametrize("off", [1e-9, float("nan")])
-def test_a_graph_that_gives_other_bits_is_not_used(off, monkeypatch, capsys):
-    expected = Run("proxy_an", "proxy_an", False, monkeypatch).epochs()
+def test_a_graph_that_gives_other_bits_is_not_used(off, monkeypatch):
     monkeypatch.setattr(graphs, "capture", lambda network, images: stand_in(network, images, off))
     run = Run("proxy_an", "proxy_an", True, monkeypatch)
-    assert run.epochs() == expected
-    assert run.graphed.found == {f"from epoch {epoch}": "not used: other bits" for epoch in (1, 3)}
-    assert "CUDA graphs from epoch 3 on are not used: other bits" in capsys.readouterr().err
+    with pytest.raises(GraphsFailedError, match=r"^from epoch 1: they gave other bits$"):
+        run.epochs()
+    assert not run.graphed.in_use
 
 
 def test_a_graph_that_cannot_be_captured_is_not_used(monkeypatch):
-    expected = Run("proxygml", "proxy_gml_cub", False, monkeypatch).epochs()
-
     def fails(network, images):
         network(images)  # moves running statistics
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(graphs, "capture", fails)
     run = Run("proxygml", "proxy_gml_cub", True, monkeypatch, batch_norm="trained")
-    plain = Run("proxygml", "proxy_gml_cub", False, monkeypatch, batch_norm="trained")
-    assert run.epochs() == plain.epochs() != expected
-    wrong = "not used: CUDA error: operation not permitted when stream is capturing"
-    assert set(run.graphed.found.values()) == {wrong}
+    with pytest.raises(GraphsFailedError, match=r"^from epoch 1: .*operation not permitted when stream is capturing$"):
+        run.epochs()
 
 
 def test_without_the_copy_gradients_would_count_twice(monkeypatch):
-    """The check notices it, and the run is right all the same: what the stand-in is for."""
+    """The check notices it: what the stand-in is for."""
     monkeypatch.setattr(graphs, "capture", stand_in)
     monkeypatch.setattr(GraphedNetwork, "_own_gradients", lambda self: None)
     run = Run("proxygml", "proxy_gml_cub", True, monkeypatch)
-    run.epochs(1)
-    if not GPU:
-        assert run.graphed.found == {"from epoch 1": "not used: other bits"}
+    with pytest.raises(GraphsFailedError, match="other bits") if not GPU else contextlib.nullcontext():
+        run.epochs(1)
 
 
 def test_what_pytorchs_function_leaves_behind_is_put_back(monkeypatch):
@@ -209,3 +219,34 @@ def test_a_capture_leaves_the_network_as_it_was(monkeypatch):
     run.network.eval()
     assert torch.equal(graphed(images), run.network(images)), "evaluation falls back by itself"
     assert isinstance(run.network, nn.Module) and len(run.network(images[:3])) == 3
+
+
+def test_a_run_by_hand_goes_on_without_graphs_in_a_new_process(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(PAPERS.parent)
+    monkeypatch.setattr(train, "training_key", lambda run, device: SimpleNamespace(digest="a" * 64))
+    words = ["--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    asked = []
+
+    def fails(job, key, make):
+        raise GraphsFailedError("from epoch 1: CUDA out of memory")
+
+    def replaced(program, command):
+        asked.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(job, "do", fails)
+    monkeypatch.setattr("os.execv", replaced)
+    with pytest.raises(SystemExit):
+        train.main()
+    assert asked == [[sys.executable, "-m", "pipeline.train", *words]]
+    assert "CUDA graphs failed from epoch 1: CUDA out of memory: the run goes on without" in capsys.readouterr().err
+
+
+def test_a_pool_starts_a_run_again_whose_graphs_failed():
+    pool, run = Pool.__new__(Pool), SimpleNamespace(place="run")
+    pool.progress = SimpleNamespace(frees=lambda *words: None)
+    slot = Slot(0, Place(), run, SimpleNamespace(exitcode=job.GRAPHS_FAILED, join=lambda: None))
+    slot.new_lines = lambda to_the_end: []
+    assert local.GRAPHS_FAILED == job.GRAPHS_FAILED
+    assert pool._look(slot) == [run] and slot.run is None

@@ -2,11 +2,13 @@
 
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, Project
+from tests import swap
+from tests.conftest import ENVIRONMENT, ROOT, Project
 from tests.test_run_grid import files_of
 
 
@@ -24,8 +26,10 @@ def mounted(folder, *words: str):
 
 
 def repro(folder) -> tuple[int, str]:
+    # On a full disk, Python before 3.12.8 cuts the file of a compiled module off, and fails when it reads it.
+    environment = ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        ["dvc", "repro"], cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["dvc", "repro"], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     return done.returncode, done.stdout
 
@@ -68,10 +72,8 @@ def test_the_second_of_two_repros_says_who_is_at_work(project, tmp_path):
     shutil.rmtree(clone.folder / "data/packed/glyphs")
     (clone.folder / "dvc.lock").unlink()
     shutil.rmtree(clone.folder / ".dvc/cache/runs")
-    slow = clone.folder / "pipeline/convert.py"
-    slow.write_text(
-        slow.read_text().replace("def main() -> None:\n", "def main() -> None:\n    import time; time.sleep(8)\n", 1)
-    )
+    begin = "def main() -> None:\n"
+    swap(clone.folder / "pipeline/convert.py", begin, f"{begin}    import time; time.sleep(8)\n", 1)
     first = subprocess.Popen(["dvc", "repro"], cwd=clone.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     for line in first.stdout:
         if "pipeline.convert" in line:
@@ -80,3 +82,17 @@ def test_the_second_of_two_repros_says_who_is_at_work(project, tmp_path):
     assert code and "is busy, it is being blocked by" in output and f"(PID {first.pid})" in output, output
     assert first.communicate(timeout=300) and first.returncode == 0
     assert files_of(clone.folder) == files_of(project.folder)
+
+
+@pytest.mark.parametrize("command", [["status"], ["tabulate", "default"], ["convert", "glyphs"]])
+def test_another_folder_is_named(tmp_path, command):
+    """As in a notebook, which can import the package from anywhere."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{command[0]}", *command[1:]],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count(f"{tmp_path} is not the project's folder") == 1 and f"cd {ROOT}" in done.stderr

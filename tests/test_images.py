@@ -21,9 +21,11 @@ from pipeline.base.files import BadInputError
 from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
 from pipeline.networks.network import MEMORY_FORMATS
 from pipeline.training import loading
+from pipeline.training.augmentations.random_resized_crop import ATTEMPTS, CROP_DRAWS, boxes
 from pipeline.training.batches import ClassBalanced, Shuffled
-from pipeline.training.images import ATTEMPTS, CROP_DRAWS, boxes, centred, cropped, normalise
+from pipeline.training.images import centred, cropped, normalise
 from pipeline.training.loading import CentredImages, CroppedImages, test_images, training_batches, training_images
+from tests import GRID
 
 ROOT = Path(__file__).parent.parent
 PROXY_GML = read_params(ROOT / "papers/proxygml/params.yaml").recipes["cub"]
@@ -83,7 +85,7 @@ def test_a_box_has_a_uniform_share_of_the_area_and_a_log_uniform_aspect():
     assert kstest((aspect + 1) / 2, "uniform").statistic < 0.03
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 60), st.integers(1, 60), st.floats(0.01, 1), st.integers(0, 2**32))
 def test_boxes_lie_inside_images_of_any_size(height, width, smallest, seed):
     top, left, tall, wide = boxes(np.array([[height, width]] * 20), draws_of(20, seed), smallest).T
@@ -91,7 +93,7 @@ def test_boxes_lie_inside_images_of_any_size(height, width, smallest, seed):
     assert (top + tall <= height).all() and (left + wide <= width).all()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_where_no_draw_fits_the_box_is_torchvisions_central_one(height, width):
     """Four times the area, which both have to take, fits nowhere."""
@@ -118,11 +120,10 @@ def test_crops_are_within_two_levels_of_pillows(height, width, channels):
     image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
     for top, left, tall, wide in boxes(np.tile([height, width], (20, 1)), draws_of(20), 0.08):
         theirs = np.asarray(functional.resized_crop(image, top, left, tall, wide, [224, 224])).reshape(224, 224, -1)
-        for flip in (False, True):
-            ours = cropped(pixels, (top, left, tall, wide), 224, flip).permute(1, 2, 0).numpy()
-            difference = np.abs(ours.astype(int) - (theirs[:, ::-1] if flip else theirs))
-            # Each of two passes, along rows and columns, may round one level otherwise.
-            assert difference.max() <= 2 and (difference == 0).mean() > 0.9 and (difference < 2).mean() > 0.999
+        ours = cropped(pixels, (top, left, tall, wide), 224).permute(1, 2, 0).numpy()
+        difference = np.abs(ours.astype(int) - theirs)
+        # Each of two passes, along rows and columns, may round one level otherwise.
+        assert difference.max() <= 2 and (difference == 0).mean() > 0.9 and (difference < 2).mean() > 0.999
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_networks_take_what_the_papers_give_them(name, memory_format):
 
 
 def test_grey_images_are_normalised_by_one_number():
-    recipe = read_params(ROOT / "params.yaml").recipes["glyphs"]
+    recipe = read_params(GRID / "params.yaml").recipes["glyphs"]
     batch = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.allclose(normalise(batch, recipe, CPU), (batch / 255 - 0.3) / 0.4)
 
@@ -229,7 +230,7 @@ def loaded(packed, batches, workers=0, epochs=2, recipe=SMALL):
     """Pixels and labels of all batches, one image after another."""
     given = training_images(packed, ORDER, LABELS, 3, recipe, 5)
     assert isinstance(given, CroppedImages)
-    loader = training_batches(given, batches, range(1, epochs + 1), workers, pin=False)
+    loader = training_batches(given, batches, range(1, epochs + 1), workers, CPU)
     return [torch.cat(parts) for parts in zip(*loader, strict=True)]
 
 
@@ -257,23 +258,23 @@ def test_class_balanced_crops_do_not_depend_on_workers(packed):
 
 def test_every_image_is_its_own_crop_mirrored_or_not(packed):
     """Whole images, so that nothing but the mirroring is random."""
-    recipe = SMALL.model_copy(update={"smallest_crop": 1.0})
+    crop = [{"name": "random_resized_crop", "smallest": 1.0}]
+    recipe = SMALL.model_copy(update={"augment": [*crop, {"name": "flip"}]})
     mirrored = 0
     square = [3, 7, 11]  # 45 x 45: no other box than the whole has its area, where the aspect is near 1
     given = training_images(packed, square, LABELS[square], 3, recipe, 5)
     for epoch in range(1, 40):
-        pixels, _ = given.__getitems__((epoch, np.arange(3), np.arange(3)))
+        pixels, _ = given.finish(given.__getitems__((epoch, np.arange(3), np.arange(3))), CPU)
         for place, image in zip(square, pixels, strict=True):
-            whole = cropped(packed.decoded(place, 3), np.array([0, 0, 45, 45]), 24, False).float()
+            whole = cropped(packed.decoded(place, 3), np.array([0, 0, 45, 45]), 24).float()
             straight, turned = ((image.float() - side).abs().mean() for side in (whole, whole.flip(-1)))
             mirrored += bool(turned < straight)
     # 117 fair coins: mean 58.5, standard deviation 5.4.
     assert 40 < mirrored < 77
-    still = training_images(packed, square, LABELS[square], 3, recipe.model_copy(update={"flip": False}), 5)
+    still = training_images(packed, square, LABELS[square], 3, recipe.model_copy(update={"augment": crop}), 5)
     for epoch in range(1, 10):
         ours, theirs = (
-            still.__getitems__((epoch, np.arange(3), np.arange(3)))[0],
-            given.__getitems__((epoch, np.arange(3), np.arange(3)))[0],
+            images.finish(images.__getitems__((epoch, np.arange(3), np.arange(3))), CPU)[0] for images in (still, given)
         )
         assert all(
             torch.equal(one, other) or torch.equal(one, other.flip(-1)) for one, other in zip(ours, theirs, strict=True)

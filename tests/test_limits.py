@@ -2,31 +2,33 @@
 
 import json
 import re
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.base.config import read_params
+from pipeline.base.config import Recipe, read_params
 from pipeline.base.files import BadInputError
-from pipeline.metrics.clustering import clustering
 from pipeline.metrics.limits import check_evaluation, evaluation_problems
-from pipeline.metrics.retrieval import retrieval
+from pipeline.work.evaluation import metrics
+from tests import GRID
 
-RECIPE = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
+RECIPE = read_params(GRID / "params.yaml").recipes["glyphs"]
 MANY = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+SCIKIT_LEARN = {"metrics": ["recall", "map_at_r", {"name": "nmi", "kmeans": "scikit-learn"}]}
+DROP_FIRST = {"metrics": [{"name": "recall", "counting": "drop_first"}, "map_at_r", "class_map_at_r", "nmi"]}
 CASES = [
     ({}, 0, MANY, None, None),
     ({}, 2**31 - 1, MANY, None, None),
-    ({"kmeans": "scikit-learn"}, 2**32 - 1, MANY, None, None),
+    (SCIKIT_LEARN, 2**32 - 1, MANY, None, None),
     ({}, 0, MANY[1:5], MANY, None),
-    ({"counting": "drop_first"}, 0, MANY, None, None),
-    ({"counting": "drop_first"}, 0, MANY, MANY, "counting: drop_first takes .* use exact or strict"),
-    ({}, -1, MANY, None, "kmeans: faiss takes seeds from 0 to 2147483647, not -1"),
-    ({}, 3_000_000_000, MANY, None, "kmeans: faiss takes seeds from 0 to 2147483647, not 3000000000"),
-    ({"kmeans": "scikit-learn"}, -1, MANY, None, "kmeans: scikit-learn takes seeds from 0 to 4294967295, not -1"),
-    ({"kmeans": "scikit-learn"}, 2**32, MANY, None, "kmeans: scikit-learn takes seeds from 0"),
+    (DROP_FIRST, 0, MANY, None, None),
+    (DROP_FIRST, 0, MANY, MANY, "metrics.recall.counting: drop_first takes .* use exact or strict"),
+    ({}, -1, MANY, None, "metrics.nmi.kmeans: faiss takes seeds from 0 to 2147483647, not -1"),
+    ({}, 3_000_000_000, MANY, None, "metrics.nmi.kmeans: faiss takes seeds from 0 to 2147483647, not 3000000000"),
+    (SCIKIT_LEARN, -1, MANY, None, "metrics.nmi.kmeans: scikit-learn takes seeds from 0 to 4294967295, not -1"),
+    (SCIKIT_LEARN, 2**32, MANY, None, "metrics.nmi.kmeans: scikit-learn takes seeds from 0"),
     ({"recall_at": [1, 10]}, 0, MANY, None, "recall_at: 10 is more than the 9 images"),
     ({"recall_at": [1, 10]}, 0, MANY, MANY, None),
     ({"recall_at": [1, 11]}, 0, MANY, MANY, "recall_at: 11 is more than the 10 images"),
@@ -43,7 +45,7 @@ CASES = [
 
 @pytest.mark.parametrize(("update", "seed", "labels", "gallery", "problem"), CASES)
 def test_what_evaluation_cannot_give_is_known_before(update, seed, labels, gallery, problem):
-    recipe = RECIPE.model_copy(update={"recall_at": [1, 2]} | update)
+    recipe = Recipe.model_validate(RECIPE.model_dump() | {"recall_at": [1, 2]} | update)
     given, galleries = np.array(labels, np.int64), None if gallery is None else np.array(gallery, np.int64)
     found = evaluation_problems(recipe, seed, given, galleries)
     if problem:
@@ -56,16 +58,17 @@ def test_what_evaluation_cannot_give_is_known_before(update, seed, labels, galle
     search = {"embeddings": points[: len(labels)], "labels": together[: len(labels)]}
     if gallery is not None:
         search |= {"gallery": points[len(labels) :], "gallery_labels": together[len(labels) :]}
-    scores = retrieval(**search, ks=recipe.recall_at, counting=recipe.counting)
-    scores |= clustering(points, together, seed=seed, kmeans=recipe.kmeans)
+    test = SimpleNamespace(labels=together, search=lambda embeddings: search)
+    scores = metrics(points, test, recipe, seed, torch.arange(len(together)))
+    assert {f"recall@{k}" for k in recipe.recall_at} < scores.keys()
     json.dumps(scores, allow_nan=False)
 
 
 def test_all_of_it_is_said_at_once():
-    recipe = RECIPE.model_copy(update={"counting": "drop_first", "recall_at": [1, 100]})
+    recipe = Recipe.model_validate(RECIPE.model_dump() | {"recall_at": [1, 100]} | DROP_FIRST)
     with pytest.raises(BadInputError) as raised:
         check_evaluation("params.yaml: recipes.mine", recipe, -1, np.array(MANY), 4)
     assert str(raised.value).startswith(
-        "params.yaml: recipes.mine: its runs cannot be evaluated:\n  counting: drop_first"
+        "params.yaml: recipes.mine: its runs cannot be evaluated:\n  metrics.recall.counting: drop_first"
     )
-    assert all(key in str(raised.value) for key in ("\n  recall_at: ", "\n  kmeans: "))
+    assert all(key in str(raised.value) for key in ("\n  recall_at: ", "\n  metrics.nmi.kmeans: "))

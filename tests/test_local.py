@@ -46,8 +46,10 @@ def test_the_server_answers_or_says_that_it_cannot(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "visible", "cores", "expected"), PLACES)
-def test_places(monkeypatch, settings, visible, cores, expected):
+def test_places(monkeypatch, tmp_path, settings, visible, cores, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr("pipeline.base.cores.SYSTEM", tmp_path)
+    monkeypatch.setattr("pipeline.engines.places.numa_node", lambda gpu: None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -3,6 +3,7 @@
 import importlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.losses import proxy_gml, unit
+from pipeline.losses import proxy_gml, register_tensors, unit
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 CASES = sorted({name.rsplit("/", 1)[0] for name in GOLDEN.files})
@@ -75,6 +76,7 @@ def slow(name, embeddings, proxies, labels, settings):
             nothing = torch.zeros((), dtype=torch.float64)
             logits = {c: sum((similarity[key] for key in by_score[:kept] if key[0] == c), nothing) for c in classes}
             shown = {c: logit for c, logit in logits.items() if logit != 0 or not settings.get("masked_softmax", True)}
+            shown = {c: settings.get("scale", 1.0) * logit for c, logit in shown.items()}
             own = shown[labels[i]].exp() if labels[i] in shown else nothing
             probability = own / (1e-8 + sum(logit.exp() for logit in shown.values()))
             total = total - (probability + 1e-20).log()
@@ -120,11 +122,11 @@ SETTINGS = {
 ABLATIONS = [
     ("proxy_gml", SETTINGS["proxy_gml"] | {"own_class_bonus": bonus, "masked_softmax": masked})
     for bonus, masked in ((False, True), (True, False), (False, False))
-]
+] + [("proxy_gml", SETTINGS["proxy_gml"] | {"scale": 20.0})]
 
 
 @pytest.mark.parametrize(("name", "chosen"), [*SETTINGS.items(), *ABLATIONS])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 9), classes=st.integers(3, 7))
 def test_equal_to_a_slow_reference_in_float64(name, chosen, seed, batch, classes):
     torch.manual_seed(seed)
@@ -208,3 +210,32 @@ def test_unit_length_and_its_gradient():
     found.backward(incoming)
     expected.backward(incoming)
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+class Holds(torch.nn.Module):
+    """A loss that holds tensors as others' losses do."""
+
+    def __init__(self, **held):
+        super().__init__()
+        self.part = torch.nn.Module()
+        vars(self.part).update(held)
+
+
+def test_a_tensor_that_a_loss_holds_moves_with_it():
+    loss = Holds(beta=torch.ones(3))
+    register_tensors(loss)
+    assert loss.part.beta.equal(torch.ones(3)) and loss.to("meta").part.beta.device.type == "meta"
+    assert loss.state_dict() == {}, "it is no part of the state, as before"
+
+
+IMMOVABLE = {
+    "list": [torch.ones(3)],
+    "dict": {"a": (torch.ones(3),)},
+    "object": SimpleNamespace(weights=torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("held", IMMOVABLE.values(), ids=IMMOVABLE)
+def test_a_tensor_that_cannot_move_is_refused_by_name(held):
+    with pytest.raises(ValueError, match=r"^part\.beta holds a tensor that \.to\(device\) does not move"):
+        register_tensors(Holds(beta=held))

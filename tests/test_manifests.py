@@ -9,6 +9,7 @@ from pipeline import convert, split, subsets
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import read_manifest
 from pipeline.training.loading import read_retrieved, read_training
+from tests import swap
 from tests.lookalikes import picture
 
 CLASSES = {"train": "abcd", "test": "wxyz"}
@@ -143,7 +144,7 @@ def test_a_manifest_in_place_of_another_is_named(source, target):
 
 
 def test_an_index_that_agrees_with_itself_but_is_not_the_one_of_convert_is_named():
-    INDEX.write_text(INDEX.read_text().replace("train", "drain"))
+    swap(INDEX, "train", "drain")
     for path in READERS:
         message = f"{INDEX} has changed since data/packed/folder/SHA256SUMS was written: run the convert stage again"
         assert refused(path) == message

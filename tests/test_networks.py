@@ -20,16 +20,18 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, batch_
 
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, sha256
+from pipeline.base.precision import use_tf32
 from pipeline.networks import weights
 from pipeline.networks.backbones import deit_small_distilled, resnet50, small
 from pipeline.networks.network import EmbeddingNetwork, computing, initial_network, load_network, pooled
 from pipeline.networks.published import file_name
 from pipeline.training.embedding import embed
+from tests import GRID
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(ROOT / "tests/golden/networks.npz")
 PUBLISHED_NAMES = json.loads((ROOT / "tests/golden/bn_inception_keys.json").read_text())
-DEFAULT = read_params(ROOT / "params.yaml").recipes["glyphs"]
+DEFAULT = read_params(GRID / "params.yaml").recipes["glyphs"]
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 POOLINGS = {
     "small": "none",
@@ -151,7 +153,8 @@ def test_the_recipes_momentum_reaches_all_norms_of_the_backbone_and_not_the_head
 def test_pretrained_weights_are_loaded_whole_or_not_at_all(tmp_path, monkeypatch, name):
     torch.manual_seed(0)
     state = {
-        key: torch.rand(value.shape) for key, value in EmbeddingNetwork(recipe(name)).backbone.state_dict().items()
+        key: torch.rand(value.shape).to(value.dtype)
+        for key, value in EmbeddingNetwork(recipe(name)).backbone.state_dict().items()
     }
     classifiers = {f"{classifier}.weight": torch.zeros(1000, 3) for classifier in CLASSIFIERS[name]}
     pretrained = recipe(name, pretrained=True)
@@ -200,7 +203,7 @@ def test_a_run_from_scratch_imports_no_other_networks_library_and_no_weights():
     code = (
         "import sys; from pathlib import Path; import pipeline.train; from pipeline.base.config import read_params; "
         "from pipeline.networks.network import initial_network; "
-        "initial_network(read_params(Path('params.yaml'), 'glyphs').recipes['glyphs']); "
+        "initial_network(read_params(Path('tests/grid/params.yaml'), 'glyphs').recipes['glyphs']); "
         "wanted = ('timm', 'torchvision', 'requests', 'pipeline.networks.weights'); "
         "print([name for name in wanted if name in sys.modules])"
     )
@@ -316,6 +319,7 @@ def test_tf32_is_on_for_the_network_alone():
     def allowed():
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
+    use_tf32(False)  # as at the start of every run
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for precision in ("float32", "tf32", "bfloat16"):

@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline.base.files import BadInputError
 from pipeline.data import packed
 from pipeline.data.checksums import write_sums
-from pipeline.data.packed import BrokenImagesError, DecodedImages, PackedImages, SourceImage, pack
+from pipeline.data.packed import DecodedImages, PackedImages, SourceImage, pack
+from tests import swap
 from tests.lookalikes import REPOSITORY, picture
 
 PICTURES = {
@@ -140,7 +141,7 @@ def replaced(line, column, text):
         (replaced(2, 9, "x" * 64), f"line 3 has '{'x' * 64}', which is not a SHA-256"),
         (replaced(2, 3, "x"), "line 3 is not an entry"),
         (
-            lambda f: (f / "index.csv").write_text((f / "index.csv").read_text().replace("grey", "gray")),
+            lambda f: swap(f / "index.csv", "grey", "gray"),
             "index.csv has changed since .*SHA256SUMS was written",
         ),
         (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS is missing"),
@@ -217,12 +218,16 @@ def test_other_names_come_back_unchanged(tmp_path, name):
 
 
 def test_many_broken_images_are_a_list_that_can_be_read(tmp_path):
-    with pytest.raises(BrokenImagesError) as error:
+    with pytest.raises(BadInputError) as error:
         pack((SourceImage(f"{place}.jpg", 0, "a", "", b"?") for place in range(1500)), tmp_path / "packed")
     lines = str(error.value).split("\n")
     assert lines[0] == "images that cannot be used, fix or replace them: 1,500"
-    assert lines[1:] == [f"  {place}.jpg: not an image" for place in range(20)] + ["  … and 1,480 more"]
-    assert error.value.problems == [f"{place}.jpg: not an image" for place in range(1500)]
+    assert lines[1:] == [f"  {place}.jpg: not an image" for place in range(20)] + [
+        "  … and 1,480 more",
+        f"{tmp_path}/packed.broken.txt names them all",
+    ]
+    every = (tmp_path / "packed.broken.txt").read_text().splitlines()
+    assert every == [f"{place}.jpg: not an image" for place in range(1500)]
 
 
 def test_data_stages_do_without_torch():

@@ -16,12 +16,12 @@ import pytest
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
 from pipeline.engines import ray_node
-from pipeline.engines.fit import engines
 from pipeline.engines.one_run import differences
-from pipeline.engines.ray import work
+from pipeline.engines.ray import Head, joined, work
 from pipeline.engines.ray_tasks import Clones, Workers, needs, packed_code, room
+from pipeline.health.engines import engines
 from pipeline.runs.grid import grid_runs
-from tests import ray_cluster
+from tests import GRID, ray_cluster, swap
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.hold import Hold
 from tests.test_run_grid import Grid, files_of
@@ -74,7 +74,7 @@ class Broken(Grid):
         head, _ = re.split(r"\n    def forward.*:\n", loss)
         (folder / "pipeline/losses/broken.py").write_text(head + BROKEN)
         of = {"datasets": ["glyphs"], "seeds": [0]}
-        recipe = {"batch_size": 512, "epochs": 2, "decay_epochs": [2]}
+        recipe = {"batch_size": 512, "epochs": 2, "schedule": {"name": "constant"}}
 
         def edit(content):
             content["losses"]["broken"] = {}
@@ -126,7 +126,7 @@ def test_workers_on_a_common_file_system(project, tmp_path, ray, sequential, by_
     hold.start()
     command = start(grid, "--row=moody")
     (node,) = command.until(hold.caught)
-    assert (node / "waiting").read_text() == "0"  # the GPU that Ray gave it
+    assert [path.read_text() for path in node.glob("waiting-*")] == ["0"]  # the GPU that Ray gave it
     command.process.send_signal(signal.SIGINT)
     command.until(hold.asked)
     hold.let_go()
@@ -158,7 +158,7 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
         packed_code()
     config = grid.folder / ".dvc/config"
     remote = f"['remote \"folder\"']\n    url = {tmp_path}/remote\n"
-    config.write_text(config.read_text().replace("[core]\n", "[core]\n    remote = folder\n") + remote)
+    swap(config, "[core]\n", f"{remote}[core]\n    remote = folder\n")
     grid.project.run("dvc", "push", "data/packed/glyphs", "data/splits/glyphs")
     grid.project.commit()
 
@@ -187,6 +187,21 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     assert files_of(grid.folder) == sequential
 
 
+@pytest.mark.ray
+def test_a_head_that_goes_away_is_one_error(ray):
+    """The last test on this cluster. Ray itself would wait, and abort the process after a minute."""
+    with (
+        pytest.raises(BadInputError, match=r"head at .* has not answered for 30 s .*: 3 runs are left\. Start this"),
+        joined(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address)) as package,
+    ):
+        head = Head(package, ray.address)
+        assert head.answers(3)
+        ray.ask("kill head")
+        while True:
+            assert not head.answers(3)
+            time.sleep(0.5)
+
+
 NODES = [
     {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}},
     {"Alive": True, "Resources": {"CPU": 2.0}},
@@ -203,7 +218,7 @@ def test_without_rays_package_it_is_one_error(monkeypatch):
 
 
 def test_a_cluster_without_room_is_one_error(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(GRID)
     ray = SimpleNamespace(nodes=lambda: NODES[1:], cloudpickle=SimpleNamespace(register_pickle_by_value=print))
     watch = SimpleNamespace(left=grid_runs("default"), footprint=list)
     with pytest.raises(BadInputError, match="no node of this cluster has 1 CPU and 1 GPU for a run"):
@@ -233,7 +248,7 @@ def test_an_address_without_a_cluster_is_one_error():
     ],
 )
 def test_what_a_task_asks_for_and_how_many_there_are(monkeypatch, settings, expected, count):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(GRID)
     found = needs(Machine.model_validate({"workers": 0} | settings), grid_runs("default"))
     assert found == expected
     assert room(SimpleNamespace(nodes=lambda: NODES), found) == count

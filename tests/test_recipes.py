@@ -16,7 +16,7 @@ from pipeline.networks.network import EmbeddingNetwork
 from pipeline.runs.run import Run
 from pipeline.subsets import imbalanced, partial
 from pipeline.training.loop import evaluates
-from pipeline.training.optimiser import learning_rates
+from pipeline.training.optimiser import build_schedule, learning_rates
 from pipeline.training.plan import plan_batches
 
 PAPERS = Path(__file__).parent.parent / "papers"
@@ -61,14 +61,15 @@ def column(table, name):
 
 def ours():
     """What the papers leave to us."""
-    left = {"precision": "float32", "memory_format": "channels_last", "cpu_threads": 8, "shift": 0}
+    left = {"precision": "float32", "memory_format": "channels_last", "cpu_threads": 8}
     # Keys that the papers have no use for.
-    return left | {"weights": None, "head_learning_rate": None, "test_fit": "crop", "decoded_size": None}
+    return left | {"epoch_steps": None, "weights": None, "test_fit": "crop", "decoded_size": None}
 
 
 def images():
     """RandomResizedCrop(224) with torchvision's default scale and a flip; shorter side to 256, centre crop 224."""
-    return {"input_size": 224, "test_resize": 256, "smallest_crop": 0.08, "flip": True}
+    crop = {"name": "random_resized_crop", "smallest": 0.08}
+    return {"input_size": 224, "test_resize": 256, "augment": [crop, {"name": "flip"}]}
 
 
 IMAGENET = {
@@ -101,14 +102,9 @@ def test_proxy_gml_is_the_authors_commands(name):
         "samples_per_class": None,
         # Adam, eps 0.01, weight decay 1e-4, network 1e-4; both rates x0.1 at the start of epochs 20 and 40; the README
         # names PyTorch 1.2, which adds epsilon before the bias correction
-        "optimiser": "adam",
-        "epsilon": 0.01,
-        "epsilon_added": "before_correction",
-        "weight_decay": 1e-4,
-        "network_learning_rate": 1e-4,
-        "proxy_learning_rate": facts["learning rate of the proxies"],
-        "decay_epochs": [20, 40],
-        "decay_factor": 0.1,
+        "optimiser": {"name": "adam", "weight_decay": 1e-4, "epsilon": 0.01, "epsilon_added": "before_correction"},
+        "learning_rates": {"network": 1e-4, "head": None, "proxies": facts["learning rate of the proxies"]},
+        "schedule": {"name": "steps", "at": [20, 40], "every": None, "factor": 0.1},
         "clip_value": None,
         # RGB to BGR, values 0..255, mean [104, 117, 128], std 1
         "channel_order": "bgr",
@@ -116,11 +112,17 @@ def test_proxy_gml_is_the_authors_commands(name):
         "mean": [104.0, 117.0, 128.0],
         "std": [1.0, 1.0, 1.0],
         "recall_at": [int(k) for k in facts["Recall@"].split()],
-        "counting": {"its position": "exact", "dropping the first": "drop_first"}[facts["own image dropped by"]],
-        "kmeans": facts["k-means"],
+        "metrics": metrics(
+            {"its position": "exact", "dropping the first": "drop_first"}[facts["own image dropped by"]],
+            facts["k-means"],
+        ),
     }
     settings = {"ratio": facts["r"], "proxies_per_class": facts["N"], "regulariser_weight": facts["lambda"]}
     assert GML.loss(f"proxy_gml_{name}") == ("proxy_gml", settings)
+
+
+def metrics(counting, kmeans):
+    return [{"name": "recall", "counting": counting}, {"name": "map_at_r"}, {"name": "nmi", "kmeans": kmeans}]
 
 
 def proxy_an_on(name):
@@ -149,18 +151,18 @@ def proxy_an_on(name):
             "batch_size": classes * samples,
             "samples_per_class": samples,
             # AdamW as PyTorch has it, weight decay 1e-4; gradients clipped by value at 10
-            "optimiser": "adamw",
-            "epsilon": 1e-8,
-            "epsilon_added": "after_correction",
-            "weight_decay": 1e-4,
-            "network_learning_rate": rate,
-            "proxy_learning_rate": pytest.approx(rate * facts["proxies: times"], rel=1e-12),
-            "decay_epochs": facts["both x0.5 every (epochs)"],
-            "decay_factor": 0.5,
+            "optimiser": {"name": "adamw", "weight_decay": 1e-4, "epsilon": 1e-8, "epsilon_added": "after_correction"},
+            "learning_rates": {
+                "network": rate,
+                "head": None,
+                "proxies": pytest.approx(rate * facts["proxies: times"], rel=1e-12),
+            },
+            "schedule": {"name": "steps", "at": None, "every": facts["both x0.5 every (epochs)"], "factor": 0.5},
             "clip_value": 10.0,
             "recall_at": [int(k) for k in facts["Recall@"].split()],
-            "counting": {"first dropped": "drop_first", "strictly greater": "strict"}[facts["counted"]],
-            "kmeans": "faiss",
+            "metrics": metrics(
+                {"first dropped": "drop_first", "strictly greater": "strict"}[facts["counted"]], "faiss"
+            ),
         }
     )
 
@@ -215,7 +217,11 @@ def test_there_is_no_other_recipe_or_loss():
 @pytest.mark.parametrize(("params", "name"), RECIPES)
 def test_learning_rates_over_all_epochs(params, name):
     recipe = params.recipes[name]
-    found = [learning_rates(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
+    schedule = build_schedule(recipe, 2)
+    rates = [learning_rates(recipe, schedule(epoch, step)) for epoch in range(1, recipe.epochs + 1) for step in (1, 2)]
+    assert rates[::2] == rates[1::2], "the same in all steps of an epoch"
+    found = [(of["network"], of["proxies"]) for of in rates[::2]]
+    assert all(of["head"] == of["network"] for of in rates)
     if params is GML:
         factors = [1.0] * 19 + [0.1] * 20 + [0.01] * 11
         first = (1e-4, 0.3 if name == "sop" else 0.03)

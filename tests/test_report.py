@@ -16,14 +16,15 @@ import yaml
 from PIL import Image
 from torch.nn.functional import normalize
 
-from pipeline.base.files import write_json
+from pipeline.base.files import sha256, write_json
 from pipeline.data.packed import SourceImage, pack
-from pipeline.evaluation.evaluation import kept_embeddings, query_results, write_arrays
 from pipeline.reports.galleries import choose
 from pipeline.reports.maps import spread
 from pipeline.reports.pages import baseline_of, write_gallery, write_overview, write_report
 from pipeline.runs.grid import grid_runs
+from pipeline.runs.record import MetricsRecord
 from pipeline.training.loading import RetrievedImages
+from pipeline.work.evaluation import kept_embeddings, query_results, write_arrays
 from tests.conftest import ROOT
 from tests.records import write_metrics
 
@@ -42,6 +43,9 @@ def build(
     params = yaml.safe_load((folder / f"papers/{grid}/params.yaml").read_text())
     params["tables"] = {name: params["tables"][name] for name in tables}
     (folder / f"papers/{grid}/params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    claims = yaml.safe_load((folder / f"papers/{grid}/claims.yaml").read_text())
+    claims["claims"] = [claim for claim in claims["claims"] if claim.get("table", tables[0]) in tables]
+    (folder / f"papers/{grid}/claims.yaml").write_text(yaml.safe_dump(claims, sort_keys=False))
     rng = np.random.default_rng(0)
     runs = [run for run in grid_runs(grid) if run.run.protocol in ("test", "raw_pixels")][:most]
     datasets = {run.run.dataset for run in grid_runs(grid)}
@@ -60,13 +64,16 @@ def build(
         values = dict.fromkeys(("best_test_epoch", "last_epoch"), recall)
         path = write_metrics(folder, run, values, retrieved={"images": images, "classes": 8}, history=history)
         content = json.loads(path.read_text())
-        content["key"] = f"{number:064}"
-        write_json(path, content)
         if number % 10 == 1:
             embeddings = normalize(torch.from_numpy(rng.standard_normal((images, 64)).astype(np.float32)))
-            write_json(folder / run.queries / "metrics.json", content)
             results = query_results(embeddings, test) | kept_embeddings(embeddings, test)
-            write_arrays(folder / run.queries / "queries.npz", results)
+            (folder / run.cached_queries).mkdir(parents=True)
+            write_arrays(folder / run.cached_queries / "queries.npz", results)
+            record = MetricsRecord.model_validate(content)
+            values = {name: getattr(record, name) for name in MetricsRecord.model_fields if name != "sha256"}
+            values["files"] = record.files | {"queries.npz": sha256(folder / run.cached_queries / "queries.npz")}
+            for place in (path, folder / run.cached_queries / "metrics.json"):
+                write_json(place, MetricsRecord.made(**values).model_dump(mode="json"))
     for table in {run.table for run in grid_runs(grid)}:
         for ending in ("md", "csv", "json"):
             file = folder / f"metrics/tables/{grid}/{table}.{ending}"
@@ -100,7 +107,7 @@ def pages(project, tmp_path_factory):
         context.chdir(folder)
         build(folder, "proxygml", ["ratio", "ablation"], most=12)
         found = {"rehearsal": write_report("proxygml"), "overview": write_overview(["proxygml", "proxy_an"])}
-        queries = next(folder.glob("data/queries/**/queries.npz"))
+        queries = next(folder.glob("data/cached/queries/**/queries.npz"))
         write_gallery(queries, queries.parts[-5], "one <run>", 5, Path("gallery.html"))
     found = {name: folder / path for name, path in found.items()} | {"gallery": folder / "gallery.html"}
     return found | {"default": project.folder / "metrics/reports/default/index.html"}
@@ -198,7 +205,7 @@ def test_a_grid_of_which_nothing_was_run_has_a_report(tmp_path, monkeypatch):
     # And what others printed, of a compared table and of a ranked one.
     assert "SemiHard-64" in Links(write_report("proxygml")).text
     text = Links(write_report("comparison")).text
-    assert "Other methods on cub, as printed; not run here. " in text
+    assert "Other methods on cub, as printed; not run here" in text and "Theirs: " in text
 
 
 def test_the_gallery_of_a_run_is_made_from_its_metrics_file(project, tmp_path):
@@ -351,6 +358,6 @@ def test_print_needs_no_colour(open_page):
 def test_queries_of_another_evaluation_are_not_shown(pages, tmp_path, monkeypatch):
     folder = shutil.copytree(pages["rehearsal"].parents[3], tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(folder)
-    for path in folder.glob("data/queries/**/metrics.json"):
-        write_json(path, json.loads(path.read_text()) | {"key": "f" * 64})
+    for path in folder.glob("data/cached/queries/**/queries.npz"):
+        path.write_bytes(path.read_bytes() + b"of another evaluation")
     assert "No gallery: no run has kept what its queries found" in Links(write_report("proxygml")).text

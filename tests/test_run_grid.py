@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import swap
 from tests.conftest import ENVIRONMENT
 from tests.hold import LOSS, Hold, until
 
@@ -25,7 +26,7 @@ WAITING = """
             os.kill(os.getpid(), 9)
         hold(self)
 """
-KEPT = ("best_test_epoch.pt", "last_epoch.pt", "history.csv", "run.json")
+KEPT = ("best_test_epoch.pt", "last_epoch.pt", "code.json", "history.csv", "run.json")
 
 
 class Grid:
@@ -49,7 +50,7 @@ class Grid:
             },
         }
         content["losses"]["moody"] = {}
-        content["recipes"]["glyphs"] |= {"epochs": 1, "decay_epochs": [1]}
+        content["recipes"]["glyphs"] |= {"epochs": 1, "schedule": {"name": "constant"}}
         (folder / "papers/mine").mkdir()
         self.settings(lambda new: new.update(content))
 
@@ -148,7 +149,8 @@ def test_what_a_run_lost_is_made_again_and_nothing_else(grid):
     lost.unlink()
     assert grid.states()["two/proxy_an/0"] == "done", "the queries' folder holds it, too"
     shutil.rmtree(grid.folder / "data/store" / key)
-    shutil.rmtree(grid.folder / "data/queries")
+    for place in ("data/queries", "data/cached/queries"):
+        shutil.rmtree(grid.folder / place)
     weights = written(grid.shown("two/proxy_an/0"))
     assert grid.states()["two/proxy_an/0"] == "not evaluated"
     assert started(grid.run()) == ["two/proxy_an/0"] and lost.is_file()
@@ -173,25 +175,38 @@ def test_the_held_out_protocol_and_what_a_changed_setting_runs(grid):
     rows = ["one/16/3_choose_epoch", "one/16/3", "one/16/3_held_out"]
     assert sorted(started(grid.run(table="one"))) == sorted(rows)
     record = json.loads((grid.folder / "metrics/runs/mine/glyphs/one/16/3_held_out.json").read_text())
-    assert record["run"]["protocol"] == "held_out" and record["run"]["recipe"]["dimension"] == 16
+    settings = record["run"]["content"]["settings"]
+    assert settings["protocol"] == "held_out" and settings["recipe"]["dimension"] == 16
     choice = json.loads((grid.shown("one/16/3_choose_epoch") / "run.json").read_text())
-    assert record["run"]["data"]["chosen_by"] == choice["key"] and set(record["metrics"]) == {"held_out"}
-    assert not any("test" in name for name in choice["data"] if name != "data/splits/glyphs/held_out_test.csv")
-    assert sorted(path.name for path in grid.shown("one/16/3_choose_epoch").iterdir()) == ["history.csv", "run.json"]
+    assert record["run"]["content"]["data"]["chosen_by"] == choice["key"] and set(record["metrics"]) == {"held_out"}
+    read = choice["content"]["data"]
+    assert not any("test" in name for name in read if name != "data/splits/glyphs/held_out_test.csv")
+    assert sorted(path.name for path in grid.shown("one/16/3_choose_epoch").iterdir()) == [
+        "code.json",
+        "history.csv",
+        "run.json",
+    ]
     assert sorted(path.name for path in grid.shown("one/16/3_held_out").iterdir()) == [
+        "code.json",
         "held_out.pt",
         "history.csv",
         "run.json",
     ]
     assert set(grid.states("one").values()) == {"done"}
-    grid.settings(lambda content: content["recipes"]["glyphs"].update(kmeans="scikit-learn"))
-    assert set(grid.states("one").values()) == {"not evaluated"}
-    grid.settings(lambda content: content["recipes"]["glyphs"].update(weight_decay=0.5, kmeans="faiss"))
+    grid.settings(
+        lambda content: content["recipes"]["glyphs"].update(
+            metrics=["recall", "map_at_r", {"name": "nmi", "kmeans": "scikit-learn"}]
+        )
+    )
+    # A run that only chooses an epoch clusters nothing.
+    assert grid.states("one") == dict.fromkeys(rows[1:], "not evaluated") | {rows[0]: "done"}
+    grid.settings(lambda content: content["recipes"]["glyphs"].update(clip_value=0.5, metrics=["recall", "nmi"]))
     assert grid.states("one") == dict.fromkeys(rows[:2], "not run") | {rows[2]: "waits"}
     assert "choose among the rows 16 and the seeds 3" in grid.run("--row", "17", table="one", fails=2)
     printed = grid.project.run("python", "-m", "pipeline.tabulate", "mine")
     assert "Run with other settings than now, and not shown: glyphs/16/3_choose_epoch, glyphs/16/3" in printed
-    grid.settings(lambda content: content["recipes"]["glyphs"].update(weight_decay=0.0001))
+    before = {"clip_value": None, "metrics": ["recall", "map_at_r", "nmi", "other_groups"]}
+    grid.settings(lambda content: content["recipes"]["glyphs"].update(before))
     assert set(grid.states("one").values()) == {"done"}
 
 
@@ -210,7 +225,9 @@ def test_a_cell_that_two_tables_share_is_trained_once(grid):
 
 def test_nothing_is_removed_but_by_the_command_that_is_asked_for_it(grid):
     grid.run()
-    grid.project.run("python", "-m", "pipeline.prune")  # what other tests have left in the store that this began with
+    grid.project.run(
+        "python", "-m", "pipeline.prune", "--yes"
+    )  # what other tests have left in the store that this began with
     by_hand = grid.shown("two/by_hand/0")
     by_hand.mkdir(parents=True)
     (by_hand / "notes.txt").write_text("mine")
@@ -218,14 +235,22 @@ def test_nothing_is_removed_but_by_the_command_that_is_asked_for_it(grid):
     before = {path: path.stat().st_mtime_ns for path in grid.folder.glob("data/runs/mine/**/*")}
     assert started(grid.run()) == []
     assert before == {path: path.stat().st_mtime_ns for path in grid.folder.glob("data/runs/mine/**/*")}
-    printed = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
+    printed = grid.project.run("python", "-m", "pipeline.prune")
     assert "0 files and folders" in printed, "what a name shows is kept"
-    shutil.rmtree(grid.shown("two/moody"))
-    shutil.rmtree(grid.folder / "data/queries/mine/glyphs/two/moody")
-    printed = grid.project.run("python", "-m", "pipeline.prune", "--dry-run")
-    would = re.findall(r"would remove (data/store/\w{64})$", printed, re.M)
+    for place in ("runs", "queries", "cached/runs", "cached/queries"):
+        shutil.rmtree(grid.folder / "data" / place / "mine/glyphs/two/moody")
+    printed = grid.project.run("env", "PIPELINE_INSTRUCTIONS=native", "python", "-m", "pipeline.prune")
+    about = r"\w+ on glyphs, loss moody, seed 0, protocol test, [\d.]+ MB, 0 days old"
+    would = re.findall(rf"would remove (data/store/\w{{64}}): {about}$", printed, re.M)
     assert len(would) == 2 and all((grid.folder / path).is_dir() for path in would)
-    grid.project.run("python", "-m", "pipeline.prune")
+    splits = grid.folder / "data/splits"
+    splits.rename(grid.folder / "data/away")
+    printed = grid.project.run("python", "-m", "pipeline.prune", "--yes", fails=2)
+    assert re.search(
+        r"nothing is removed: it is not known whether a grid means data/store/\w+: data/splits/gl", printed
+    )
+    (grid.folder / "data/away").rename(splits)
+    grid.project.run("python", "-m", "pipeline.prune", "--yes")
     assert not any((grid.folder / path).exists() for path in would) and set(grid.states().values()) == {"done"}
 
 
@@ -315,7 +340,7 @@ def test_kill_9_of_a_worker_its_child_or_both_twenty_times(grid, sequential):
                 break
         else:  # all runs are done, so there is nothing to kill: begin again
             assert process.wait() == 0
-            for place in ("data/store", "data/runs", "data/queries", "metrics/runs"):
+            for place in ("data/store", "data/runs", "data/queries", "data/cached", "metrics/runs"):
                 shutil.rmtree(grid.folder / place)
             continue
         for _ in range(generator.randint(0, 2)):
@@ -345,11 +370,10 @@ def test_runs_of_other_code_are_taken_over_where_they_compute_the_same(grid):
     grid.run("--row", "proxy_an", "--seed", "0", table=None)
     grid.run("--row", "proxy_an", "--seed", "1", table=None)
     loss = grid.folder / "pipeline/losses/proxy_an.py"
-    text = loss.read_text()
     adopt = ["python", "-m", "pipeline.adopt", "mine", "many", "--because", "margin is only written in another way"]
-    loss.write_text(text.replace("cosine + self.margin", "cosine + 2 * self.margin"))
+    swap(loss, "cosine + self.margin", "cosine + 2 * self.margin")
     assert "nothing is taken over" in grid.project.run(*adopt, fails=2)
-    loss.write_text(text.replace("cosine + self.margin", "cosine + 1 * self.margin"))
+    swap(loss, "cosine + 2 * self.margin", "cosine + 1 * self.margin")
     assert grid.states("many")["many/proxy_an/0"] == "not run"
     output = grid.project.run(*adopt, "--epochs", "1")
     assert output.count("taken over from") == 2

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slurm
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as environment:
-        yield environment
+    with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as made:
+        yield made
 
 
 SETTINGS = {
@@ -31,9 +31,17 @@ SETTINGS = {
 
 @pytest.fixture
 def grid(project, tmp_path, cluster, monkeypatch):
-    for key, value in {"SLURM_CONF": cluster["SLURM_CONF"], **SETTINGS}.items():
+    for key, value in {"SLURM_CONF": cluster.environment["SLURM_CONF"], **SETTINGS}.items():
         monkeypatch.setitem(ENVIRONMENT, key, value)
     return Grid(project, tmp_path / "project")
+
+
+ALL_OF_IT = ("--gres=gpu:2", "--exclusive", "--output=/dev/null", "--wrap=sleep 100")
+
+
+def node_of(task: str) -> str:
+    """The node on which a task runs."""
+    return ask("squeue", "--noheader", f"--jobs={task}", "--format=%N")
 
 
 def ask(*command: str) -> str:
@@ -52,9 +60,9 @@ class Held:
     def __init__(self, grid):
         self.grid, self.process = grid, None
 
-    def start(self):
+    def start(self, table="two"):
         self.grid.hold.start()
-        self.process = self.grid.start("--table=two")
+        self.process = self.grid.start(f"--table={table}")
 
     def caught(self):
         """Wait until the run is in a step that does not end; gives its task, the only one that is left."""
@@ -122,13 +130,97 @@ def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequentia
     assert files_of(grid.folder) == files_of(sequential.folder)
 
 
+def test_a_task_that_stops_requeues_itself_and_no_other(held, grid, project, tmp_path, monkeypatch, cluster):
+    """Of four tasks one ends and three wait in a run. Each of them is stopped in turn, then a node dies, the
+    controller starts again, and at last SLURM cannot be asked."""
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_WORKERS_AT_MOST", "4")
+    # The tasks begin with an empty environment, as clusters have it, and yet make the runs that are asked for.
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_INSTRUCTIONS", "native")
+    monkeypatch.setitem(ENVIRONMENT, "PIPELINE_SBATCH", "--gres=gpu:1 --time=60 --export=NONE")
+
+    def edit(content):
+        rows = {"loss": ["moody", "proxy_an"]}
+        content["tables"]["many"] = {"datasets": ["glyphs"], "rows": rows, "seeds": [0, 1, 2]}
+
+    grid.settings(edit)
+    held.start("many")
+    until(lambda: grid.hold.caught(3) and len(tasks()) == 3, 120, "one has to end, three have to wait", held.process)
+    array = sorted(tasks("RUNNING"))
+    grid.hold.let_go_asked()
+    for task in (array[0], array[-1], array[1]):
+        ask("scancel", "--batch", "--signal=TERM", task)
+        until(lambda: tasks("PENDING"), 60, "the task is not requeued", held.process)
+        assert tasks("PENDING") == [task] and sorted(tasks("RUNNING")) == [other for other in array if other != task]
+        ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+        until(lambda: sorted(tasks("RUNNING")) == array, 60, "the task does not start again", held.process)
+
+    cluster.stop("slurmctld")  # the command goes on without it
+    cluster.start("slurmctld")
+    until(lambda: sorted(tasks("RUNNING")) == array, 60, "the controller does not know its tasks", held.process)
+
+    grid.hold.start()
+    places = dict(line.split() for line in ask("squeue", "--noheader", "--array", "--format=%i %N").splitlines())
+    node = places[array[0]]
+    on_it = sorted(task for task, place in places.items() if place == node)
+    cluster.kill(node)
+    until(lambda: sorted(tasks("PENDING")) == on_it, 120, "the node's tasks are not requeued", held.process)
+    cluster.start(node)
+    for task in on_it:
+        ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+    until(lambda: sorted(tasks("RUNNING")) == array, 60, "the node's tasks do not start again", held.process)
+
+    cluster.stop("munged")  # so that nobody can ask SLURM
+    grid.hold.let_go()
+    errors = held.process.communicate(timeout=120)[1]
+    cluster.start("munged")
+    assert held.process.returncode == 0 and "SLURM does not answer and will be asked again" in errors, errors
+    assert set(grid.states("many").values()) == {"done"}
+
+    for key in SETTINGS:
+        monkeypatch.delitem(ENVIRONMENT, key)
+    sequential = Grid(project, tmp_path / "sequential")
+    sequential.settings(edit)
+    sequential.run(table="many")
+    assert files_of(grid.folder) == files_of(sequential.folder)
+
+
+def test_what_sites_do_to_tasks_ends_with_the_bytes_of_a_sequential_run(held, grid, project, tmp_path, cluster):
+    """More urgent work takes the node, a node is drained, and SLURM kills a task before its run has saved."""
+    held.start()
+    urgent = ask("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node_of(held.caught())}", *ALL_OF_IT)
+    held.let_go()
+    until(lambda: tasks("RUNNING") == [urgent], 60, "the urgent task does not run", held.process)
+    ask("scancel", urgent)
+    held.soon()
+
+    drained = node_of(task := held.caught())
+    ask("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=tests")
+    ask("scontrol", "requeue", task)
+    held.let_go()
+    held.soon()
+    task = held.caught()
+    assert node_of(task) != drained
+    ask("scontrol", "update", f"NodeName={drained}", "State=RESUME")
+
+    ask("scancel", task)  # and the run saves nothing, so SLURM kills it, and a new array goes on
+    until(lambda: tasks("RUNNING") and tasks("RUNNING") != [task], 60, "nothing is submitted again", held.process)
+    grid.hold.let_go()
+    errors = held.process.communicate(timeout=120)[1]
+    assert held.process.returncode == 0 and errors.count("SLURM: job ") == 2, errors
+    for key in SETTINGS:
+        ENVIRONMENT.pop(key)
+    sequential = Grid(project, tmp_path / "sequential")
+    sequential.run()
+    assert files_of(grid.folder) == files_of(sequential.folder)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("PIPELINE_DEVICE", "auto", "machine.device: auto may mean another device"),
         ("PIPELINE_WORKERS_AT_MOST", "null", "machine.workers_at_most: say how many tasks"),
         ("PIPELINE_SBATCH", "--partition=none", "sbatch: error: invalid partition specified: none"),
-        ("PIPELINE_SBATCH", "--chdir=/nowhere", "none made progress: see the logs in data/store/slurm/runs-"),
+        ("PIPELINE_SBATCH", "--input=/nowhere", "none made progress: see the logs in data/store/slurm/runs-"),
         ("PATH", "/nowhere", "machine.engine: slurm needs sbatch, which is not here"),
     ],
 )

@@ -1,11 +1,13 @@
 """What split refuses since nothing could be trained or retrieved, and what it warns of."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline import convert, split
 from pipeline.base.files import BadInputError
+from pipeline.base.lists import listed
 from tests.lookalikes import picture
 
 
@@ -99,5 +101,17 @@ def test_a_split_that_cannot_be_evaluated_is_refused(split_folder, classes, reas
     ],
 )
 def test_what_spoils_or_flatters_a_result_is_counted(split_folder, classes, warnings):
-    assert split_folder(**classes) == [f"warning: folder {warning}" for warning in warnings]
+    printed = split_folder(**classes)
+    assert [line for line in printed if line[0] != " "] == [f"warning: folder {warning}:" for warning in warnings]
+    named = [line for line in printed if line[0] == " "]
+    assert len(named) >= len(warnings) and all(re.search(r"^  \w+/\w/\d\.png \(class \w\)", line) for line in named)
     assert Path("data/splits/folder/train.csv").exists()
+
+
+def test_a_long_list_is_in_a_file(tmp_path):
+    lines = [f"line {number}" for number in range(100)]
+    message = listed(lines, tmp_path / "all.txt").split("\n")
+    assert message[1:21] == [f"  {line}" for line in lines[:20]]
+    assert message[21:] == ["  … and 80 more", f"{tmp_path}/all.txt names them all"]
+    assert (tmp_path / "all.txt").read_text().splitlines() == lines
+    assert listed(lines[:20], tmp_path / "few.txt").count("\n") == 20 and not (tmp_path / "few.txt").exists()

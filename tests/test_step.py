@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,17 +28,8 @@ GRIDS = {name: read_params(ROOT / "papers" / name / "params.yaml") for name in (
 RECIPES = [(grid, name, None) for grid in ("proxygml", "proxy_an") for name in GRIDS[grid].recipes]
 LOSSES = [("comparison", "cub", name) for name in GRIDS["comparison"].losses]
 LOSSES += [("proxygml", "cub", name) for name in ("SML", "SL", "S", "ML", "none")]
-WAITING = {"proxy_nca_softmax", "cosface", "arcface"} | {
-    "contrastive",
-    "triplet",
-    "n_pair",
-    "multi_similarity",
-    "circle",
-    "margin",
-    "sup_con",
-}
-"""Those of pytorch-metric-learning that pick with masks, or ask how many pairs there are."""
-
+WAITING = yaml.safe_load((ROOT / "tests/host_waits.yaml").read_text())["step"]
+LOSSES = [case for case in LOSSES if case[2] not in WAITING]  # test_pretended_gpu.py counts how often those wait
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -144,11 +136,7 @@ def test_no_recipe_waits_in_a_step(grid, recipe, loss, precision, monkeypatch):
 @pytest.mark.parametrize(("grid", "recipe", "loss"), LOSSES)
 def test_no_loss_waits_in_a_step(grid, recipe, loss, monkeypatch):
     epoch = stepper(grid, recipe, loss, Maps, Maps.size, monkeypatch)
-    if loss in WAITING:
-        with pytest.raises(WaitedError):
-            epoch(1)
-    else:
-        assert all(torch.isfinite(value) for value in epoch(1))
+    assert all(torch.isfinite(value) for value in epoch(1))
 
 
 @pytest.mark.parametrize(("grid", "recipe"), [("proxygml", "cub"), ("proxy_an", "cub")])

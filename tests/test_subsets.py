@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,10 +80,29 @@ def test_imbalanced_shuffles_by_seed_and_label_alone():
     # The same words for class 3 whatever the other classes are, so the smaller subset is inside the larger.
     assert set(imbalanced(rows, 150, 1)) < set(one)
     # These never change, whatever the release of numpy.
-    assert [row.name for row in imbalanced(rows_of([9, 9]), 3, 2024) if row.label == 1] == KNOWN
+    assert [row.name for row in imbalanced(rows_of([9, 9]), 3, 2025) if row.label == 1] == KNOWN
 
 
-KNOWN = ["1/00.jpg", "1/01.jpg", "1/05.jpg"]
+KNOWN = ["1/01.jpg", "1/03.jpg", "1/04.jpg"]
+
+
+def test_the_seed_2024_gives_the_images_of_the_authors():
+    """As their code draws them: folders in the order of their names, with one generator that shuffles the sorted files
+    of each. Labels, the order of the index and our own names must not matter."""
+    rows = rows_of([9, 12, 10])
+    folders = {0: "Volvo C30", 1: "AM General", 2: "Dodge"}
+    originals = {row.name: f"car_ims/{(7 * row.image) % 31:06}.jpg" for row in rows}
+    generator, theirs = np.random.RandomState(2024), []
+    for label, kept in ((1, 9), (2, 4), (0, 1)):  # 9 / 5 ** (1/2) = 4.02, 9 / 5 = 1.8
+        files = sorted(originals[row.name] for row in rows if row.label == label)
+        generator.shuffle(files)
+        theirs += files[:kept]
+    chosen = imbalanced_by_name(rows, 5, 2024, folders, originals)
+    assert chosen == sorted(chosen)
+    assert {originals[row.name] for row in chosen} == set(theirs)
+    # numpy has frozen this generator: these never change.
+    known = ["1/06.jpg", "1/07.jpg", "1/08.jpg"]
+    assert [row.name for row in imbalanced(rows_of([9, 9]), 3, 2024) if row.label == 1] == known
 
 
 def test_every_image_is_as_likely_to_be_kept():

@@ -9,12 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import markdown_it
+import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from pipeline.runs.grid import grid_runs
-from pipeline.tables.ranking import holm, paired
-from pipeline.tables.rows import Cell
+from pipeline.tables import formats
+from pipeline.tables.notes import what_lacks
+from pipeline.tables.rows import Cell, collect_table
+from tests import GRID
 from tests.records import write_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A project's folder with the embedded default's params, or those that a test makes of them."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(GRID / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,9 +64,9 @@ def test_interval_is_students():
     assert cell.mean == pytest.approx(0.48)
     # t(0.975, 2) = 4.302653 (printed tables), standard deviation 0.036056
     assert cell.half_width == pytest.approx(4.302653 * 0.0360555 / 3**0.5, rel=1e-5)
-    assert cell.text("±") == "48.00 ± 8.96"
-    assert Cell([0.5], [], 1).text("±") == "50.00" and Cell([], [], 3).text("±") == "not run"
-    assert Cell([0.5], [], 3).text("±") == "50.00 (n = 1)", "n stands where it is not what was planned"
+    assert cell.text() == "48.00 ± 8.96"
+    assert Cell([0.5], [], 1).text() == "50.00" and Cell([], [], 3).text() == "not run"
+    assert Cell([0.5], [], 3).text() == "50.00 (n = 1)", "n stands where it is not what was planned"
 
 
 def test_a_part_of_the_grid(folder):
@@ -117,6 +122,45 @@ def test_one_seed_has_no_interval(folder):
     assert "One run of one seed" in printed and "interval" not in tables[".md"] and "±" not in tables[".md"]
 
 
+HOSTILE = "<script>alert(1)</script> **bold** [link](http://x.org) a|b 100 % &copy; _em_ my_set"
+
+
+def test_texts_from_outside_are_shown_as_they_are(folder):
+    write(folder, "proxy_an", 0, best_test_epoch=0.5, last_epoch=0.5)
+    error = folder / "metrics/runs/default/glyphs/glyphs/proxy_nca/0.error.json"
+    error.parent.mkdir(parents=True, exist_ok=True)
+    error.write_text(json.dumps({"schema_number": 1, "key": "0" * 64, "error": f"{HOSTILE}\n# head \u202e"}))
+    edit(folder, lambda content: content["tables"]["glyphs"].update(title=HOSTILE))
+    _, tables = tabulate(folder)
+    html = markdown_it.MarkdownIt().enable("table").render(tables[".md"])
+    assert html.count("<h1>") == 1 and "<script" not in html and "http://x.org)" in html and 'href="http' not in html
+    assert "[link](http://x.org) a|b 100 % &amp;copy; _em_ my_set</h1>" in html and "\u202e" not in html
+    assert "Failed: glyphs/proxy_nca/0: &lt;script&gt;" in html and "# head" in html
+
+
+def test_a_title_that_turns_the_text_after_it_is_refused(folder):
+    edit(folder, lambda content: content["tables"]["glyphs"].update(title="a\u202eb"))
+    printed, tables = tabulate(folder, fails=2)
+    assert "tables.glyphs.title: give one line of text" in printed and not tables
+
+
+def test_every_text_of_a_latex_table_is_latex(folder):
+    def change(content):
+        content["recipes"]["my_set"] = content["recipes"]["glyphs"]
+        content["tables"]["glyphs"].update(datasets=["my_set"], layout="ranked", raw_pixels=False)
+
+    edit(folder, change)
+    for row in ("proxy_an", "proxy_gml", "proxy_nca"):
+        for seed, value in enumerate([0.5, 0.6, 0.7] if row == "proxy_an" else [0.1, 0.21, 0.3]):
+            write(folder, row, seed, best_test_epoch=0.9, last_epoch=value)
+    _, tables = tabulate(folder)
+    assert r"{l}{my\_set. Last epoch: " in tables[".tex"] and r"50.00 $\pm$" not in tables[".tex"]
+    assert not re.search(r"(?<!\\)[_%#]|[±–<>](?!\$)", re.sub("^% .*$", "", tables[".tex"], flags=re.M))
+    assert formats._tex(["a_b & 5 % {x}^~\\ <0.001 ±"]) == (
+        r"a\_b \& 5 \% \{x\}\textasciicircum{}\textasciitilde{}\textbackslash{} $<$0.001 $\pm$"
+    )
+
+
 def test_runs_of_other_settings_are_not_shown(folder):
     write(folder, "proxy_an", 0, best_test_epoch=0.5, last_epoch=0.5)
     edit(folder, lambda content: content["losses"]["proxy_an"].update(alpha=12.0))
@@ -144,13 +188,67 @@ def test_a_table_depends_on_its_inputs_alone(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "null", "[]", "{}", "<html>", '{"schema_number": 2}', '{"schema_number": 1, "key": "a"}']
+    "text", ["", "null", "[]", "{}", "<html>", '{"schema_number": 3}', '{"schema_number": 1, "key": "a"}']
 )
-def test_a_damaged_metrics_file_is_named(folder, text):
+def test_a_damaged_metrics_file_is_named_and_not_used(folder, text):
     write(folder, "proxy_an", 0, best_test_epoch=0.5, last_epoch=0.5).write_text(text)
-    printed, tables = tabulate(folder, fails=2)
-    assert re.search(r"error: metrics/runs/default/glyphs/glyphs/proxy_an/0\.json ", printed)
-    assert "Traceback" not in printed and not tables
+    assert_named_and_not_used()
+
+
+def assert_named_and_not_used():
+    """The metrics file of proxy_an's seed 0."""
+    rows = collect_table(grid_runs("default"), None)
+    assert [name for row in rows for name in row.failures] == ["glyphs/proxy_an/0"]
+    assert not any(found for row in rows for found in row.found.values())
+    said = next(line for line in what_lacks(rows) if line.startswith("Failed"))
+    assert "metrics/runs/default/glyphs/glyphs/proxy_an/0.json " in said.replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["metrics"]["last_epoch"].update({"recall@1": 0.6}),
+        lambda content: content["metrics"]["last_epoch"].update({"recall@1": 1.5}),
+        lambda content: content["run"]["content"]["settings"].update(seed=1),
+        lambda content: content["run"].update(key="0" * 64),
+        lambda content: content.update(key="../../tqdm"),
+        lambda content: content.update(files={"../x": "0" * 64}),
+        lambda content: content["retrieved"].update(images=5),
+    ],
+)
+def test_a_metrics_file_that_was_edited_is_named_and_not_used(folder, edit):
+    path = write(folder, "proxy_an", 0, best_test_epoch=0.5, last_epoch=0.5)
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    assert_named_and_not_used()
+
+
+def test_a_number_that_no_metric_can_be_is_refused_also_with_its_hash(folder):
+    with pytest.raises(ValueError, match=r"recall@1 is 1\.5, which no metric can be"):
+        write(folder, "proxy_an", 0, best_test_epoch=1.5, last_epoch=0.5)
+
+
+@pytest.mark.parametrize("place", ["proxy_an/1", "proxy_gml/0"])
+def test_a_metrics_file_in_another_runs_place_is_named_and_not_used(folder, place):
+    path = write(folder, "proxy_an", 0, best_test_epoch=0.5, last_epoch=0.5)
+    other = path.parents[1] / f"{place}.json"
+    other.parent.mkdir(exist_ok=True)
+    path.replace(other)
+    rows = collect_table(grid_runs("default"), None)
+    named = [name for row in rows for name in (*row.failures, *row.outdated)]
+    assert named == [f"glyphs/{place}"] and not any(found for row in rows for found in row.found.values())
+
+
+def test_tables_that_no_longer_exist_go_and_what_is_not_ours_stays(folder):
+    tabulate(folder)
+    tables = folder / "metrics/tables/default"
+    (tables / "notes.csv").write_text("mine")
+    edit(folder, lambda content: content["tables"].update(renamed=content["tables"].pop("glyphs")))
+    tabulate(folder)
+    assert {path.name for path in tables.iterdir()} == {
+        "notes.csv", *(f"renamed.{ending}" for ending in ("md", "tex", "csv", "json"))
+    }  # fmt: skip
 
 
 def ranked(folder, recalls, seeds=(0, 1, 2)):
@@ -168,41 +266,38 @@ def ranked(folder, recalls, seeds=(0, 1, 2)):
     return tabulate(folder)
 
 
-def test_rows_are_ranked_and_tested_against_the_best_by_seed(folder):
-    # Differences of proxy_nca: -1, -2, -3 points: mean -2, t = -2 / (1 / sqrt 3) = -3.4641; p = 0.0742 by tables.
+def test_rows_are_ranked_and_tested_against_the_best(folder):
     recalls = {"proxy_nca": [0.39, 0.48, 0.57], "proxy_an": [0.40, 0.50, 0.60], "proxy_gml": [0.10, 0.10, 0.10]}
     page, tables = ranked(folder, recalls)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    ranking = page.split("**Peeking")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ranking if line.startswith("| ")]
     cells = {row[0]: row for row in rows[2:]}
     assert list(cells) == ["proxy_an", "proxy_nca", "proxy_gml"]
-    assert cells["proxy_an"][1:] == ["50.00 ± 24.84", "25.00 ± 12.42", "50.00 ± 0.00", "best", "", ""]
-    assert cells["proxy_nca"][4:] == ["-2.00 ± 2.48", "0.074", "0.074"]
-    assert cells["proxy_gml"][5:] == ["0.020", "0.040"]
+    # One spread for all three rows: sqrt((9^2 + 10^2 + 0^2) / 3) = 7.767 points; t(0.975, 6) = 2.4469.
+    assert cells["proxy_an"][1:] == ["50.00 ± 10.97", "25.00 ± 5.49", "50.00 ± 0.00", "best", ""]
+    assert cells["proxy_nca"][4].startswith("-2.00 (-") and float(cells["proxy_nca"][5]) > 0.9
+    best, *others = ([100 * value for value in recalls[name]] for name in ("proxy_an", "proxy_nca", "proxy_gml"))
+    by_scipy = stats.dunnett(*others, control=best, rng=np.random.default_rng(1))
+    low, high = by_scipy.confidence_interval()[:2]
+    assert float(cells["proxy_gml"][5]) == pytest.approx(by_scipy.pvalue[1], abs=2e-3) and by_scipy.pvalue[1] < 0.05
+    shown = re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", cells["proxy_gml"][4]).groups()
+    assert [*map(float, shown)] == pytest.approx([-40.0, low[1], high[1]], abs=0.1)
     written = json.loads(tables[".json"])["glyphs"]
     assert written["proxy_nca"]["less_the_best"]["mean"] == pytest.approx(-0.02)
     tests = written["proxy_gml"]["less_the_best"]
-    assert tests["p_holm"] == pytest.approx(2 * tests["p"]) and "less_the_best" not in written["proxy_an"]
+    assert (
+        tests["p"] == float(cells["proxy_gml"][5]) and tests["high"] < 0 and "less_the_best" not in written["proxy_an"]
+    )
     assert r"proxy\_nca & 48.00" in tables[".tex"]
 
 
 def test_rows_that_lack_a_run_are_named_and_not_compared(folder):
     page, _ = ranked(folder, {"proxy_an": [0.5, 0.6, 0.7], "proxy_nca": [0.9, 0.9], "proxy_gml": [0.4, 0.5, 0.5]})
     assert "Not compared, because runs are missing: proxy_nca." in page and "| proxy_nca" not in page
-    assert "corrected for 1 comparisons" in page and "Not run: glyphs/proxy_nca/2." in page
+    assert "hold for 1 comparisons together" in page and "Not run: glyphs/proxy_nca/2." in page
 
 
 def test_one_seed_is_ranked_and_not_tested(folder):
     page, tables = ranked(folder, {"proxy_gml": [0.4], "proxy_an": [0.5]}, [0])
     assert "no test was made" in page and page.index("| proxy_an") < page.index("| proxy_gml")
-    assert "p, Holm" not in page and "1.000" not in page and "p_holm" not in tables[".json"]
-
-
-def test_holms_correction():
-    # Holm's own way: 0.01 x 4, then 0.02 x 3, then 0.03 x 2, kept in order, then 0.5.
-    assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
-    assert holm([0.4, 0.4]) == pytest.approx([0.8, 0.8]) and holm([0.9, 0.9]) == [1.0, 1.0] and holm([]) == []
-
-
-def test_equal_rows_do_not_differ():
-    assert paired([0.5, 0.6], [0.5, 0.6]) == 1.0
-    assert paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.61]) < 0.01
+    assert "| p " not in page and '"p"' not in tables[".json"]

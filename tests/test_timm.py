@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline import download
-from pipeline.base.config import Weights, read_params
+from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, sha256
+from pipeline.base.recipe import Weights
 from pipeline.data.checksums import pins
 from pipeline.networks import network as networks
 from pipeline.networks import weights
@@ -23,9 +24,10 @@ from pipeline.networks.network import EmbeddingNetwork, initial_network, make_ba
 from pipeline.networks.outline import backbone_problems
 from pipeline.runs.key import training_key
 from pipeline.runs.run import Run
+from tests import GRID
 from tests.server import Served, serve
 
-DEFAULT = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
+DEFAULT = read_params(GRID / "params.yaml").recipes["glyphs"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = {
     "resnet18": ("none", "average", "average_and_maximum"),
@@ -55,7 +57,7 @@ MODERN = [
 
 def recipe(name, pooling="none", **changes):
     size = 64 if name.startswith("swin") else 32
-    values = {"backbone": f"timm/{name}", "pooling": pooling, "input_size": size, "test_resize": size}
+    values = {"backbone": f"timm/{name}", "pooling": pooling, "input_size": size}
     values |= {"mean": [0.5] * 3, "std": [0.5] * 3, "head": "normalised", "dimension": 8}
     return DEFAULT.model_copy(update=values | changes)
 
@@ -121,7 +123,7 @@ def test_modern_names_resolve_without_a_download(name):
     assert address == f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors" and classifier
     small = name.startswith("vit_small")
     size = 224 // 14 * 14 if "patch14" in name else 224
-    wanted = recipe(name, input_size=size, test_resize=size, pretrained=True, **input_of(name))
+    wanted = recipe(name, input_size=size, pretrained=True, **input_of(name))
     assert backbone_problems(wanted) == []
     assert [line.split(":")[0] for line in backbone_problems(wanted.model_copy(update={"mean": [9.0] * 3}))] == ["mean"]
     backbone = networks.outlined(wanted)
@@ -132,6 +134,7 @@ def test_modern_names_resolve_without_a_download(name):
     ("changes", "said"),
     [
         ({"backbone": "timm/resnet19"}, r"backbone: timm \S+ has no network resnet19: did you mean resnet18"),
+        ({"backbone": "timm/tv_resnet50"}, r"backbone: timm/tv_resnet50 is an old name: write timm/resnet50\.tv_in1k"),
         ({"backbone": "timm/resnet18.nobody"}, r"has no weights resnet18\.nobody, choose among resnet18\.a1_in1k"),
         ({"backbone": "timm"}, "backbone: timm holds several networks: add the name"),
         ({"backbone": "mobilenet_v2/1"}, "backbone: mobilenet_v2 has no variants: write mobilenet_v2"),

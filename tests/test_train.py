@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,11 @@ import torch
 from pipeline.base import sampling
 from pipeline.base.config import read_params
 from pipeline.runs.run import read_history
+from pipeline.training.augment import Augment
 from pipeline.training.batches import Shuffled
-from pipeline.training.loading import ShiftedImages, training_batches
-from pipeline.training.optimiser import learning_rates
+from pipeline.training.loading import StoredImages, training_batches
+from pipeline.training.optimiser import build_schedule, learning_rates
+from tests import GRID
 
 
 def train(project, out, *options, loss="proxy_an", fails=0):
@@ -90,7 +91,7 @@ print(sorted(set(map(str, seen))))
 def test_losses_are_in_float32_forward_and_backward_whatever_the_precision(project, tmp_path, precision):
     """In a backward pass inside autocast, a loss's own products would be rounded."""
     words = ["--dataset", "glyphs", "--loss", "proxy_an", "--seed", "0", "--out", str(tmp_path / "out")]
-    words += ["--set", f"recipe.precision={precision}", "recipe.epochs=1", "recipe.decay_epochs=[]"]
+    words += ["--set", f"recipe.precision={precision}", "recipe.epochs=1", "recipe.schedule={name: constant}"]
     (tmp_path / "look.py").write_text(LOOK)
     script = ["env", "PYTHONPATH=.", "python", str(tmp_path / "look.py")]
     last = project.run(*script, *words, "--device", "cpu").splitlines()[-1]
@@ -100,10 +101,15 @@ def test_losses_are_in_float32_forward_and_backward_whatever_the_precision(proje
 
 
 RESIDENT = """
-from pipeline import train
-from pipeline.training import resident
+from types import SimpleNamespace
 
-resident.fits = lambda device, size: True
+import pipeline
+import torch
+from pipeline import train
+from pipeline.training import loop, resident
+
+loop.Memory = lambda *words: SimpleNamespace(device=torch.device("cpu"), left=1, take=lambda size: True)
+resident.usable = lambda memory, size: True
 made, crop = [], resident.crop
 resident.crop = lambda *arguments: made.append(1) or crop(*arguments)
 train.main()
@@ -116,9 +122,9 @@ def test_a_run_whose_images_stay_on_the_device_gives_the_same_bytes(project, tmp
     """On the CPU, where PyTorch's words stand in for the kernel; the loader decodes what the other run keeps."""
     words = [
         "--set",
-        "recipe.smallest_crop=0.3",
-        "recipe.shift=0",
-        "recipe.flip=true",
+        "recipe.augment="
+        "[{name: random_resized_crop, smallest: 0.3}, {name: flip}, {name: colour_jitter, contrast: 0.4}]",
+        "recipe.test_fit=squash",
         "--workers",
         workers,
         "--device",
@@ -146,10 +152,12 @@ def test_weights_load_without_pickled_code_and_keep_their_names(project):
 def test_every_position_of_every_epoch_has_its_own_draw():
     images = torch.arange(256, dtype=torch.uint8).repeat(20, 1).view(20, 1, 16, 16)
     labels = torch.arange(20)
+    recipe = read_params(GRID / "params.yaml").recipes["glyphs"]
+    recipe = recipe.model_copy(update={"augment": [{"name": "shift", "pixels": 2}]})
 
     def batches(batch_size, workers):
-        shifted = ShiftedImages(images, labels, 2, False, 7)
-        loader = training_batches(shifted, Shuffled(20, batch_size, 7), range(1, 4), workers, pin=False)
+        shifted = StoredImages(images, labels, Augment(recipe, 7))
+        loader = training_batches(shifted, Shuffled(20, batch_size, 7), range(1, 4), workers, torch.device("cpu"))
         return [torch.cat(parts) for parts in zip(*loader, strict=True)]
 
     pixels, seen = batches(8, 0)
@@ -169,9 +177,11 @@ def test_draws_are_pinned():
 
 
 def test_learning_rates_decay_at_their_epochs():
-    recipe = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
-    rates = [learning_rates(recipe, epoch) for epoch in range(1, 6)]
-    assert np.allclose(rates, np.outer([1, 1, 1, 0.2, 0.04], [0.005, 0.1]))
+    recipe = read_params(GRID / "params.yaml").recipes["glyphs"]
+    schedule = build_schedule(recipe, 10)
+    rates = [learning_rates(recipe, schedule(epoch, 10)) for epoch in range(1, 6)]
+    found = [(of["network"], of["proxies"]) for of in rates]
+    assert np.allclose(found, np.outer([1, 1, 1, 0.2, 0.04], [0.005, 0.1]))
 
 
 @pytest.mark.parametrize(
@@ -187,8 +197,12 @@ def test_learning_rates_decay_at_their_epochs():
             r"losses\.proxy_an\.margin: .*valid number.* found 'big'",
         ),
         (
-            lambda p: p["recipes"]["glyphs"].update(recall_at=[1, 5000]),
+            lambda p: (p["recipes"]["glyphs"].update(recall_at=[1, 5000]), p["tables"]["glyphs"].pop("columns")),
             r"recipes\.glyphs: its runs cannot be evaluated:\n  recall_at: 5000 is more than the 3106 images",
+        ),
+        (
+            lambda p: p["recipes"]["glyphs"].update(recall_at=[1, 4]),
+            r"tables\.glyphs\.columns: recall@2: unknown key, did you mean recall@",
         ),
     ],
 )
@@ -218,7 +232,11 @@ def test_an_unknown_loss_or_dataset_exits_with_2(project, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(project, tmp_path):
-    project.edit_params(lambda p: p["recipes"]["glyphs"].update(network_learning_rate=1e30, weight_decay=1e10))
+    project.edit_params(
+        lambda p: p["recipes"]["glyphs"].update(
+            learning_rates={"network": 1e30, "proxies": 0.1}, optimiser={"name": "adamw", "weight_decay": 1e10}
+        )
+    )
     try:
         output = train(project, tmp_path / "out", fails=1)
     finally:
@@ -233,28 +251,41 @@ def test_an_output_folder_that_is_somebody_elses_is_refused(project, tmp_path):
     theirs.mkdir()
     (theirs / "thesis.tex").write_text("years of work")
     (tmp_path / "link").symlink_to(theirs)
-    before = sorted(path for path in project.folder.rglob("*") if "data/store" not in str(path))
+
+    def files():
+        paths = project.folder.rglob("*")
+        return sorted(path for path in paths if not re.search("data/store|__pycache__", str(path)))
+
+    before = files()
     for out in ("..", ".", ".git", "pipeline", "data", "README.md", theirs, tmp_path / "link"):
         output = train(project, out, fails=2)
         assert re.search("is a (folder|file) that this stage did not make|is a symbolic link", output), out
         assert "epoch" not in output and "Traceback" not in output
     assert (theirs / "thesis.tex").read_text() == "years of work" and (tmp_path / "link").is_symlink()
-    assert before == sorted(path for path in project.folder.rglob("*") if "data/store" not in str(path))
+    assert before == files()
 
 
 def test_a_run_of_the_same_place_is_replaced(project, tmp_path):
     for margin in ("0.1", "0.2"):
-        train(project, tmp_path / "out", "--set", f"loss.margin={margin}", "recipe.epochs=1", "recipe.decay_epochs=[]")
+        train(
+            project,
+            tmp_path / "out",
+            "--set",
+            f"loss.margin={margin}",
+            "recipe.epochs=1",
+            "recipe.schedule={name: constant}",
+        )
         record = json.loads((tmp_path / "out/run.json").read_text())
-        assert record["loss_settings"]["margin"] == float(margin)
+        assert record["content"]["settings"]["loss_settings"]["margin"] == float(margin)
     stored = [json.loads(path.read_text()) for path in (project.folder / "data/store").glob("*/run.json")]
-    margins = [record["loss_settings"].get("margin") for record in stored if record["epochs"] == 1]
+    settings = [record["content"]["settings"] for record in stored if record["epochs"] == 1]
+    margins = [setting["loss_settings"].get("margin") for setting in settings]
     assert {0.1, 0.2} <= set(margins), "the run that was there before is in the store"
 
 
 def test_a_run_with_loader_processes_that_fails_ends(project, tmp_path):
     """Its loaders ignore SIGTERM, with which Python ends such processes: they have to be ended otherwise."""
-    options = ("--workers", "2", "--set", "recipe.network_learning_rate=1e30", "recipe.weight_decay=1e10")
+    options = ("--workers", "2", "--set", "recipe.learning_rates.network=1e30", "recipe.optimiser.weight_decay=1e10")
     command = ["timeout", "120", "python", "-m", "pipeline.train", "--dataset", "glyphs", "--loss", "proxy_an"]
     output = project.run(*command, "--seed", "0", "--out", str(tmp_path / "out"), *options, fails=1)
-    assert "FloatingPointError: the loss is" in output
+    assert "error: the loss is nan at epoch 1, step 2" in output

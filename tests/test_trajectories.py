@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.base.checks import with_values
 from pipeline.base.config import read_params
 from pipeline.networks import network as networks
 from pipeline.networks.backbones import bn_inception, deit_small_distilled, resnet50
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
 from pipeline.training.loop import build_loss
-from pipeline.training.optimiser import build_optimiser, set_learning_rates
+from pipeline.training.optimiser import build_optimiser, build_schedule, set_learning_rates
 from pipeline.training.step import training_step
 
 PAPERS = Path(__file__).parent.parent / "papers"
@@ -345,7 +346,7 @@ class Trajectories:
     def __init__(self, paper, name, loss, backbone, monkeypatch, **changes):
         params = {"proxygml": GML, "proxy_an": AN}[paper]
         self.paper, self.size = paper, backbone.size
-        self.recipe = params.recipes[name].model_copy(update={"dimension": DIMENSION} | changes)
+        self.recipe = with_values(params.recipes[name], {"dimension": DIMENSION} | changes)
         monkeypatch.setattr(networks, "submodule", lambda package, name: SimpleNamespace(Backbone=backbone))
         torch.manual_seed(0)
         self.network = EmbeddingNetwork(self.recipe).double()
@@ -371,7 +372,7 @@ class Trajectories:
         """
         idle = {"norms.0.bias", "norms.1.running_mean"}
         for epoch in epochs:
-            set_learning_rates(self.optimiser, self.recipe, epoch)
+            set_learning_rates(self.optimiser, self.recipe, build_schedule(self.recipe, 1)(epoch, 1))
             set_trainable(self.network, self.recipe, epoch)
             for images, labels in batches(self.paper, epoch, self.size):
                 loss = training_step(
@@ -410,9 +411,8 @@ LARGE = [
 
 def eventful(recipe):
     """The first epochs, with freezing and thawing, and the last one before each decay and the first one after."""
-    decays = recipe.decay_epochs
-    if isinstance(decays, int):
-        decays = range(1 + decays, recipe.epochs + 1, decays)
+    every = recipe.schedule["every"]
+    decays = recipe.schedule["at"] or range(1 + every, recipe.epochs + 1, every)
     return sorted({1, 2, 3, 4, *decays, *(epoch - 1 for epoch in decays), recipe.epochs})
 
 
@@ -437,10 +437,10 @@ def test_the_papers_networks_train_as_the_paper_says(paper, name, loss, backbone
 @pytest.mark.parametrize(
     ("paper", "name", "key", "value"),
     [
-        ("proxygml", "cub", "epsilon_added", "after_correction"),
-        ("proxygml", "cub", "epsilon", 0.011),
-        ("proxygml", "cub", "optimiser", "adamw"),
-        ("proxygml", "cub", "weight_decay", 0.0),
+        ("proxygml", "cub", "optimiser.epsilon_added", "after_correction"),
+        ("proxygml", "cub", "optimiser.epsilon", 0.011),
+        ("proxygml", "cub", "optimiser.name", "adamw"),
+        ("proxygml", "cub", "optimiser.weight_decay", 0.0),
         ("proxygml", "cub", "frozen_gradients", "none"),
         ("proxygml", "cub", "head_only_epochs", [1]),
         ("proxygml", "cub", "head_only_epochs", []),
@@ -449,11 +449,11 @@ def test_the_papers_networks_train_as_the_paper_says(paper, name, loss, backbone
         ("proxygml", "sop", "batch_norm", "fixed_statistics"),
         ("proxygml", "sop", "batch_norm_momentum", 0.9),
         ("proxygml", "cub", "clip_value", 0.01),
-        ("proxygml", "cub", "decay_epochs", [21, 40]),
-        ("proxygml", "cub", "decay_epochs", [20, 41]),
+        ("proxygml", "cub", "schedule.at", [21, 40]),
+        ("proxygml", "cub", "schedule.at", [20, 41]),
         ("proxygml", "cub", "pooling", "average_and_maximum"),
-        ("proxy_an", "cub", "epsilon_added", "before_correction"),
-        ("proxy_an", "cub", "optimiser", "adam"),
+        ("proxy_an", "cub", "optimiser.epsilon_added", "before_correction"),
+        ("proxy_an", "cub", "optimiser.name", "adam"),
         ("proxy_an", "cub", "head_only_epochs", [1]),
         ("proxy_an", "cub", "batch_norm", "trained"),
         ("proxy_an", "cub", "batch_norm", "fixed"),
@@ -461,8 +461,8 @@ def test_the_papers_networks_train_as_the_paper_says(paper, name, loss, backbone
         ("proxy_an", "bn_inception_sop", "batch_norm_momentum", 0.1),
         ("proxy_an", "cub", "clip_value", None),
         ("proxy_an", "cub", "clip_value", 9.0),
-        ("proxy_an", "cub", "decay_epochs", [5]),
-        ("proxy_an", "cub", "decay_factor", 0.51),
+        ("proxy_an", "cub", "schedule", {"name": "steps", "at": [5], "factor": 0.5}),
+        ("proxy_an", "cub", "schedule.factor", 0.51),
         ("proxy_an", "cub", "pooling", "average"),
     ],
 )

@@ -34,7 +34,7 @@ def archive():
 def _workplace(tmp_path, monkeypatch):
     """An empty folder, no pauses, no proxies; a file without a size may have 1 MB."""
     monkeypatch.chdir(tmp_path)
-    for name, value in (("PAUSE", 0.001), ("MINUTE", 5.0), ("LARGEST", 10**6)):
+    for name, value in (("PAUSE", 0.001), ("MINUTE", 5.0)):
         monkeypatch.setattr(transfer, name, value)
     monkeypatch.setenv("PIPELINE_TIMEOUT", "5")
     for name in ("http_proxy", "HTTP_PROXY", "PIPELINE_MIRRORS"):
@@ -143,6 +143,16 @@ REFUSED = {
     "less than announced": (headed("Content-Length: 1000000"), "offers 1,000,000 bytes|ended|read"),
     "more than the file has": (sends(head(), lambda content: content + b"more"), "sends more than|damaged|expected"),
     "no end": (sends(head(), repeat=b"x" * 65536), "sends more than"),
+    "a length without bound": (
+        sends(head("200 OK", f"Content-Length: {10**14}"), repeat=b"x" * 65536), "offers 100,000,000,000,000 bytes",
+    ),
+    "one byte a request": (
+        parts(
+            (V1,),
+            lambda content, at: part(content[: at + 1], at, V1, shown=f"bytes {at}-{at}/{len(content)}"),
+        ),
+        "40 attempts brought",
+    ),
     "chunks without number": (chunked(*[b"5\r\nabcde\r\n"] * 3, *[b"ffff\r\n" + b"x" * 65535 + b"\r\n"] * 200), "."),
 }  # fmt: skip
 SLOW = {
@@ -239,7 +249,7 @@ def archive_of(files):
 def described(url, content, vouched):
     """The file as a dataset describes it: with a checksum, or without one but with what it must hold."""
     known = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} if vouched else {}
-    return File("birds.tgz", (url,), "https://example.org/birds", check=NEEDED, **known)
+    return File("birds.tgz", (url,), "https://example.org/birds", check=NEEDED, at_most=10**6, **known)
 
 
 def fetched(script, vouched):

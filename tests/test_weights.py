@@ -66,6 +66,46 @@ def test_every_entry_that_does_not_fit_is_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda value: value.to(torch.int64), "int64 where the network has float32"),
+        (lambda value: value.to(torch.complex64), "complex64 where the network has float32"),
+        (lambda value: value > 0, "bool where the network has float32"),
+        (lambda value: value * torch.nan, "not finite: it holds NaN or infinity"),
+        (lambda value: value.double() * 1e300, "not finite: it holds NaN or infinity"),
+    ],
+)
+def test_numbers_of_another_kind_are_no_weights(change, problem):
+    network = small_network()
+    state = dict(network.state_dict())
+    state["0.weight"] = change(state["0.weight"])
+    with pytest.raises(BadInputError, match=f"0.weight is {problem}"):
+        fitted(state, trunk(network), ("2.",), "w.pth")
+    state["0.weight"] = network.state_dict()["0.weight"].half()
+    assert fitted(state, trunk(network), ("2.",), "w.pth")["0.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "problem"),
+    [
+        ('{"a": %s, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', 12, "b lies at the bytes 4 to 12"),
+        ('{"a": %s, "a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}', 16, "a comes twice in the header"),
+        ('{"a": %s}', 12, "it has .* bytes where its header tells of"),
+        ('{"a": %s}', 8, ""),
+    ],
+)
+def test_a_safetensors_file_has_each_byte_once(tmp_path, header, size, problem):
+    text = (header % '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}').encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    if problem:
+        with pytest.raises(BadInputError, match=problem):
+            load_weights(path, sha256(path))
+    else:
+        assert load_weights(path, sha256(path))["a"].tolist() == [0, 0]
+
+
 class Harmful:
     """Something whose loading would create a file."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from pipeline.data.fetch import fetch
 from pipeline.data.file import File, Package
 from pipeline.networks import weights
 from pipeline.networks.network import initial_network, make_backbone
+from tests import GRID
 from tests.server import Served, serve
 
-DEFAULT = read_params(Path(__file__).parent.parent / "params.yaml").recipes["glyphs"]
+DEFAULT = read_params(GRID / "params.yaml").recipes["glyphs"]
 MEMBER = "made_up/weights/net.pth"
 
 

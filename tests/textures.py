@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SIDES = (120, 220)
+"""The least and the greatest width and height, in pixels."""
+
 
 def texture(kind: np.random.Generator, own: np.random.Generator, width: int, height: int) -> np.ndarray:
     """An image, uint8 (height, width, 3): what `kind` draws is the class's, what `own` draws the image's."""
@@ -29,7 +32,7 @@ def write(folder: Path, classes: int, images: int, seed: int = 0) -> None:
         place.mkdir(parents=True)
         for image in range(images):
             own = np.random.default_rng((seed, number, image))
-            width, height = map(int, own.integers(120, 220, 2))
+            width, height = map(int, own.integers(*SIDES, 2))
             pixels = texture(np.random.default_rng((seed, number)), own, width, height)
             Image.fromarray(pixels).save(place / f"{image:03}.jpg", quality=90)
 

@@ -1,67 +1,28 @@
 """Checks of a params file beyond single values: between its entries, and of the files that the entries name."""
 
-from __future__ import annotations
-
-import ast
 import difflib
-import functools
-import inspect
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ValidationError
 
-from pipeline.base.files import BadInputError, module_file, submodule
-from pipeline.base.names import each_once, shortened
+from pipeline.base.choices import arguments, chosen, chosen_file, files, key_problems, settings_model, value_problems
+from pipeline.base.files import BadInputError, module_file
+from pipeline.base.names import each_once
+from pipeline.base.params import Params, Table
+from pipeline.base.problems import moved_to, problem_lines, unknown
+from pipeline.base.recipe import Recipe, is_recipe_key, replaced, room_of
 from pipeline.base.yaml_files import parse_yaml
-
-if TYPE_CHECKING:
-    from pipeline.base.config import Params, Recipe, Table
 
 SUBSETS = ("rate", "gamma")
 """The axes that choose a training set."""
 
 
-def problem_lines(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
-    """One line for each problem: the key's path, what is wrong, and for an unknown key the nearest known key."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        path = [part for part in map(str, problem["loc"]) if part != "[key]"]
-        path = [part if part.isprintable() and len(part) <= 80 else shortened(part) for part in path]
-        key = ".".join([prefix, *path] if prefix else path) or "the file"
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        if problem["type"] == "extra_forbidden":
-            message = unknown(path[-1], _fields(model, problem["loc"][:-1]))
-        elif problem["type"] == "missing":
-            message = "this key is missing, add it"
-        else:
-            message += f", found {shortened(problem['input'])}"
-        lines.append(f"{key}: {message}")
-    return lines
-
-
-def unknown(key: str, known: Iterable[str]) -> str:
-    """A message that `key` is unknown, with the nearest known key or a list of all known keys."""
-    nearest = difflib.get_close_matches(key, known, 1)
-    fix = f"did you mean {nearest[0]}?" if nearest else f"choose among {', '.join(known) or 'none'}"
-    return f"unknown key, {fix}"
-
-
-def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that `model` knows at a location inside it."""
-    for part in location:
-        if part in model.model_fields:
-            annotation: Any = model.model_fields[str(part)].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            model = next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)
-
-
 def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
-    """The problems in `params`, each with its key. For the entry `loss` the loss's module is imported and its settings
-    are checked as well."""
+    """The problems in `params`, each with its key. For the entries `recipe` and `loss` the files that they choose are
+    imported, and the values of their settings are checked as well."""
     found = [f"losses.{problem}" for problem in _unfit_losses(params)]
     found += [f"recipes.{name}.{problem}" for name, of in params.recipes.items() for problem in _contradictions(of)]
     try:
@@ -74,25 +35,10 @@ def problems(params: Params, recipe: str | None, loss: str | None) -> list[str]:
     if not found:
         if recipe and recipe not in params.recipes:
             found.append(f"recipes.{recipe}: there is no such recipe, add it or use one of {', '.join(params.recipes)}")
+        elif recipe:
+            found += [f"recipes.{recipe}.{problem}" for problem in choice_problems(params.recipes[recipe])]
         found += _loss_problems(params, loss) if loss else []
     return list(dict.fromkeys(found))
-
-
-@functools.cache
-def loss_keywords(file: str) -> dict[str, bool] | None:
-    """The keyword arguments of a loss, read from its file's text: name -> whether it must be given. None if the text
-    does not show them. Importing the file would take seconds, and would make it an input of every reader of the params
-    file."""
-    try:
-        tree = ast.parse(module_file("losses", file).read_text(encoding="utf-8"))
-    except (BadInputError, SyntaxError, ValueError, OSError):
-        return None
-    for loss in tree.body:
-        for method in loss.body if isinstance(loss, ast.ClassDef) and loss.name == "Loss" else ():
-            if isinstance(method, ast.FunctionDef) and method.name == "__init__" and not method.args.kwarg:
-                names = (argument.arg for argument in method.args.kwonlyargs)
-                return {name: default is None for name, default in zip(names, method.args.kw_defaults, strict=True)}
-    return None
 
 
 def _unfit_losses(params: Params) -> Iterator[str]:
@@ -100,16 +46,16 @@ def _unfit_losses(params: Params) -> Iterator[str]:
     axes = set().union(*(table.rows for table in params.tables.values()))
     for name in params.losses:
         file, settings = params.loss(name)
-        try:
-            module_file("losses", str(file))
-        except BadInputError as error:
-            yield f"{name}: {error}"
-            continue
-        keywords = loss_keywords(str(file))
-        if keywords is not None:
-            yield from (f"{name}.{key}: {unknown(key, keywords)}" for key in settings if key not in keywords)
-            missing = {key for key, needed in keywords.items() if needed} - settings.keys() - axes
-            yield from (f"{name}.{key}: this key is missing, add it" for key in keywords if key in missing)
+        yield from (f"{name}{problem}" for problem in key_problems("loss", str(file), settings, axes))
+        yield from (f"{name}.{key}: {problem}" for key, value in settings.items() if (problem := _unfit_value(value)))
+
+
+def _unfit_value(value: Any) -> str:
+    """Why no setting can have a value, or a part of it; empty if it can. A key has to be the same in every JSON."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"a setting is a finite number, found {value}"
+    return next((problem for part in parts if (problem := _unfit_value(part))), "")
 
 
 def _table_problems(params: Params, table: Table) -> Iterator[str]:
@@ -133,6 +79,10 @@ def _table_problems(params: Params, table: Table) -> Iterator[str]:
     stems = [f"{recipe}_" if recipe else "" for recipe in axes.get("recipe", [""])]
     recipes = {f"{stem}{dataset}" for stem in stems for dataset in table.datasets}
     yield from (f": {of} has no recipe, add recipes.{of}" for of in sorted(recipes - set(params.recipes)))
+    if not recipes - set(params.recipes):
+        metrics = [(of, file) for of in params.recipes_of(table) for file, _ in of.metrics_by_name()]
+        given = sorted({name for of, file in metrics if file in files("metric") for name in of.numbers(file)})
+        yield from (f".columns: {name}: {unknown(name, given)}" for name in table.columns or () if name not in given)
     yield from _axis_problems(params, table, entries & set(params.losses))
     for of in sorted(recipes & set(params.recipes)):
         yield from (f".rows{problem}" for problem in _variant_problems(params.recipes[of], of, axes))
@@ -140,18 +90,19 @@ def _table_problems(params: Params, table: Table) -> Iterator[str]:
 
 def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[str]:
     """Axes that neither recipes nor losses have, axes that both have, and values that an axis cannot have."""
-    special = ("loss", "recipe", *SUBSETS)
-    known = {*special, *(field for recipe in params.recipes.values() for field in type(recipe).model_fields)}
-    of_entry = {entry: loss_keywords(str(params.loss(entry)[0])) for entry in sorted(losses)}
+    known = {"loss", "recipe", *SUBSETS, *Recipe.model_fields}
+    of_entry = {entry: arguments("loss", str(params.loss(entry)[0])) for entry in sorted(losses)}
     keywords = {entry: found for entry, found in of_entry.items() if found is not None}
     for key, values in table.rows.items():
         without = [entry for entry, found in keywords.items() if key not in found]
         nearest = difflib.get_close_matches(key, [*known, *(name for found in keywords.values() for name in found)], 1)
         if key in known and len(without) < len(keywords):
             yield f".rows.{key}: a loss also has this key and the rows would not set it, name entries of losses instead"
-        elif key not in known and without and (key in nearest or not nearest):
+        elif key in Recipe.MOVED and without:
+            yield f".rows.{key}: {moved_to(Recipe.MOVED[key])}"
+        elif key not in known and not is_recipe_key(key) and without and (key in nearest or not nearest):
             yield f".rows.{key}: {', '.join(without)} and recipes have no such key"
-        elif key not in known and without:
+        elif key not in known and not is_recipe_key(key) and without:
             yield f".rows.{key}: unknown key, did you mean {nearest[0]}?"
         if key not in ("loss", "recipe"):
             yield from (f".rows.{key}: {problem}" for value in values if (problem := _changed_on_the_way(value)))
@@ -180,14 +131,22 @@ def _changed_on_the_way(value: str | int | float) -> str:
     return "" if read == value else f"{value!r} would be read as {read!r}, choose another value"
 
 
+def with_values(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """A recipe with other values of some keys, of which nested ones have paths. Raises `ValidationError`."""
+    content: Any = recipe.model_dump()
+    for key, value in values.items():
+        content = replaced(content, key, value)
+    return Recipe.model_validate(content)
+
+
 def _variant_problems(recipe: Recipe, name: str, axes: dict[str, list[str | int | float]]) -> Iterator[str]:
     """The problems of a recipe after a table's rows have changed it. Each problem begins with a dot or a colon."""
     model = type(recipe)
-    changed = {key: values for key, values in axes.items() if key in model.model_fields}
+    changed = {key: values for key, values in axes.items() if is_recipe_key(key)}
     for combination in itertools.product(*changed.values()):
         values = dict(zip(changed, combination, strict=True))
         try:
-            variant = model.model_validate(recipe.model_dump() | values)
+            variant = with_values(recipe, values)
         except ValidationError as error:
             yield from (f".{line}" for line in problem_lines(error, "", model))
         else:
@@ -200,7 +159,13 @@ def _contradictions(recipe: Recipe) -> list[str]:
     found = []
     if 1 not in recipe.recall_at:
         found.append("recall_at: 1 is missing, the best test epoch is chosen by Recall@1")
-    for key in ("head_only_epochs", "decay_epochs", "evaluated_epochs"):
+    for place, name, settings in recipe.choices():
+        found += [f"{place}{problem}" for problem in key_problems(room_of(place), chosen_file(name), settings)]
+    for name, settings in recipe.metrics_by_name():
+        found += [f"metrics.{name}{problem}" for problem in key_problems("metric", name, settings)]
+    if "recall" not in dict(recipe.metrics_by_name()):
+        found.append("metrics: recall is missing, the best test epoch is chosen by Recall@1")
+    for key in ("head_only_epochs", "evaluated_epochs"):
         epochs = getattr(recipe, key)
         late = [epoch for epoch in epochs if epoch > recipe.epochs] if isinstance(epochs, list) else []
         if late:
@@ -210,17 +175,16 @@ def _contradictions(recipe: Recipe) -> list[str]:
         found.append(f"evaluated_epochs: none of the {recipe.epochs} epochs is evaluated")
     if recipe.samples_per_class and recipe.batch_size % recipe.samples_per_class:
         found.append(f"samples_per_class: {recipe.samples_per_class} does not divide the batch_size")
-    if recipe.smallest_crop is not None and recipe.shift:
-        found.append("shift: images that are cropped at random cannot also be shifted, use 0")
-    if recipe.shift >= recipe.input_size:
-        found.append(f"shift: {recipe.shift} pixels move an image of {recipe.input_size} out of itself, use fewer")
-    if recipe.decoded_size is not None and recipe.smallest_crop is None:
-        found.append("decoded_size: without smallest_crop, images keep their size and are not shrunk, use null")
-    elif recipe.decoded_size is not None and recipe.decoded_size < max(recipe.input_size, recipe.test_resize):
+    if recipe.test_fit == "crop" and recipe.test_resize is None:
+        found.append("test_resize: this key is missing, add it, or use another test_fit than crop")
+    elif recipe.test_fit != "crop" and recipe.test_resize is not None:
+        found.append(f"test_resize: with the test_fit {recipe.test_fit} it has no effect, remove it")
+    largest = max(recipe.input_size, recipe.test_resize or 0)
+    if recipe.decoded_size is not None and recipe.test_fit == "stored":
+        found.append("decoded_size: with the test_fit stored, images keep their size and are not shrunk, use null")
+    elif recipe.decoded_size is not None and recipe.decoded_size < largest:
         found.append("decoded_size: it is less than input_size or test_resize, so images would be enlarged again")
-    if recipe.test_fit != "crop" and recipe.smallest_crop is None:
-        found.append("test_fit: without smallest_crop, images keep their size and are not fitted, use crop")
-    if recipe.test_resize < recipe.input_size:
+    if recipe.test_resize is not None and recipe.test_resize < recipe.input_size:
         found.append("test_resize: it is less than input_size, which is cropped out of the middle")
     if recipe.weights and not recipe.pretrained:
         found.append("pretrained: it is false, but weights are given: use true, or remove weights")
@@ -229,30 +193,30 @@ def _contradictions(recipe: Recipe) -> list[str]:
     try:
         module_file("networks.backbones", recipe.backbone.partition("/")[0])
     except BadInputError as error:
-        found.append(f"backbone: {error}")
+        found.append(f"backbone: {error}, or a network of the library timm as timm/{recipe.backbone}")
     return found
 
 
-def _settings_model(loss: type) -> type[BaseModel]:
-    """A model of a loss's keyword arguments."""
-    fields: dict[str, Any] = {
-        argument.name: (argument.annotation, ... if argument.default is argument.empty else argument.default)
-        for argument in inspect.signature(loss).parameters.values()
-        if argument.kind is argument.KEYWORD_ONLY
+def problems_of(recipe: Recipe) -> list[str]:
+    """All problems of one recipe. The files that it chooses are imported and tried if there is no other problem."""
+    return _contradictions(recipe) or choice_problems(recipe)
+
+
+def choice_problems(recipe: Recipe) -> list[str]:
+    """The problems of the values in what a recipe chooses by name. The chosen files are imported and tried."""
+    tried: dict[str, tuple[Any, ...]] = {
+        "optimiser": ([{"params": []}],),
+        "schedule": (recipe.epochs, 1),
+        "augment": (recipe.input_size,),
     }
-    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    return create_model("LossSettings", __config__=strict, **fields)
-
-
-def loss_problems(file: str, settings: dict[str, Any], place: str) -> list[str]:
-    """The problems of settings for a loss file of pipeline/losses. The file is imported. `place` says where the
-    settings are."""
-    model = _settings_model(submodule("losses", file).Loss)
-    try:
-        model.model_validate(settings)
-    except ValidationError as error:
-        return problem_lines(error, place, model)
-    return []
+    found = []
+    for place, name, settings in recipe.choices():
+        found += value_problems(room_of(place), name, settings, place, tried[room_of(place)])
+    for name, settings in recipe.metrics_by_name():
+        found += value_problems("metric", name, settings, f"metrics.{name}")
+    crops = [] if found else [hasattr(chosen("augment", of["name"]), "boxes") for of in recipe.augment]
+    late = [f"augment.{place}: {recipe.augment[place]['name']} comes first" for place, of in enumerate(crops) if of]
+    return found + [problem for problem in late if not problem.startswith("augment.0:")]
 
 
 def _loss_problems(params: Params, name: str) -> list[str]:
@@ -260,10 +224,10 @@ def _loss_problems(params: Params, name: str) -> list[str]:
     if name not in params.losses:
         return [f"losses.{name}: there are no settings, add them or use one of {', '.join(params.losses)}"]
     file, settings = params.loss(name)
-    wrong = loss_problems(file, settings, f"losses.{name}")
-    if wrong:
+    wrong = value_problems("loss", file, settings, f"losses.{name}")
+    model = settings_model(chosen("loss", file))
+    if wrong or model is None:
         return wrong
-    model = _settings_model(submodule("losses", file).Loss)
     found = []
     for table_name, table in params.tables.items():
         losses = [str(loss) for loss in table.rows.get("loss", [table.loss])]

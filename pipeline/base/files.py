@@ -1,17 +1,14 @@
 """Errors that a user can fix, modules by name, files that are either whole or absent, and hashes of files."""
 
-import codecs
 import errno
-import gc
+import faulthandler
 import glob
 import hashlib
 import importlib
-import io
 import json
 import os
 import pkgutil
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +17,6 @@ from typing import Any
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of the system if a disk, a quota or a size limit is full."""
-NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""Error numbers of the system if a file may not be read or written."""
-
-ROOM_FOR_DVC = 64 * 2**20
-"""Bytes that must be free before and after a DVC stage. If the disk has no room for DVC's record of a stage, DVC
-truncates dvc.lock, and then no stage runs any more (seen with 3.67.1). Records and small outputs need a tenth of it."""
 
 
 class BadInputError(Exception):
@@ -41,83 +32,38 @@ def module_file(package: str, name: str) -> Path:
         return folder / f"{name}.py"
     names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
     if name not in names:
-        raise BadInputError(f"there is no file {name}.py in pipeline/{folder.name}: choose one of {', '.join(names)}")
+        room = f"pipeline/{package.replace('.', '/')}"
+        raise BadInputError(f"there is no file {name}.py in {room}: choose one of {', '.join(names)}")
     return folder / f"{name}.py"
 
 
 def submodule(package: str, name: str) -> ModuleType:
-    """The module pipeline.`package`.`name`, such as one of the losses. Raises `BadInputError` for an unknown name."""
+    """The module pipeline.`package`.`name`, such as one of the losses. Raises `BadInputError` for an unknown name, and
+    for a file that is not Python."""
     module_file(package, name)
-    return importlib.import_module(f"pipeline.{package}.{name}")
-
-
-def check_room() -> None:
-    """Raise `OSError` if DVC runs this stage and the disk has no room for DVC's record of it."""
-    if "DVC_STAGE" in os.environ and shutil.disk_usage(".").free < ROOM_FOR_DVC:
-        raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", str(Path.cwd()))
-
-
-IN_ASCII = {"±": "+-", "–": "-", "…": "..."}
-"""What is printed instead of our own signs if the terminal cannot show them."""
-
-
-def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """A handler for `codecs.register_error`: ASCII text instead of signs that the encoding of a terminal or pipe lacks,
-    and the position to go on from."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    signs = error.object[error.start : error.end]
-    return "".join(IN_ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
-
-
-codecs.register_error("pipeline.ascii", _in_ascii)
-
-
-def print_in_any_encoding() -> None:
-    """Make `print` work on stdout and stderr in any encoding. Signs that the encoding lacks are replaced. Files are
-    UTF-8 whatever the terminal's encoding is."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="pipeline.ascii")
-
-
-def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's `main` on a terminal of any encoding, and turn errors into exit codes.
-
-    - Bad input: one line on stderr and exit code 2.
-    - A full disk, or a file that may not be written: one line on stderr and exit code 1.
-    - Ctrl-C: exit code 130.
-    - A closed pipe (`| head`): exit code 141.
-    - Any other failure: its traceback and exit code 1.
-    """
-    print_in_any_encoding()
     try:
-        check_room()
-        main()
-        sys.stdout.flush()
-        check_room()
-    except BadInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # Text that is still in the buffer would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            print(f"error: no room to write ({error}): free some space and run the stage again", file=sys.stderr)
-        elif error.errno in NOT_ALLOWED:
-            print(f"error: {error}: allow it, and run the stage again", file=sys.stderr)
-        else:
-            raise
-        sys.exit(1)
+        return importlib.import_module(f"pipeline.{package}.{name}")
+    except SyntaxError as error:
+        raise BadInputError(f"{error.filename} line {error.lineno}: {error.msg}: correct this file") from None
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """End the process, with the stack of all threads and exit code 1, if the block takes longer. It is for native code
+    that may wait for ever, in which Python can do nothing."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
     finally:
-        # Without this, the interpreter's last garbage collections go through all that torch imported: most of a second
-        # for every stage.
-        gc.freeze()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def elsewhere() -> str:
+    """A sentence for errors in a folder that is not a project's, such as a notebook's; otherwise empty."""
+    if Path("dvc.yaml").is_file() or Path("params.yaml").is_file():
+        return ""
+    project = Path(__file__).parents[2]
+    return f"\n{Path.cwd()} is not the project's folder, and all paths are meant from there: cd {project}"
 
 
 def remove(path: Path) -> None:
@@ -139,39 +85,102 @@ def _runs(process: str) -> bool:
     return True
 
 
-def replaceable(path: Path, mark: str | None) -> None:
-    """Raise `BadInputError` unless a folder can replace `path` without a loss of data. That is so if `path` is absent,
-    is an empty folder, or is a folder with a file named `mark`, which shows that the stage itself made the folder."""
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 and so on that does not exist."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+Foreign = Callable[[Path], Path | None]
+"""A function that reads what is at a path, a file or a folder that is not empty. It gives the first file or folder
+there that this project did not make, known by content and not by name; None if all of it is ours."""
+
+
+def all_of_it(path: Path) -> Path | None:
+    """A `Foreign` for outputs of which nothing is replaced."""
+    return path
+
+
+def replaceable(path: Path, foreign: Foreign = all_of_it) -> None:
+    """Raise `BadInputError` unless `path` can be written without a loss of data: it is absent, an empty folder, or all
+    of it is ours."""
     if path.is_symlink():
-        raise BadInputError(f"{path} is a symbolic link and is not replaced: remove it, or name another folder")
-    if path.is_dir() and (not any(path.iterdir()) or (mark and (path / mark).is_file())):
+        raise BadInputError(f"{path} is a symbolic link and is not replaced: remove it, or name another place")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if path.exists():
+    # Devices and pipes are not read: some never end.
+    if (found := foreign(path) if path.is_file() or path.is_dir() else path) is not None:
         kind = "folder" if path.is_dir() else "file"
-        raise BadInputError(f"{path} is a {kind} that this stage did not make and does not replace: name another place")
+        because = f", because of {found}" if found != path else ""
+        raise BadInputError(
+            f"{path} is a {kind} that this stage did not make and does not replace{because}: name another place, or "
+            "move it away"
+        )
+
+
+LONGEST_NAME = 180
+"""The most bytes of the name of an output. File systems take 255, and temporary names are longer."""
+
+NO_OUTPUTS = (Path(".git"), Path(".dvc"), Path("data/store"))
+"""Folders in which nobody may name an output."""
+
+
+def check_output(option: str, path: Path, foreign: Foreign = all_of_it) -> None:
+    """Check, before any work, a place that a command line names for an output. Raises `BadInputError` if it cannot be
+    written, if that would replace something that is not ours (see `replaceable`), or if it is inside a folder that
+    only this project, git or DVC writes."""
+    said = f"{option} {str(path)!r}" if not str(path).isprintable() else f"{option} {path}"
+    if "\0" in str(path) or len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise BadInputError(f"{said}: a name has at most {LONGEST_NAME} bytes, none of them zero")
+    try:
+        above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), Path("/"))
+        real = path.parent.resolve() / path.name
+    except (OSError, RuntimeError) as error:
+        raise BadInputError(f"{said} cannot be written: {error}") from None
+    if not above.is_dir():
+        raise BadInputError(f"{said}: {above} is not a folder: name another place")
+    replaceable(path, foreign)
+    for folder in NO_OUTPUTS:
+        if real.is_relative_to(folder.resolve()):
+            raise BadInputError(f"{said} is inside {folder}, where nothing else may be: name another place")
+
+
+def _sibling(path: Path, process: str, old: str = "") -> Path:
+    """The temporary sibling of `path` to which a process writes, or with ".old" moves what was there. The last digits
+    of the name are a hash of the others, so that nothing of a person's has such a name by chance."""
+    name = f".{path.name}.{process}{old}"
+    return path.with_name(f"{name}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}.partial")
 
 
 @contextmanager
-def whole(path: Path, mark: str | None = None) -> Iterator[Path]:
+def whole(path: Path, foreign: Foreign = all_of_it) -> Iterator[Path]:
     """Yield a temporary sibling of `path`, to which the block writes a file or a folder.
 
     If the block ends without an error, the sibling is renamed to `path`; otherwise it is removed. `path` therefore
-    never holds a partial file or folder. A folder replaces only what `replaceable` allows, by its `mark`. Leftovers of
-    killed processes (temporary siblings whose process no longer runs) are removed first.
+    never holds a partial file or folder. A folder replaces only what is `replaceable`, which is checked before and
+    after the block; a file replaces any file. Leftovers of killed processes (temporary siblings whose process no
+    longer runs) are removed first.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.is_dir():
+        replaceable(path, foreign)
+    process = str(os.getpid())
+    temporary = _sibling(path, process)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        process = left.name.removeprefix(f".{path.name}.").split(".")[0]
-        if left == temporary or not _runs(process):
+        writer, *rest = left.name.removeprefix(f".{path.name}.").split(".")
+        ours = left == _sibling(path, writer, ".old" if rest[:1] == ["old"] else "")
+        if ours and (left == temporary or not _runs(writer)):
             remove(left)
     try:
         yield temporary
         if temporary.is_dir():
-            replaceable(path, mark)
+            replaceable(path, foreign)
             if path.exists():
                 # Move the old folder aside first, because no folder can be renamed to one that is not empty.
-                aside = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
+                aside = _sibling(path, process, ".old")
                 path.replace(aside)
                 temporary.replace(path)
                 remove(aside)
@@ -181,6 +190,8 @@ def whole(path: Path, mark: str | None = None) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
+        if isinstance(error, FileNotFoundError) and error.filename == str(temporary):  # such as in /proc
+            raise BadInputError(f"{path}: no file can be made in {path.parent}: name another place") from None
         if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
             error.filename = str(path)
         remove(temporary)
@@ -204,7 +215,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: run `dvc repro`, or the stage that writes it") from None
-    except ValueError as error:
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read ({error.strerror}): move it away and run `dvc repro`") from None
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path} is not JSON ({error}): remove it and run `dvc repro`") from None
 
 

@@ -7,12 +7,16 @@ the same command line on every machine. Of all these settings only the kind of d
 import os
 import re
 import shlex
+from argparse import ArgumentTypeError
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator
 
-from pipeline.base.names import each_once
+from pipeline.base.choices import arguments
+from pipeline.base.files import BadInputError, module_file
+from pipeline.base.names import each_once, shortened
+from pipeline.base.problems import unknown
 from pipeline.base.yaml_files import parse_yaml
 
 MOST_WORKERS = 1024
@@ -27,11 +31,23 @@ def _gpus(value: Any) -> Any:
     raise ValueError("write all, a number of GPUs, or a list of their ids, such as [0, 2]")
 
 
+OWN_OPTIONS = {
+    "array": "a", "chdir": "D", "output": "o", "error": "e", "open-mode": "", "signal": "", "job-name": "J",
+    "requeue": "", "no-requeue": "", "parsable": "", "wait": "W", "test-only": "", "wrap": "",
+}  # fmt: skip
+"""Options of sbatch that the engine sets itself, or that would break its waiting: long name -> short name."""
+
+
 def _options(value: str) -> str:
-    words = shlex.split(value)
-    wrong = [word for word in words if not word.startswith("-") or "\n" in word]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is no option: write options as --NAME=VALUE, with spaces between them")
+    for word in shlex.split(value):
+        if not re.match("-[A-Za-z]|--[a-z]", word) or "\n" in word:
+            raise ValueError(f"{word} is no option: write options as --NAME=VALUE, with spaces between them")
+        name = word[2:].partition("=")[0]
+        # sbatch takes every beginning of a long option that no other option has.
+        own = [known for known in OWN_OPTIONS if word.startswith("--") and len(name) > 2 and known.startswith(name)]
+        own += [known for known, short in OWN_OPTIONS.items() if short and word[1] == short]
+        if own:
+            raise ValueError(f"the engine sets --{own[0]} itself: leave {word} out")
     return value
 
 
@@ -44,6 +60,13 @@ def _address(value: str) -> str:
 def _place(value: str) -> str:
     if "://" not in value and not re.match(r"[/~$]", value):
         raise ValueError(f"{value} means another place on each machine: write an absolute path or an address")
+    return value
+
+
+def _engine(value: str) -> str:
+    if arguments("engine", value) is None:
+        known = [file.stem for file in sorted(module_file("engines", "local").parent.glob("*.py"))]
+        raise ValueError(f"choose among {', '.join(name for name in known if arguments('engine', name) is not None)}")
     return value
 
 
@@ -61,8 +84,9 @@ class Machine(BaseModel):
     """The number of processes of each run that load images; 0 loads them in the training process."""
     tensorboard: bool = False
     """Whether the histories of runs in progress are also written for TensorBoard, under data/tensorboard."""
-    engine: Literal["local", "slurm", "ray"] = "local"
-    """What starts the workers that do the runs: this machine, SLURM, or Ray."""
+    engine: Annotated[str, AfterValidator(_engine)] = "local"
+    """What starts the workers that do the runs: a file of pipeline/engines with a function `work`, such as local, which
+    is this machine, slurm or ray."""
     gpus: Annotated[str | int | list[str], PlainValidator(_gpus)] = "all"
     """The GPUs to use on the machine that a worker runs on: all, a number of GPUs, or a list of ids (numbers, or UUIDs
     as `nvidia-smi -L` prints them)."""
@@ -85,6 +109,39 @@ class Machine(BaseModel):
     checkpoints: Annotated[str, Len(1, 1000), AfterValidator(_place)] | None = None
     """The place to which checkpoints of runs in progress are copied, as an fsspec address, such as "s3://bucket/folder"
     or "/mnt/common". A run resumes from there on a machine that has not seen it before."""
+
+
+def workers(text: str) -> int:
+    """The number of loader processes from a command line, for argparse."""
+    if re.fullmatch("[0-9]{1,9}", text) and int(text) <= MOST_WORKERS:
+        return int(text)
+    raise ArgumentTypeError(f"give a whole number from 0 to {MOST_WORKERS}, not {shortened(text)}")
+
+
+OTHERS = {
+    "PIPELINE_INSTRUCTIONS": ("portable|native", "write portable or native"),
+    "PIPELINE_MIRRORS": (r".*", ""),
+    "PIPELINE_TIMEOUT": (r".*", ""),
+    "PIPELINE_IMAGE": (r".*", ""),
+    "PIPELINE_WORKER": ("[0-9]{1,9}", "write a whole number, the worker's own"),
+    "PIPELINE_SHARED_BY": ("[1-9][0-9]{0,8}", "write the number of workers that share a GPU"),
+}
+"""The environment variables that are no keys of `machine`: name -> the values that it takes, as a regular expression,
+and what to do about others. Those that take everything are checked where they are used, or only noted."""
+
+
+def check_variables() -> None:
+    """Raise `BadInputError` if an environment variable of this project has an unknown name or an impossible value.
+    Values of `machine` are checked with the params file that they change."""
+    known = [*OTHERS, *map(variable, Machine.model_fields)]
+    problems = []
+    for name in sorted(name for name in os.environ if name.startswith("PIPELINE_")):
+        if name not in known:
+            problems.append(f"{shortened(name)[1:-1]}: {unknown(name, known)}, or unset it")
+        elif name in OTHERS and not re.fullmatch(OTHERS[name][0], os.environ[name], re.S):
+            problems.append(f"{name}: {OTHERS[name][1]}, found {shortened(os.environ[name])}")
+    if problems:
+        raise BadInputError("\n  ".join(["environment variables:", *problems]))
 
 
 def variable(key: str) -> str:

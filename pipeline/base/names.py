@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator
 
+from pipeline.base.files import BadInputError
+
 Value = TypeVar("Value")
 
 LONGEST = 64
@@ -49,6 +51,14 @@ def name_problem(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         return "a name has only the letters a-z and A-Z, digits, _ and -, and does not begin with -"
     return ""
+
+
+def checked_name(kind: str, name: str) -> str:
+    """`name`, the name of a grid, dataset or the like from a command line, unchanged. Raises `BadInputError` if nothing
+    can have this name."""
+    if problem := name_problem(name):
+        raise BadInputError(f"{shortened(name)} cannot be the name of a {kind}: {problem}")
+    return name
 
 
 def folder_name(values: Sequence[Any]) -> str:
@@ -115,3 +125,14 @@ def _plain(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_plain)]
+
+
+def _line(text: str) -> str:
+    # Not printable are also the signs that turn the direction of the text after them.
+    if not text.strip() or not text.isprintable():
+        raise ValueError("give one line of text, without signs that cannot be printed")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_line)]
+"""One line that a page shows: a title, a source or a note."""

@@ -1,16 +1,21 @@
 """Where and when something was made: revision, machine, time. What decided its bytes is in the run's record instead."""
 
+import functools
 import os
 import platform
 import re
 import resource
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.base.environment import held
+from pipeline.base.gpu import driver_version, gpu_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,33 +40,59 @@ def _revision() -> dict[str, Any]:
     return {"revision": (_git("rev-parse", "HEAD") or "").strip() or None, "clean": not changed, "changed": changed}
 
 
-def _cpu() -> str:
+FLAGS = re.compile(r"sse4_2|avx.*|fma|f16c|bmi2|amx_.*|neon|asimd|sve.*")
+"""Instructions that kernels may choose by; their names are Linux's."""
+
+
+def _cpu() -> dict[str, Any]:
+    """The name of the processor, which of the maker's models it is, and the instructions that kernels may choose by.
+    Cloud machines give many models one name."""
     try:
-        found = re.search(
-            r"^model name\s*:\s*(.+)$",
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"),
-            re.MULTILINE,
-        )
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        text = ""
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    found = {name.strip(): value.strip() for name, _, value in lines}
+    flags = found.get("flags") or found.get("Features") or ""
+    return {
+        "cpu": found.get("model name") or platform.processor() or platform.machine(),
+        "cpu_model": {key: found[key] for key in ("vendor_id", "cpu family", "model", "stepping") if key in found},
+        "cpu_flags": sorted(filter(FLAGS.fullmatch, flags.split())),
+    }
+
+
+@functools.cache
+def machine(device: torch.device) -> dict[str, Any]:
+    """What may decide a result's last bits and is in no key: the processor, and the GPU with its model, driver and
+    cuDNN, or None for a CPU."""
+    gpu = None
+    if device.type == "cuda":
+        gpu = {
+            "name": torch.cuda.get_device_name(device),
+            "driver": driver_version(),
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return {"cpu": _cpu()["cpu"], "cores": os.cpu_count(), "gpu": gpu}
+
+
+def worked_on(before: list[dict[str, Any]], here: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Every machine that has worked on a run, the last one last: those `before` and this one. If this one has another
+    GPU than the one before it, a line on stderr says so; `name` is the run's name in it."""
+    if before and before[-1]["gpu"] != here["gpu"]:
+        print(
+            f"{name}: earlier steps were taken on {gpu_text(before[-1]['gpu'])}, the next ones are taken on "
+            f"{gpu_text(here['gpu'])}: its last bits may differ from those of a run on one GPU, and its tables say so",
+            file=sys.stderr,
+        )
+    return [*(machine for machine in before if machine != here), here]
 
 
 def _gpu(device: torch.device) -> dict[str, Any] | None:
-    if device.type != "cuda":
+    """The GPU, and what was used of it."""
+    gpu: dict[str, Any] | None = machine(device)["gpu"]
+    if gpu is None:
         return None
-    driver = None
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        pass  # Not every container has nvidia-smi. The rest is still worth recording.
-    return {
-        "name": torch.cuda.get_device_name(device),
-        "driver": driver,
-        "cuda": torch.version.cuda,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
-    }
+    return gpu | {"cuda": torch.version.cuda, "peak_memory_bytes": torch.cuda.max_memory_allocated(device)}
 
 
 def gpu_joules(device: torch.device) -> float | None:
@@ -109,20 +140,25 @@ class Meter:
         return Spent(time.monotonic() - self.started, joules)
 
 
-def provenance(device: torch.device, spent: Spent, **more: Any) -> dict[str, Any]:
+def provenance(
+    device: torch.device, spent: Spent, machines: list[dict[str, Any]] | None = None, **more: Any
+) -> dict[str, Any]:
     """The content of made.json: revision, machine, and the time and energy `spent` in all. It differs each time that
-    something is made, so nothing is compared with it. `more` are additional entries."""
+    something is made, so nothing is compared with it. `machines` are all that worked on it, if there were others than
+    this one. `more` are additional entries."""
     return {
         "git": _revision(),
         "image": os.environ.get("PIPELINE_IMAGE"),
         "python": platform.python_version(),
         "machine": {
             "system": platform.platform(),
-            "cpu": _cpu(),
+            **_cpu(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": _gpu(device),
         },
+        "machines": machines or [machine(device)],
+        "environment": held(),
         "seconds": round(spent.seconds, 3),
         "gpu_joules": None if spent.gpu_joules is None else round(spent.gpu_joules),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from pipeline.base.files import BadInputError
+from pipeline.base.lists import listed
 from pipeline.data.decoding import BYTE_LIMIT
 
 READ_LIMIT = BYTE_LIMIT
@@ -27,6 +28,12 @@ FIX = "remove it and download it again"
 
 HEADER_LIMIT = 1 << 20
 """The most bytes between two members of a tar file, and after the last one. A long name takes a few thousand."""
+
+MOST_MEMBERS = 250_000
+"""The most members of an archive. The largest of the published ones has 120,000."""
+
+MOST_EMPTY = 20_000
+"""The most members without content, folders included. They cost time, and hardly any bytes."""
 
 GROWTH_LIMIT = 20
 """An archive may unpack to this many times its own size plus `MEMBER_LIMIT`. Images hardly shrink at all."""
@@ -109,8 +116,13 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     if not path.is_file():
         raise BadInputError(f"{path} is missing: run the download stage")
     budget = MEMBER_LIMIT + GROWTH_LIMIT * path.stat().st_size
+    empty = 0
     try:
-        for member in _zip(path) if path.suffix == ".zip" else _tar(path):
+        for count, member in enumerate(_zip(path) if path.suffix == ".zip" else _tar(path), 1):
+            empty += not member.size
+            if count > MOST_MEMBERS or empty > MOST_EMPTY:
+                most = f"{MOST_MEMBERS:,} members" if count > MOST_MEMBERS else f"{MOST_EMPTY:,} empty members"
+                raise BadInputError(f"{path} has more than {most}, which is absurd: {FIX}")
             name = member.name.removeprefix("./")
             parts = PurePosixPath(name).parts
             if not member.name or (member.kind == "file" and not parts) or member.size < 0:
@@ -164,8 +176,8 @@ def read_annotated(path: Path, annotated: dict[str, Record], source: str) -> Ite
         missing.discard(name)
         yield name, annotated[name], content
     if missing:
-        shown = "\n  ".join(sorted(missing)[:20]) + ("\n  …" if len(missing) > 20 else "")
-        raise BadInputError(f"{path} lacks {len(missing)} of the images that {source} names:\n  {shown}\n{FIX}")
+        shown = listed(sorted(missing), path.parent.with_name(f"{path.parent.name}.missing.txt"))
+        raise BadInputError(f"{path} lacks {len(missing):,} of the images that {source} names:{shown}\n{FIX}")
 
 
 def rows(text: bytes, source: str, columns: int, skip: int = 0) -> Iterator[list[str]]:

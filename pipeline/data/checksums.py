@@ -26,9 +26,13 @@ HEAD = """\
 def pins() -> dict[str, str]:
     """The content of `data/checksums`: path under `data` -> SHA-256. A path such as `splits/cub/train`, without a
     suffix, has a manifest's fingerprint. Raises `BadInputError` for a line of another form."""
-    if not CHECKSUMS.exists():
+    if not os.path.lexists(CHECKSUMS):
         return {}
-    lines = [line for line in CHECKSUMS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    try:
+        text = CHECKSUMS.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        raise BadInputError(f"{CHECKSUMS} is a link to nothing, or no text in UTF-8: put it back from git") from None
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     for line in lines:
         if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
             raise BadInputError(f"{CHECKSUMS}: the line {line!r} is not a SHA-256, two spaces and a path: fix it")
@@ -51,6 +55,21 @@ def write_sums(folder: Path, files: Iterable[Path]) -> None:
     """Write the SHA-256 of `files`, which are in `folder` or elsewhere under data, to the folder's SHA256SUMS."""
     lines = (f"{sha256(path)}  {os.path.relpath(path, folder)}\n" for path in files)
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="")
+
+
+def foreign(folder: Path) -> Path | None:
+    """The first file in `folder` that is not what the folder's SHA256SUMS says; None if there is no such file. A stage
+    may replace the folder then, because it made all of it: a `files.Foreign`."""
+    try:
+        sums = read_sums(folder, "")
+    except BadInputError:
+        return folder
+    for path in sorted(folder.iterdir()):
+        if path.name == SUMS:
+            continue
+        if path.is_symlink() or not path.is_file() or sha256(path) != sums.get(path.name):
+            return path
+    return None
 
 
 def read_sums(folder: Path, again: str) -> dict[str, str]:

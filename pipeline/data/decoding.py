@@ -12,6 +12,7 @@ point are refused, because nothing says which of their numbers is white.
 
 import io
 import logging
+import re
 import warnings
 
 import numpy as np
@@ -65,16 +66,74 @@ def decode(encoded: bytes, channels: int, orientation: int = 1, least: int = 0) 
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def check(encoded: bytes, upright: bool = False) -> tuple[int, int, int]:
-    """Decode an image as training will, in colour and in grey; return its width, height and EXIF orientation.
+def check(encoded: bytes, upright: bool = False) -> tuple[int, int, int, str]:
+    """Decode an image as training will, in colour and in grey; return its width, height and EXIF orientation, and what
+    the decoder says if pixels are lost (see `lost_pixels`).
 
     With `upright`, width and height are those of the turned image, in pixels. Raises `ValueError` as `decode` does.
     """
     orientation = _orientation(encoded)
-    pixels = decode(encoded, 3, orientation if upright else 1)
+    pixels, lost = None if upright else _by_simplejpeg(encoded, 0), ""
+    if pixels is None:
+        pixels = decode(encoded, 3, orientation if upright else 1)
+        lost = lost_pixels(encoded)
     if not _is_jpeg(encoded):
         decode(encoded, 1)  # A JPEG file needs no second check, because its grey is made from its RGB.
-    return pixels.shape[1], pixels.shape[0], orientation
+    return pixels.shape[1], pixels.shape[0], orientation, lost
+
+
+STRAY = 16
+"""The most bytes between the pixels and the end of a JPEG file that are taken for padding. If pixels are damaged, many
+more are left over: the decoder reads on at a wrong place, and has all pixels too early."""
+
+LOST = re.compile(
+    "extraneous bytes before marker|premature end of data segment|Premature end of JPEG file|bad Huffman code|"
+    "found marker .* instead of RST|Inconsistent progression sequence"
+)
+"""What libjpeg says if it made up pixels, or shifted them. Its other warnings are harmless."""
+
+
+def lost_pixels(encoded: bytes) -> str:
+    """What libjpeg says of a JPEG file that it reads, but not all pixels of it; empty for other files.
+
+    Three kinds of damage are harmless, because every pixel is there: stray bytes between the segments of the header, up
+    to `STRAY` of them before the end, and a lacking mark of the end. A file is harmless if it decodes without a warning
+    after they are corrected. Damage after which the decoder finds the right number of pixels by chance is not noticed.
+    """
+    said = _warning(encoded)
+    said = _warning(_corrected(encoded)) if said else ""
+    at_end = re.search("([0-9]+) extraneous bytes before marker 0xd9", said)
+    return "" if at_end and int(at_end[1]) <= STRAY else said
+
+
+def _warning(encoded: bytes) -> str:
+    """libjpeg's warning on a JPEG file, if it means that pixels are lost; otherwise empty."""
+    if not _is_jpeg(encoded):
+        return ""
+    try:
+        colours = simplejpeg.decode_jpeg_header(encoded)[2]
+        simplejpeg.decode_jpeg(encoded, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY")
+    # This includes KeyError, for samplings without a name; what cannot be decoded at all is an error elsewhere.
+    except Exception as error:
+        return _reason(error) if LOST.search(str(error)) else ""
+    return ""
+
+
+def _corrected(encoded: bytes) -> bytes:
+    """A JPEG file without stray bytes between the segments before its first scan, and with a mark of its end."""
+    segments, place = [encoded[:2]], 2
+    while 0 <= (place := encoded.find(b"\xff", place)) < len(encoded) - 4:
+        marker = encoded[place + 1]
+        if marker == 0xDA:
+            break
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # no segment with a length
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(encoded[place + 2 : place + 4])
+        segments.append(encoded[place:end])
+        place = end
+    ended = encoded.rstrip(b"\0").endswith(b"\xff\xd9")
+    return b"".join([*segments, encoded[max(place, 0) :], b"" if ended else b"\xff\xd9"])
 
 
 def _is_jpeg(encoded: bytes) -> bool:

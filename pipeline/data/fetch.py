@@ -111,7 +111,7 @@ def _download(file: File, target: Path, pinned: str | None) -> dict[str, str]:
                 begun = vouched and isinstance(source, str) and output.seek(0, os.SEEK_END) > 0
                 for resumed in (begun, False):
                     if isinstance(source, str):
-                        Transfer(source, output, file.name, file.size, vouched).run()
+                        Transfer(source, output, file.name, file.size, vouched, file.at_most).run()
                     else:
                         unpack(source, output)
                     found = _digests(partial)

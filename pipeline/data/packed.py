@@ -11,32 +11,25 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from pipeline.base.files import BadInputError
+from pipeline.base.lists import listed
 from pipeline.data import decoding
 from pipeline.data.checksums import write_sums
+from pipeline.data.groups import FILE as GROUPS
+from pipeline.data.groups import write_groups
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import Entry, read_index, write_index
 
 ORIGINALS = "originals.csv"
 """The file with lines `name,original`, for a dataset whose images have other names here than in the archives."""
 
-SHOWN = 20
-"""The most images that an error names. If more are broken, the convert stage writes them all to a file."""
-
-
-class BrokenImagesError(BadInputError):
-    """Images that cannot be used. `problems` has a line for each of them; the message has the first `SHOWN`."""
-
-    def __init__(self, problems: list[str]):
-        self.problems = problems
-        more = [f"… and {len(problems) - SHOWN:,} more"] if len(problems) > SHOWN else []
-        lines = [f"images that cannot be used, fix or replace them: {len(problems):,}", *problems[:SHOWN], *more]
-        super().__init__("\n  ".join(lines))
+LIST = ".broken.txt"
+"""The end of the name of the file beside the packed folder that names all images that are broken, if they are many."""
 
 
 class SourceImage(NamedTuple):
@@ -44,7 +37,8 @@ class SourceImage(NamedTuple):
 
     Images are sorted by `order`; images with equal `order` keep the order in which they are yielded. `problem` says why
     the bytes could not be read; the image is then listed together with those that cannot be decoded. `original` is the
-    file's name in the published archive, if it differs from `name`.
+    file's name in the published archive, if it differs from `name`. `group` is what the image shares with others apart
+    from its class (pipeline/data/groups.py); all images have one, or none.
     """
 
     name: str
@@ -55,39 +49,60 @@ class SourceImage(NamedTuple):
     order: tuple[Any, ...] = ()
     problem: str = ""
     original: str = ""
+    group: str = ""
 
 
 class Packed(NamedTuple):
-    """The number of packed images, and the number of those that should be turned by their EXIF orientation."""
+    """The number of packed images, and the number of those that should be turned by their EXIF orientation. `damaged`
+    and `left_out` have a line for each image that was packed though pixels of it are lost, or not packed."""
 
     images: int
     turned: int
+    damaged: list[str]
+    left_out: list[str]
 
 
-def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> Packed:
+Damage = Literal["refuse", "leave out", "keep"]
+"""What is done with images that are damaged. keep: those whose pixels are partly lost are packed, others refused."""
+
+
+def pack(
+    images: Iterable[SourceImage],
+    folder: Path,
+    upright: bool = False,
+    damage: Damage = "refuse",
+    broken_list: Path | None = None,
+) -> Packed:
     """Write `images.bin` and `index.csv` into `folder`, which must not exist yet.
 
-    Every image is decoded once, by the function that training decodes with. One `BrokenImagesError` lists all images
-    that cannot be decoded, whose name appears twice, or whose name a list cannot hold. Raises `BadInputError` if there
-    is no image, or if labels and classes contradict each other. Memory holds one image and the index, whatever the
+    Every image is decoded once, by the function that training decodes with. One `BadInputError` lists all images that
+    cannot be decoded, that are damaged, whose name appears twice, or whose name a list cannot hold, in `broken_list` if
+    they are many; `damage` says what is done with damaged ones instead. Raises `BadInputError` also if there is no
+    image, or if labels and classes contradict each other. Memory holds one image and the index, whatever the
     number of images. With `upright`, images are turned by their EXIF orientation when they are used; their bytes do not
     change.
     """
     folder.mkdir(parents=True)
     broken: list[str] = []
+    damaged: list[str] = []
     names: set[str] = set()
     rows: list[tuple[tuple[Any, ...], Entry]] = []
     originals: dict[str, str] = {}
+    groups: dict[str, str] = {}
     offset, turned = 0, 0
     arrived = folder / "images.bin"
     with arrived.open("wb") as store:
         for source in tqdm(images, unit=" images", desc="pack", disable=None):
             try:
                 _check_names(source, names)
-                width, height, orientation = decoding.check(source.encoded, upright)
+                width, height, orientation, lost = decoding.check(source.encoded, upright)
+                if lost and damage != "keep":
+                    raise ValueError(f"pixels are lost ({lost})")
             except ValueError as error:
                 broken.append(f"{shown(source.name)}: {error}")
                 continue
+            if lost:
+                damaged.append(f"{shown(source.name)}: {lost}")
             texts = (source.class_name, source.part, source.name, hashlib.sha256(source.encoded).hexdigest())
             numbers = (len(rows), offset, len(source.encoded), width, height, source.label)
             rows.append((source.order, Entry(*numbers, *texts, orientation if upright else 1)))
@@ -96,8 +111,11 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
             turned += orientation != 1
             if source.original:
                 originals[source.name] = source.original
-    if broken:
-        raise BrokenImagesError(broken)
+            if source.group:
+                groups[source.name] = source.group
+    if broken and damage != "leave out":
+        names_them = listed(broken, broken_list or folder.with_name(f"{folder.name}{LIST}"))
+        raise BadInputError(f"images that cannot be used, fix or replace them: {len(broken):,}{names_them}")
     if not rows:
         raise BadInputError(f"{folder}: there is no image to pack")
     _check_classes([entry for _, entry in rows])
@@ -105,12 +123,19 @@ def pack(images: Iterable[SourceImage], folder: Path, upright: bool = False) -> 
     if ordered != [entry for _, entry in rows]:
         ordered = _reorder(arrived, ordered)
     write_index(folder, ordered, upright)
-    write_sums(folder, [arrived, folder / INDEX])
+    written = [arrived, folder / INDEX]
     if originals:
         # Not in the index, because the index is the same for every layout of the archives.
         lines = "".join(f"{entry.name},{originals[entry.name]}\n" for entry in ordered)
         (folder / ORIGINALS).write_text(lines, encoding="utf-8", newline="")
-    return Packed(len(rows), turned)
+        written.append(folder / ORIGINALS)
+    if groups:
+        if lacking := [shown(entry.name) for entry in ordered if entry.name not in groups]:
+            raise BadInputError(f"{len(lacking):,} images have no group, though others have one: {lacking[0]} is one")
+        write_groups(folder, [groups[entry.name] for entry in ordered])
+        written.append(folder / GROUPS)
+    write_sums(folder, written)
+    return Packed(len(rows), turned, damaged, broken)
 
 
 def shown(name: str) -> str:
@@ -134,10 +159,12 @@ def _check_names(source: SourceImage, names: set[str]) -> None:
 
 
 def _check_classes(entries: list[Entry]) -> None:
-    """Raise `BadInputError` if a class has two labels, or a label two classes."""
+    """Raise `BadInputError` if a class has two labels, a label two classes, or a number below that of the first."""
     by_label: dict[int, Entry] = {}
     by_class: dict[str, Entry] = {}
     for entry in entries:
+        if entry.label < 0:
+            raise BadInputError(f"{shown(entry.name)} has the class number {entry.label + 1}: the first class is 1")
         firsts = by_label.setdefault(entry.label, entry), by_class.setdefault(entry.class_name, entry)
         for first in firsts:
             if (first.label, first.class_name) != (entry.label, entry.class_name):

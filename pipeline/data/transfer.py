@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,11 @@ CHUNK = 1 << 14
 
 REDIRECTS = 10
 
-LARGEST = 20 * 10**9
-"""The most bytes of a file whose size nobody has published. The largest known file has 3 GB."""
+LEAST = 20 * CHUNK
+"""Bytes that `ROUNDS` attempts in a row must bring together. Otherwise the server gives the file in crumbs, and would
+go on for months."""
+
+ROUNDS = 40
 
 LONGEST_TIMEOUT = 3600
 
@@ -52,6 +56,23 @@ class MirrorError(Exception):
 
 class _SlowError(Exception):
     """This attempt has brought almost nothing for a minute."""
+
+
+UNKNOWN_HOST = "the name of this server is not known here: is there a network?"
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a connection, in one sentence. The errors of requests and urllib3 hold each other, as their
+    first argument or as their reason, and their texts repeat all of it."""
+    inner: object = error
+    while isinstance(inner, Exception):
+        if isinstance(inner, urllib3.exceptions.NameResolutionError):
+            return UNKNOWN_HOST
+        for system in (inner, inner.__cause__):
+            if isinstance(system, OSError) and system.strerror:
+                return public(system.strerror)
+        last, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
+    return public(str(inner or last)) or type(error).__name__
 
 
 def public(text: str) -> str:
@@ -100,7 +121,7 @@ def _floor(output: BinaryIO, seconds: float) -> Iterator[None]:
 @dataclass
 class Transfer:
     """Write what `url` serves to `output`, which is opened for appending. `size` is that of the whole file in bytes,
-    None if it is not known.
+    None if it is not known; then the file may have `at_most` bytes.
 
     `vouched` says whether the file has a checksum or a pin. If it has neither, it must come in one transfer, or in
     parts to which the server gives the same strong ETag. The earlier content of `output` is then discarded.
@@ -111,6 +132,7 @@ class Transfer:
     name: str
     size: int | None
     vouched: bool
+    at_most: int
     etag: str = ""
     """The strong ETag of the content of `output`."""
     modified: str = ""
@@ -121,6 +143,7 @@ class Transfer:
         does not give the file."""
         timeout, output = patience(), self.output
         furthest, attempt = output.seek(0, os.SEEK_END) if self.vouched else 0, 0
+        reached: list[int] = []
         if not self.vouched or (self.size is not None and furthest > self.size):
             output.truncate(0)
         while output.seek(0, os.SEEK_END) != self.size:
@@ -136,8 +159,9 @@ class Transfer:
                 if isinstance(error, ValueError):
                     # requests and urllib3 raise ValueErrors for invalid addresses and headers.
                     raise MirrorError(public(str(error))) from None
-                # The first argument of the error is the message; the others repeat it as objects.
-                reason = public(str(error.args[0] if error.args else "")) or type(error).__name__
+                reason = _reason(error)
+                if reason == UNKNOWN_HOST and not furthest:
+                    raise MirrorError(reason) from None
             except ValueError as error:
                 raise MirrorError(f"the server's answer cannot be read ({public(str(error))})") from None
             length = output.seek(0, os.SEEK_END)
@@ -146,8 +170,12 @@ class Transfer:
             if not self.vouched and not self.etag:
                 output.truncate(0)
                 reason += "; a file without a checksum must come in one piece, or in parts with one strong ETag"
+            reached.append(furthest)
+            if len(reached) > ROUNDS and furthest - reached[-ROUNDS - 1] < LEAST:
+                raise MirrorError(f"{ROUNDS} attempts brought {furthest - reached[-ROUNDS - 1]:,} bytes; {reason}")
             if attempt == TRIES:
                 raise MirrorError(reason)
+            print(f"{self.name}: {reason}; tried again in {PAUSE * 2**attempt:g} s", file=sys.stderr, flush=True)
             time.sleep(PAUSE * 2**attempt)
 
     def _attempt(self, timeout: float) -> str:
@@ -162,6 +190,8 @@ class Transfer:
             total, end = _extent(response, offset, self.name)
             if self.size is not None and total not in (self.size, None):
                 raise MirrorError(f"the server offers {total:,} bytes, but {self.size:,} are expected")
+            if total is not None and total > self.at_most and self.size is None:
+                raise MirrorError(f"the server offers {total:,} bytes, but the file has at most {self.at_most:,}")
             if response.status_code == 416:
                 if total == offset:
                     return ""
@@ -175,7 +205,8 @@ class Transfer:
                 self.etag = self.modified = ""
                 return "the file changed on the server during the transfer"
             self.etag, self.modified = _etag(response), response.headers.get("Last-Modified", "")
-            _write(response, self.output, offset, self.size if end is None else end, self.name)
+            end = self.size if end is None else end
+            _write(response, self.output, offset, end, self.at_most if end is None else end, self.name)
             wanted, length = total or self.size, self.output.tell()
             return "" if wanted in (None, length) else f"the connection ended after {length:,} of {wanted:,} bytes"
 
@@ -247,18 +278,18 @@ def _extent(response: requests.Response, offset: int, name: str) -> tuple[int | 
     return total, end
 
 
-def _write(response: requests.Response, output: BinaryIO, offset: int, end: int | None, name: str) -> None:
-    """Append the body of `response` to `output` piece by piece, with a progress bar. Raises `MirrorError` if the file
-    grows beyond `end` (`LARGEST` if `end` is None). Errors of writing are not caught."""
+def _write(
+    response: requests.Response, output: BinaryIO, offset: int, end: int | None, at_most: int, name: str
+) -> None:
+    """Append the body of `response` to `output` piece by piece, with a progress bar up to `end`, if that is known.
+    Raises `MirrorError` if the file grows beyond `at_most` bytes. Errors of writing are not caught."""
     with tqdm(total=end, initial=offset, unit="B", unit_scale=True, desc=name, disable=None) as bar:
         # Not iter_content, which would unpack a .tgz that is served with Content-Encoding: gzip.
         for chunk in response.raw.stream(CHUNK, decode_content=False):
             offset += len(chunk)
-            if offset > (LARGEST if end is None else end):
+            if offset > at_most:
                 output.truncate(0)
-                raise MirrorError(
-                    f"the server sends more than the {LARGEST if end is None else end:,} bytes that the file can have"
-                )
+                raise MirrorError(f"the server sends more than the {at_most:,} bytes that the file can have")
             try:
                 output.write(chunk)
                 output.flush()

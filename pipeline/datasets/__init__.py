@@ -18,8 +18,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 from pipeline.base.files import BadInputError
-from pipeline.base.names import name_problem
+from pipeline.base.names import checked_name
 from pipeline.data.index import Entry
+
+OTHERS = ("checks",)
+"""The files of this package that are no datasets."""
 
 OWN = "folder"
 """The file that reads the user's own datasets."""
@@ -28,8 +31,11 @@ OWN = "folder"
 def module_name(dataset: str) -> str:
     """The file of this package that reads a dataset: the dataset's own file, or `folder`. Raises `BadInputError` for a
     name that no dataset can have."""
-    if problem := name_problem(dataset):
-        raise BadInputError(f"{dataset!r} cannot be the name of a dataset: {problem}")
+    checked_name("dataset", dataset)
+    if dataset in OTHERS:
+        raise BadInputError(
+            f"{dataset} cannot be the name of a dataset, because pipeline/datasets/{dataset}.py is none"
+        )
     file = Path(__file__).with_name(f"{dataset}.py")
     return dataset if file.is_file() and not dataset.startswith("_") else OWN
 

@@ -109,15 +109,19 @@ def download(raw: Path) -> None:
     """Fetch the files of one layout into `raw`: the layout whose images are there already, otherwise the first layout
     that can be fetched. Raises `BadInputError` if none can."""
     begun = [layout for layout in LAYOUTS if (raw / layout[0]).exists()]
-    failures = []
+    failures: dict[str, str] = {}
     for layout in begun[:1] or LAYOUTS:
-        try:
-            fetch.fetch_all((file for file in FILES if file.name in layout), raw)
+        for file in FILES:
+            if file.name in layout and file.name not in failures:
+                try:
+                    fetch.fetch(file, raw)
+                except BadInputError as error:
+                    failures[file.name] = str(error)
+        if not failures.keys() & set(layout):
             return
-        except BadInputError as error:
-            failures.append(f"{' + '.join(layout)}:\n{error}")
-    several = "Cars196 comes in three layouts. One of them must be complete.\n" if len(failures) > 1 else ""
-    raise BadInputError(several + "\n".join(failures))
+    sets = "".join(f"\n- {', '.join(layout)}" for layout in begun[:1] or LAYOUTS)
+    several = "" if begun else f"Cars196 comes in three sets of files. One of them must be complete:{sets}\n"
+    raise BadInputError(several + "\n".join(failures.values()))
 
 
 def _matlab(content: bytes, source: str) -> dict[str, Any]:

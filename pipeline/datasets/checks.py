@@ -1,11 +1,13 @@
 """Checks that a dataset's split is the published one and can be used, and warnings about unusual images."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
+from pipeline.base.lists import listed
 from pipeline.data.checksums import CHECKSUMS, pins
 from pipeline.data.index import Entry
 from pipeline.data.manifests import fingerprint, without_relevant
@@ -25,10 +27,17 @@ def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str
     labels = {part: {entry.label for entry in entries} for part, entries in manifests.items()}
     shared = labels["train"] & set().union(*(labels[part] for part in labels.keys() - set(TRAINED)))
     if shared:
+        names = sorted({entry.class_name for entry in manifests["train"] if entry.label in shared})
+        fix = (
+            "This is the classification split (train_test_split.txt of CUB, cars_train and cars_test of Cars196) or "
+            "another mixture"
+            if dataset.EXPECTED
+            else "Put all images of a class into train, or all of them into the other parts"
+        )
         raise BadInputError(
-            f"{name}: {len(shared)} classes are both in train and among the classes to be retrieved. This is the "
-            "classification split (train_test_split.txt of CUB, cars_train and cars_test of Cars196) or another "
-            "mixture. Metric learning retrieves classes that training never saw"
+            f"{name}: {len(shared)} classes are both in train and among the classes to be retrieved:"
+            f"{listed(names, Path('data/splits', f'{name}.classes.txt'))}\n"
+            f"Metric learning retrieves classes that training never saw. {fix}"
         )
     pinned, new = pins(), {}
     for part, expected in dataset.EXPECTED.items():
@@ -73,7 +82,7 @@ def _check_use(name: str, manifests: Manifests) -> None:
     if classes < 2:
         raise BadInputError(f"{name}: train has {classes} class: training needs two classes or more")
     part, queries, gallery = searched(manifests)
-    if without_relevant(queries, gallery) == len(queries):
+    if len(without_relevant(queries, gallery)) == len(queries):
         where = "among the others of test" if gallery is None else "in the gallery"
         raise BadInputError(
             f"{name}: none of the {len(queries)} images of {part} has another image of its class {where}, so that no "
@@ -81,25 +90,51 @@ def _check_use(name: str, manifests: Manifests) -> None:
         )
 
 
-def oddities(manifests: Manifests) -> Iterator[str]:
-    """Unusual facts about manifests that affect results: queries that cannot be answered, images that appear twice."""
+def oddities(manifests: Manifests) -> Iterator[tuple[str, list[str]]]:
+    """Unusual facts about manifests that affect results: queries that cannot be answered, images that appear twice.
+    Each is a sentence, and a line for each thing that it counts."""
     part, queries, gallery = searched(manifests)
-    if unanswered := without_relevant(queries, gallery):
-        yield f"{part}: {unanswered} of {len(queries)} images have no other of their class, so they never have a hit"
+    if alone := without_relevant(queries, gallery):
+        lines = [f"{entry.name} (class {entry.class_name})" for entry in alone]
+        yield (
+            f"{part}: {len(alone)} of {len(queries)} images have no other of their class, so they never have a hit",
+            lines,
+        )
     seen = {part: entries for part, entries in manifests.items() if not part.startswith("held_out")}
     for part, entries in seen.items():
-        labels = defaultdict(list)
-        for entry in entries:
-            labels[entry.sha256].append(entry.label)
-        torn = sum(len(set(labels[entry.sha256])) > 1 for entry in entries)
+        groups = _same_bytes(entries)
+        torn = [group for group in groups if len({entry.label for entry in group}) > 1]
         if torn:
-            yield f"{part}: {torn} images have the same bytes as an image of another class"
-        doubled = sum(labels[entry.sha256].count(entry.label) > 1 for entry in entries)
+            yield f"{part}: {_count(torn)} have the same bytes as an image of another class", _lines(torn)
+        doubled = [group for group in groups if len({entry.label for entry in group}) < len(group)]
         if doubled and part == "test":
-            yield f"{part}: {doubled} images have the same bytes as another of their class, so the two find each other"
-    hashes = {part: {entry.sha256 for entry in entries} for part, entries in seen.items()}
+            said = "have the same bytes as another of their class, so the two find each other"
+            labels = [[entry.label for entry in group] for group in doubled]
+            count = sum(group.count(label) > 1 for group in labels for label in group)
+            yield f"{part}: {count} images {said}", _lines(doubled)
     for part, others in (("train", ("test", "query", "gallery")), ("query", ("gallery",))):
+        first: dict[str, Entry] = {}
+        for entry in seen.get(part, ()):
+            first.setdefault(entry.sha256, entry)
         for other in others:
-            both = sum(entry.sha256 in hashes.get(part, ()) for entry in seen.get(other, ()))
+            both = [(first[entry.sha256], entry) for entry in seen.get(other, ()) if entry.sha256 in first]
             if both:
-                yield f"{other}: {both} images have the same bytes as an image of {part}"
+                yield f"{other}: {len(both)} images have the same bytes as an image of {part}", _lines(both)
+
+
+def _same_bytes(entries: list[Entry]) -> list[list[Entry]]:
+    """The groups of two or more images with the same bytes."""
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry.sha256].append(entry)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _count(groups: list[list[Entry]]) -> str:
+    """The number of images in some groups, as text."""
+    return f"{sum(map(len, groups))} images"
+
+
+def _lines(groups: Iterable[Sequence[Entry]]) -> list[str]:
+    """A line for each group of images with the same bytes."""
+    return [" = ".join(f"{entry.name} (class {entry.class_name})" for entry in group) for group in groups]

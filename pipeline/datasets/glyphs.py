@@ -1,8 +1,8 @@
 """Glyphs: 62 characters, each drawn in 101 FIGlet fonts. This is the embedded default, which needs no extra download.
 
-A class is a character; an instance is that character in one artist's font. The fonts are part of the package pyfiglet
-(MIT licence). Every machine draws the same bytes from them, because only integers are used. The first 31 characters
-(0-9, A-U) are for training, the other 31 (V-Z, a-z) for retrieval.
+A class is a character; an instance is that character in one artist's font, and the font is its group. The fonts are
+part of the package pyfiglet (MIT licence). Every machine draws the same bytes from them, because only integers are
+used. The first 31 characters (0-9, A-U) are for training, the other 31 (V-Z, a-z) for retrieval.
 """
 
 import csv
@@ -117,12 +117,22 @@ def _check_version() -> None:
         raise BadInputError(f"pyfiglet {installed} is installed, but glyphs needs {PYFIGLET}: run `make setup`")
 
 
+def foreign(raw: Path) -> Path | None:
+    """The first file in `raw` that is not a font of the list: a `files.Foreign`."""
+    known = fonts()
+    return next((path for path in sorted(raw.iterdir()) if not _is_font(path, known.get(path.name))), None)
+
+
+def _is_font(path: Path, expected: str | None) -> bool:
+    return expected is not None and path.is_file() and not path.is_symlink() and sha256(path) == expected
+
+
 def download(raw: Path) -> None:
     """Copy the fonts of the installed pyfiglet to the folder `raw`. Raises `BadInputError` for a font with another
     SHA-256."""
     _check_version()
     source = importlib.resources.files("pyfiglet.fonts")
-    with whole(raw, next(iter(fonts()))) as folder:
+    with whole(raw, foreign) as folder:
         folder.mkdir()
         for name, expected in fonts().items():
             file = source / name
@@ -159,7 +169,8 @@ def images(raw: Path) -> Iterator[SourceImage]:
                 continue
             seen.add(image.tobytes())
             encoded = b"P5\n%d %d\n255\n" % (SIZE, SIZE) + image.tobytes()
-            yield SourceImage(f"{character}/{Path(font).stem}.pgm", label, character, "", encoded)
+            stem = Path(font).stem
+            yield SourceImage(f"{character}/{stem}.pgm", label, character, "", encoded, group=stem)
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from pipeline.base.files import exit_with
+from pipeline.base.command import exit_with
 from pipeline.base.machine import MOST_WORKERS, Machine
 from pipeline.engines.places import Place, mps_is_on, places
 from pipeline.engines.progress import Progress
@@ -27,8 +27,8 @@ from pipeline.runs.grid import GridRun
 from pipeline.runs.key import device_kind
 from pipeline.runs.states import Keys, keys_of
 
-HELD, TERMINATED = 75, 143
-"""As in engines/work.py, which imports torch."""
+HELD, GRAPHS_FAILED, TERMINATED = 75, 76, 143
+"""As in work/job.py, which imports torch."""
 
 PR_SET_PDEATHSIG = 1
 KILLED_AT_MOST = 3
@@ -75,7 +75,7 @@ def _child(run: GridRun, machine: Machine, place: Place, mps: bool, log: Path) -
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from pipeline.engines.work import Job, perform
+    from pipeline.work.job import Job, perform
 
     code = 0
 
@@ -131,6 +131,11 @@ class Worker:
     same run."""
     shared_by: int = 1
     """The number of workers that share its GPU."""
+
+
+def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs: list[GridRun]) -> Outcome:
+    """Make all runs that are not done on this machine."""
+    return Pool(machine, machines, runs).work()
 
 
 class Pool:
@@ -255,7 +260,7 @@ class Pool:
         slot.process.join()
         run, slot.run, slot.process = slot.run, None, None
         self.progress.frees(slot.number, run)
-        if code in (0, HELD, TERMINATED, -signal.SIGTERM):
+        if code in (0, HELD, GRAPHS_FAILED, TERMINATED, -signal.SIGTERM):
             return [run]
         if code < 0:
             self.kills[run.place] = self.kills.get(run.place, 0) + 1

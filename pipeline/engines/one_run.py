@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.base.files import BadInputError, exit_with
+from pipeline.base.command import exit_with
+from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
 from pipeline.engines.local import TERMINATED, Pool, Worker
 from pipeline.runs import store

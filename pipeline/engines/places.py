@@ -1,11 +1,12 @@
 """Places of this machine, each for one run at a time: a GPU or a share of one, and a share of the cores."""
 
-import itertools
 import os
 import subprocess
 from dataclasses import dataclass
 
+from pipeline.base.cores import divided, shares, usable
 from pipeline.base.files import BadInputError
+from pipeline.base.gpu import numa_node, visible
 from pipeline.base.machine import MOST_WORKERS, Machine
 from pipeline.runs.key import device_kind
 
@@ -32,9 +33,8 @@ class Place:
 
 def visible_gpus() -> list[str]:
     """The ids of the GPUs that this process may use: those in CUDA_VISIBLE_DEVICES if it is set, otherwise all."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    if (named := visible()) is not None:
+        return named
     if device_kind("auto") == "cpu":
         return []
     import torch
@@ -48,32 +48,33 @@ def _gpus(machine: Machine) -> list[str | None]:
         return [*machine.gpus]
     if device_kind(machine.device) == "cpu" and machine.gpus == "all":
         return [None]
-    visible = visible_gpus()
+    seen = visible_gpus()
     if isinstance(machine.gpus, int):
-        if machine.gpus > len(visible):
+        if machine.gpus > len(seen):
             raise BadInputError(
-                f"machine.gpus: {machine.gpus} GPUs are asked for, but there are {len(visible)}: write all, or fewer"
+                f"machine.gpus: {machine.gpus} GPUs are asked for, but there are {len(seen)}: write all, or fewer"
             )
-        visible = visible[: machine.gpus]
-    return [*visible] or [None]
+        seen = seen[: machine.gpus]
+    return [*seen] or [None]
 
 
 def places(machine: Machine, threads: int = 1, at_most: int = MOST_WORKERS) -> list[Place]:
     """The places that `machine` gives, but no more than `at_most`: every GPU once, then every GPU a second time, and so
-    on, each with its share of the cores. Without a GPU, there are as many places as runs of `threads` threads fit on
-    the cores, but at least `machine.runs_per_gpu`. Raises `BadInputError` if there are fewer GPUs than `machine` asks
-    for."""
+    on, each with its share of the cores: whole physical cores near its GPU. Without a GPU, there are as many places as
+    runs of `threads` threads fit on the cores, but at least `machine.runs_per_gpu`. Raises `BadInputError` if there are
+    fewer GPUs than `machine` asks for."""
     gpus = _gpus(machine)
     cores = sorted(os.sched_getaffinity(0))
-    each = machine.runs_per_gpu if gpus != [None] else max(machine.runs_per_gpu, len(cores) // threads)
+    each = machine.runs_per_gpu if gpus != [None] else max(machine.runs_per_gpu, usable() // threads)
     count = max(1, min(len(gpus) * each, machine.workers_at_most or MOST_WORKERS, at_most))
-    shares: list[frozenset[int] | None] = [None]
-    if count > 1:
-        # If there are more places than cores, some places share a core.
-        bounds = [place * len(cores) // count for place in range(count + 1)]
-        shares = [frozenset(cores[start:end] or cores[start : start + 1]) for start, end in itertools.pairwise(bounds)]
+    own: list[frozenset[int] | None] = [None]
+    if count > 1 and gpus == [None]:
+        own = [*divided([[core] for core in cores], count)]
+    elif count > 1:
+        nodes = {gpu: numa_node(gpu) for gpu in gpus if gpu is not None}
+        own = [*shares([nodes[gpus[n % len(gpus)] or ""] for n in range(count)], cores)]
     sharing = [len(range(number, count, len(gpus))) for number in range(len(gpus))]
-    return [Place(gpus[n % len(gpus)], shares[n], sharing[n % len(gpus)]) for n in range(count)]
+    return [Place(gpus[n % len(gpus)], own[n], sharing[n % len(gpus)]) for n in range(count)]
 
 
 def mps_is_on() -> bool:

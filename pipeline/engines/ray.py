@@ -23,6 +23,9 @@ from pipeline.engines.ray_tasks import Clones, Workers, first_line
 from pipeline.engines.watch import Stop, Watch
 from pipeline.runs.grid import GridRun
 
+HEAD_AWAY = 30
+"""The head may be out of reach for this number of seconds. Ray itself would abort this process after 60."""
+
 
 def package() -> Any:
     """Ray's package. Raises `BadInputError` if it is not installed."""
@@ -38,6 +41,35 @@ def package() -> Any:
         ) from None
 
 
+def reach(address: str) -> None:
+    """Connect to the head of a cluster. Raises `OSError` or `ValueError` if nothing answers there."""
+    host, port = address.removeprefix("ray://").rsplit(":", 1)
+    socket.create_connection((host, int(port)), timeout=5).close()
+
+
+class Head:
+    """The head of the cluster that this process has joined."""
+
+    def __init__(self, ray: Any, address: str):
+        self.address = address if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+        self.heard = time.monotonic()
+
+    def answers(self, left: int) -> bool:
+        """Whether the head answers now. If it does not, nothing may be asked of Ray, which would wait or abort. Raises
+        `BadInputError` if it has not answered for too long; `left` runs are left then."""
+        try:
+            reach(self.address)
+        except OSError as error:
+            if time.monotonic() > self.heard + HEAD_AWAY:
+                raise BadInputError(
+                    f"Ray's head at {self.address} has not answered for {HEAD_AWAY} s ({first_line(error)}): {left} "
+                    "runs are left. Start this command again when the cluster is up: runs go on from their checkpoints"
+                ) from None
+            return False
+        self.heard = time.monotonic()
+        return True
+
+
 @contextmanager
 def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
     """Join the cluster at `machine.ray_address` while the block runs, and yield Ray's package. `show` says whether the
@@ -46,8 +78,7 @@ def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
     address = machine.ray_address
     try:
         if address != "auto":
-            host, port = address.removeprefix("ray://").rsplit(":", 1)
-            socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself would try for minutes
+            reach(address)  # Ray itself would try for minutes
         ray.init(address=address, logging_level="ERROR", log_to_driver=show)
     except (OSError, OverflowError, RuntimeError, ValueError, ImportError) as error:
         raise BadInputError(
@@ -71,16 +102,20 @@ def check(machine: Machine) -> None:
 
 def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs: list[GridRun]) -> Outcome:
     """Let Ray make all runs that are not done. Return when each is done or has failed, or after a SIGTERM or Ctrl-C.
-    Raises `BadInputError` if there is no cluster, or if tasks end and no run makes progress."""
+    Raises `BadInputError` if there is no cluster, if its head goes away, or if tasks end and no run makes progress."""
     check(machine)
     since = time.time()
     with joined(machine) as ray:
-        watch = Watch(runs, machines, since)
+        watch, head = Watch(runs, machines, since), Head(ray, machine.ray_address)
         clones = machine.ray_clones is not None
         tasks = Clones(ray, machine, watch, machines) if clones else Workers(ray, machine, watch, words)
         with Stop() as stop:
             passed_on, next_look = 0, 0.0
             while tasks.running if stop.came else watch.left:
+                if not head.answers(len(watch.left)):
+                    time.sleep(1)
+                    watch.look()
+                    continue
                 if stop.came > passed_on:
                     passed_on += 1
                     tasks.stop(passed_on)

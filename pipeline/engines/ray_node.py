@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 TERMINATED = 143
-"""As in engines/work.py."""
+"""As in work/job.py."""
 
 
 class NotReadyError(Exception):

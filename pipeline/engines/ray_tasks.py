@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.environment import handed
 from pipeline.base.files import BadInputError, sha256
 from pipeline.base.machine import Machine, variable
 from pipeline.engines import ray_node
@@ -54,8 +55,7 @@ def room(ray: Any, wanted: dict[str, float]) -> int:
 def environment(machine: Machine) -> dict[str, str]:
     """The environment variables for a run's process: the settings of the machine, with those that make the process use
     what Ray gave its task."""
-    here = (*map(variable, Machine.model_fields), "PIPELINE_INSTRUCTIONS")
-    given = {name: os.environ[name] for name in here if name in os.environ}
+    given = handed() | {name: os.environ[name] for name in map(variable, Machine.model_fields) if name in os.environ}
     settings = {
         "engine": "local", "gpus": "all", "runs_per_gpu": 1, "workers_at_most": 1, "device": machine.device,
         "workers": machine.workers, "checkpoints": machine.checkpoints or "null",

@@ -21,7 +21,7 @@ def server() -> ForkServerContext:
     """The context whose processes are forked from the server. The first call starts the server."""
     context = multiprocessing.get_context("forkserver")
     # PyTorch imports torch._dynamo when the first optimiser is made, which takes more than a second in every run.
-    context.set_forkserver_preload(["pipeline.engines.work", "torch._dynamo"])
+    context.set_forkserver_preload(["pipeline.work.job", "torch._dynamo"])
     # The server and its processes start with these signals blocked: see `_stop_once` in engines/local.py. The tracker
     # is started first, because its start unblocks them.
     resource_tracker.ensure_running()

@@ -17,6 +17,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+from pipeline.base.environment import handed
 from pipeline.base.files import BadInputError, write_text
 from pipeline.base.machine import Machine, variable
 from pipeline.engines.local import Outcome
@@ -30,6 +31,12 @@ WARNED = 120
 """A task is asked to stop this many seconds before its time limit: time for a step and a checkpoint."""
 
 REQUEUED_AT_MOST = 1000
+
+SILENT_AT_MOST = 3600
+"""SLURM may be out of reach for this number of seconds while no run makes progress; then this side gives up."""
+
+QUEUED = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Cleaning")
+"""Reasons for which tasks wait in every queue; others are shown."""
 
 SCRIPT = """\
 #!/bin/bash
@@ -56,7 +63,8 @@ wait "$worker"
 code=$?
 # {stop} exists if all tasks were stopped for good.
 if [ "$code" = 143 ] && [ ! -e {stop} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    # Not $SLURM_JOB_ID: for the last task of an array that is the id of the array, and all tasks would be requeued.
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$code"
 """
@@ -86,6 +94,7 @@ def script(machine: Machine, words: list[str], name: str, tasks: int, since: flo
         "cuda_graphs": machine.cuda_graphs,
         **({"checkpoints": machine.checkpoints} if machine.checkpoints else {}),
     }  # fmt: skip
+    variables = handed() | {variable(key): str(value) for key, value in settings.items()}
     command = [sys.executable, "-m", "pipeline.run_grid", *words, "--worker-since", str(since)]
     return SCRIPT.format(
         name=name,
@@ -94,7 +103,7 @@ def script(machine: Machine, words: list[str], name: str, tasks: int, since: flo
         root=shlex.quote(str(Path.cwd())),
         logs=shlex.quote(f"{folder}/%a.log"),
         options="\n".join(f"#SBATCH {shlex.quote(option)}" for option in shlex.split(machine.sbatch)),
-        exports="\n".join(f"export {variable(key)}={shlex.quote(str(value))}" for key, value in settings.items()),
+        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
         command=shlex.join(command),
         stop=shlex.quote(str(folder / "stop")),
         restarts=REQUEUED_AT_MOST,
@@ -128,6 +137,8 @@ class Array:
     def __init__(self, machine: Machine, words: list[str], tasks: int, since: float):
         self.name = f"runs-{uuid.uuid4().hex[:8]}"
         self.folder = FOLDER / self.name
+        self.reasons: Counter[str] = Counter()
+        """Why tasks wait, if not for their turn, after the last call of `tasks`."""
         self.folder.mkdir(parents=True)
         write_text(self.folder / "script", script(machine, words, self.name, tasks, since))
         self.job = _asked("sbatch", "--parsable", str(self.folder / "script")).split(";")[0]
@@ -137,11 +148,13 @@ class Array:
         """The number of tasks in each state, such as RUNNING; None if SLURM does not answer now."""
         # Asked by name, because squeue fails for an unknown job, but prints nothing for an unknown name.
         try:
-            listed = _asked("squeue", "--noheader", "--array", "--name", self.name, "--format", "%T")
+            listed = _asked("squeue", "--noheader", "--array", "--name", self.name, "--format", "%T|%r")
         except (BadInputError, subprocess.TimeoutExpired) as error:
             print(f"SLURM does not answer and will be asked again: {error}", file=sys.stderr, flush=True)
             return None
-        return Counter(listed.split())
+        found = [line.partition("|") for line in listed.splitlines()]
+        self.reasons = Counter(reason for state, _, reason in found if state == "PENDING" and reason not in QUEUED)
+        return Counter(state for state, _, _ in found)
 
     def stop(self, number: int) -> None:
         """Ask all tasks to save and not to requeue; at the second call, end them."""
@@ -149,6 +162,12 @@ class Array:
         saving = [["--state=PENDING", self.job], ["--batch", "--signal=TERM", self.job]]
         for options in saving if number == 1 else [[self.job]]:
             subprocess.run(["scancel", *options], check=False)
+
+
+def words_of(tasks: Counter[str], reasons: Counter[str]) -> str:
+    """The numbers of tasks by state, and why those wait that do not only wait for their turn."""
+    said = ", ".join(f"{count} {state.lower()}" for state, count in sorted(tasks.items()))
+    return said + "".join(f"; {count} of them: {reason}" for reason, count in sorted(reasons.items()))
 
 
 def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs: list[GridRun]) -> Outcome:
@@ -165,17 +184,26 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
             stop.passed_on = array.stop
             if stop.came:  # the stop came while the array was submitted
                 array.stop(stop.came)
-            shown: Counter[str] | None = None
+            shown = ""
+            heard, footprint = time.monotonic(), watch.footprint()
             while (tasks := array.tasks()) is None or tasks:
-                if tasks is not None and tasks != shown:
-                    shown = tasks
-                    said = ", ".join(f"{count} {state.lower()}" for state, count in sorted(tasks.items()))
+                if tasks is not None and (said := words_of(tasks, array.reasons)) != shown:
+                    shown = said
                     print(f"SLURM: tasks: {said}", file=sys.stderr, flush=True)
                 watch.look()
+                if tasks is not None or watch.footprint() != footprint:
+                    heard, footprint = time.monotonic(), watch.footprint()
+                elif not watch.left or time.monotonic() > heard + SILENT_AT_MOST:
+                    break
                 if not watch.left and not stop.came:
                     subprocess.run(["scancel", "--state=PENDING", array.job], check=False)
                 time.sleep(min(30, 1 + (time.time() - since) / 20))  # less and less often
             watch.look()
+            if watch.left and not stop.came and tasks is None:
+                raise BadInputError(
+                    f"SLURM has not answered for {SILENT_AT_MOST} s, and no run made progress: {len(watch.left)} runs "
+                    f"are left. Job {array.job} may still wait or run: start this command again when squeue answers"
+                )
             if watch.left and not stop.came and watch.footprint() == before:
                 raise BadInputError(
                     f"SLURM's tasks have ended, {len(watch.left)} runs are left, and none made progress: see the logs "

@@ -9,7 +9,7 @@ are (batch,) int64 from 0 to classes - 1.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 EXCLUDED = -1e30
@@ -63,6 +63,43 @@ def other_classes(scores: Tensor, labels: Tensor) -> Tensor:
 def log_one_plus_sum_exp(scores: Tensor, dim: int) -> Tensor:
     """log(1 + sum of exp(scores)) along `dim`, for scores of any size."""
     return -torch.nn.functional.logsigmoid(-torch.logsumexp(scores, dim))
+
+
+def register_tensors(loss: nn.Module) -> None:
+    """Make every tensor that a loss or one of its parts holds as a plain attribute a buffer, so that `.to(device)`
+    moves it. It is not saved with the loss's state. (pytorch-metric-learning's MarginLoss holds its `beta` so, and
+    fails on a GPU.) Raises `ValueError` for a tensor inside another attribute, such as a list, because PyTorch cannot
+    move it."""
+    for part, module in loss.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in _PYTORCHS}
+        for name, value in own.items():
+            if isinstance(value, Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value, persistent=False)
+            elif _holds_tensor(value, set()):
+                where = f"{part}.{name}" if part else name
+                raise ValueError(f"{where} holds a tensor that .to(device) does not move: make it a buffer of its own")
+
+
+_PYTORCHS = frozenset(vars(nn.Module()))
+"""The attributes that PyTorch itself keeps in a module: parameters, buffers, modules, hooks."""
+
+
+def _holds_tensor(value: Any, seen: set[int]) -> bool:
+    """Whether a tensor is inside a list, tuple, dict or set, or inside an attribute of an object that is no module."""
+    if isinstance(value, Tensor):
+        return True
+    if id(value) in seen or isinstance(value, nn.Module | type):
+        return False
+    seen.add(id(value))
+    parts: Any = ()
+    if isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = value
+    elif hasattr(value, "__dict__") and not callable(value):
+        parts = vars(value).values()
+    return any(_holds_tensor(part, seen) for part in parts)
 
 
 def own_class_term(own: Tensor, labels: Tensor) -> Tensor:

@@ -39,9 +39,10 @@ def classification(
     kept: int,
     own_class_bonus: bool = True,
     masked_softmax: bool = True,
+    scale: float = 1.0,
 ) -> Tensor:
     """The classification term for unit-length embeddings (batch, dimension) and proxies (classes, N, dimension); `kept`
-    is k.
+    is k. Logits are multiplied by `scale`.
 
     Without the bonus, it can happen that no proxy of a sample's own class is kept. With the masked softmax the sample
     then has the probability 0, and its term is -log(1e-20), without a gradient.
@@ -56,7 +57,7 @@ def classification(
             scores[rows, labels] += OWN_CLASS_BONUS
         selected = scores.view_as(similarities).topk(kept, sorted=False).indices
         mask = torch.zeros_like(similarities, dtype=torch.bool).scatter_(1, selected, True)
-    logits = torch.where(mask, similarities, 0).view_as(by_class).sum(2)
+    logits = torch.where(mask, similarities, 0).view_as(by_class).sum(2) * scale
     if masked_softmax:
         logits = torch.where(logits != 0, logits, EXCLUDED)
     # The 1e-8 of the denominator acts as one more class, to which no sample belongs.
@@ -77,7 +78,8 @@ def regulariser(proxies: Tensor) -> Tensor:
 
 class Loss(nn.Module):
     """`proxies_per_class` is the paper's N, `ratio` its r, and `regulariser_weight` its lambda. `own_class_bonus` and
-    `masked_softmax` are S and M of the paper's ablation.
+    `masked_softmax` are S and M of the paper's ablation. `scale` multiplies the logits of the classification term: the
+    released code has 1 everywhere, and a comment in it names 20 for SOP.
 
     Proxies are drawn Kaiming-uniform with a = sqrt(5) on a (dimension, C*N) matrix. Raises `ValueError` if no proxy of
     another class could ever be kept, because the classification term would then always be 0. `own_class_alone` allows
@@ -95,6 +97,7 @@ class Loss(nn.Module):
         own_class_bonus: bool = True,
         masked_softmax: bool = True,
         own_class_alone: bool = False,
+        scale: Annotated[float, Gt(0)] = 1.0,
     ):
         super().__init__()
         self.kept = math.ceil(ratio * classes * proxies_per_class)
@@ -105,7 +108,7 @@ class Loss(nn.Module):
                 f"above 1/C, which is 1/{classes} here"
             )
         self.regulariser_weight = regulariser_weight
-        self.own_class_bonus, self.masked_softmax = own_class_bonus, masked_softmax
+        self.own_class_bonus, self.masked_softmax, self.scale = own_class_bonus, masked_softmax, scale
         drawn = torch.empty(dimension, classes * proxies_per_class)
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
         self.proxies = nn.Parameter(drawn.T.reshape(classes, proxies_per_class, dimension).contiguous())
@@ -113,7 +116,8 @@ class Loss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar."""
         proxies = unit(self.proxies)
-        loss = classification(embeddings, proxies, labels, self.kept, self.own_class_bonus, self.masked_softmax)
+        parts = self.own_class_bonus, self.masked_softmax, self.scale
+        loss = classification(embeddings, proxies, labels, self.kept, *parts)
         if self.regulariser_weight:
             loss = loss + self.regulariser_weight * regulariser(proxies)
         return loss

@@ -5,9 +5,7 @@ the initial draw of its proxies cannot be changed here. The library does not che
 does not know means "all".
 """
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +13,7 @@ from annotated_types import Ge
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
+from pipeline.base.choices import check_library_settings, library_name
 from pipeline.losses import exact
 
 Settings = dict[str, bool | int | float | str]
@@ -31,11 +30,6 @@ def _arguments(kind: type) -> dict[str, Any]:
     return found
 
 
-def _unknown(wrong: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(wrong, known, 1)
-    return f"unknown, did you mean {nearest[0]}?" if nearest else f"unknown, choose among {', '.join(known) or 'none'}"
-
-
 def _build(base: type, name: str, settings: Settings, given: dict[str, int], keys: tuple[str, str]) -> nn.Module:
     """An instance of the library's class `name`, a subclass of `base`, made with `settings` and with those of the
     `given` arguments that it takes.
@@ -44,9 +38,7 @@ def _build(base: type, name: str, settings: Settings, given: dict[str, int], key
     params.yaml of the class and of its settings.
     """
     kinds = {kind.__name__: kind for module in (losses, miners) for kind in vars(module).values() if _is(kind, base)}
-    if name not in kinds:
-        raise ValueError(f"{keys[0]}: {name} is {_unknown(name, kinds)}")
-    kind = kinds[name]
+    kind = kinds[library_name(name, [*kinds], f"{keys[0]}: ")]
     arguments, own = _arguments(kind), inspect.signature(kind).parameters
     # Arguments that take objects are left out: distances, reducers, and regularisers with their weights.
     known = {
@@ -55,14 +47,7 @@ def _build(base: type, name: str, settings: Settings, given: dict[str, int], key
         if (isinstance(default, bool | int | float | str) and not argument.endswith("_reg_weight"))
         or (default is inspect.Parameter.empty and argument in own and argument not in given)
     }
-    for setting, value in settings.items():
-        if setting not in known:
-            raise ValueError(f"{keys[1]}.{setting}: {_unknown(setting, known)}")
-        default = known[setting]
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{keys[1]}.{setting}: give true or false, found {value!r}")
-        if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, bool | str):
-            raise ValueError(f"{keys[1]}.{setting}: give a number, found {value!r}")
+    check_library_settings(known, settings, f"{keys[1]}.")
     try:
         made: nn.Module = kind(**{name: value for name, value in given.items() if name in arguments}, **settings)
     except TypeError as error:

@@ -6,13 +6,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pipeline
+from pipeline.base.files import ended_after
+
+ITERATIONS = 20
+"""Of faiss's k-means."""
 
 NARROW = 1e-3
 """Points are a narrow cone if their variance is below this share of their mean square."""
 
 
+LARGEST_SEED = {"faiss": 2**31 - 1, "scikit-learn": 2**32 - 1}
+"""The largest seed of each k-means: of a signed number of 32 bits (faiss) and of an unsigned one."""
+
+
 def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) -> dict[str, float]:
-    """k-means of the embeddings, scored by `clustering_scores`: {"nmi_arithmetic", "nmi_geometric", "f1"}.
+    """The `clusters` of the embeddings, scored by `clustering_scores`: {"nmi_arithmetic", "nmi_geometric", "f1"}."""
+    return clustering_scores(clusters(embeddings, labels, seed=seed, kmeans=kmeans), labels.cpu().numpy())
+
+
+def clusters(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) -> NDArray[np.integer]:
+    """The k-means clusters of the embeddings, (n,).
 
     embeddings (n, d) float32; labels (n,) int64; k is the number of distinct labels. `kmeans` is "scikit-learn"
     (best of 10 restarts, as the papers do on CUB and Cars) or "faiss" (20 iterations, one start, as on SOP). The same
@@ -27,11 +40,10 @@ def clustering(embeddings: Tensor, labels: Tensor, *, seed: int, kmeans: str) ->
         raise ValueError(f"embeddings must be (n, d) and labels (n,), got {points.shape} and {tuple(labels.shape)}")
     if not np.isfinite(points).all():
         raise ValueError(f"{int((~np.isfinite(points).all(1)).sum())} rows of embeddings hold nan or infinity")
-    classes = labels.cpu().numpy()
-    k = len(np.unique(classes))
+    k = len(np.unique(labels.cpu().numpy()))
     points = _around_mean(points) if kmeans == "faiss" else points
     assign = {"scikit-learn": _scikit_kmeans, "faiss": _faiss_kmeans}[kmeans]
-    return clustering_scores(assign(points, k, seed), classes)
+    return assign(points, k, seed)
 
 
 def clustering_scores(assignments: NDArray[np.integer], labels: NDArray[np.integer]) -> dict[str, float]:
@@ -97,12 +109,14 @@ def _faiss_kmeans(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.
     kmeans = faiss.Kmeans(
         points.shape[1],
         k,
-        niter=20,
+        niter=ITERATIONS,
         seed=seed,
         min_points_per_centroid=1,  # SOP has 5.3 images per class: no warning
         max_points_per_centroid=len(points),  # never a subsample
     )
-    with threadpool_limits(2):  # faiss's OpenMP and its BLAS
+    # faiss waits for its threads without an end. On a slow machine it does a billion operations a second.
+    operations = 2 * ITERATIONS * points.size * k
+    with threadpool_limits(2), ended_after(600 + operations / 1e9):  # faiss's OpenMP and its BLAS
         kmeans.train(points)
         _, nearest = kmeans.index.search(points, 1)
     return nearest[:, 0]

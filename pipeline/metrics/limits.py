@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.files import BadInputError
+from pipeline.base.files import BadInputError, submodule
 
 if TYPE_CHECKING:
     from pipeline.base.config import Recipe
 
-LARGEST_SEED = {"faiss": 2**31 - 1, "scikit-learn": 2**32 - 1}
-"""The largest seed of each k-means: of a signed number of 32 bits (faiss) and of an unsigned one."""
-
 MOST_SEARCHED = 2**24
 """The number of searched images must be below this. Images above a hit are counted in float32, which represents every
 whole number up to here."""
+
+
+class Split(NamedTuple):
+    """What is searched: the number of queries, of images that a query can find, and whether there is a gallery."""
+
+    queries: int
+    others: int
+    gallery: bool
 
 
 def evaluation_problems(
@@ -34,11 +39,11 @@ def evaluation_problems(
     together = np.concatenate([labels, searched]) if apart else labels
     others = len(searched) - (not apart)
     found = []
-    if apart and recipe.counting == "drop_first":
-        found.append(
-            "counting: drop_first takes the first neighbour for the query itself, but a gallery does not hold the "
-            "query: use exact or strict"
-        )
+    for name, settings in recipe.metrics_by_name():
+        limits = getattr(submodule("metrics.by_name", name), "limits", None)
+        if limits is not None:
+            problems = limits(Split(len(labels), others, apart), seed, **settings)
+            found += [f"metrics.{name}.{problem}" for problem in problems]
     if len(labels) < 1 or others < 1:
         counted = f"{len(labels)} queries and {others} images to search" if apart else f"{len(labels)} images"
         found.append(f"the split: {counted} are too few: there must be a query, and an image that it can find")
@@ -55,8 +60,6 @@ def evaluation_problems(
         found.append("the split: no query has another image of its class to find")
     if len(np.unique(together)) < 2:
         found.append("the split: all images that are searched are of one class, so there is nothing to tell apart")
-    if not 0 <= seed <= LARGEST_SEED[recipe.kmeans]:
-        found.append(f"kmeans: {recipe.kmeans} takes seeds from 0 to {LARGEST_SEED[recipe.kmeans]}, not {seed}")
     return found
 
 

@@ -14,13 +14,17 @@ Ties never improve a score: an irrelevant image with the same similarity as a re
 that maps everything to one point therefore scores 0, and the order of the images cannot matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.metrics.ranks import per_query
-from pipeline.metrics.similarities import check_embeddings, strips
+from pipeline.metrics.halves import by_halves
+from pipeline.metrics.ranks import Scores, Search, by_strips, largest
+from pipeline.metrics.similarities import Products, Rows, check_embeddings, decide
+
+COUNTINGS = ("exact", "strict", "drop_first")
+NARROW = 32  # by_halves counts faster if no class has more images than this
 
 
 @torch.no_grad()
@@ -52,10 +56,12 @@ def retrieval(
 
     Raises ValueError for empty input, K < 1, nan or infinite values, shapes or types that do not fit.
     """
-    scores = per_query(embeddings, labels, gallery, gallery_labels, counting, depth=max(ks, default=1))
+    scores = per_query(embeddings, labels, gallery, gallery_labels, counting)
     first, average_precision, r_precision = scores
-    recalls = _recalls(first, ks)
-    return recalls | {"map@r": average_precision.nanmean().item(), "r_precision": r_precision.nanmean().item()}
+    return recalls(first, ks) | {
+        "map@r": average_precision.nanmean().item(),
+        "r_precision": r_precision.nanmean().item(),
+    }
 
 
 @torch.no_grad()
@@ -70,49 +76,103 @@ def recall_at_k(
     """Only the {"recall@K": ...} of `retrieval`, with exact counting, at a lower cost. Training evaluates with it.
     Arguments and errors are as in `retrieval`."""
     first, _, _ = per_query(embeddings, labels, gallery, gallery_labels, "exact", first_only=True)
-    return _recalls(first, ks)
+    return recalls(first, ks)
 
 
 @torch.no_grad()
-def nearest(embeddings: Tensor, queries: Tensor, k: int, *, gallery: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    embeddings: Tensor,
+    queries: Tensor,
+    k: int,
+    *,
+    gallery: Tensor | None = None,
+    left_out: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The k most similar others of some images: (indices (q, k) int64, similarities (q, k) float32), best first.
 
     embeddings (n, d) float32; queries (q,) int64, rows of embeddings. Neighbours are rows of `gallery` (m, d), or of
     embeddings without a gallery; the query is then left out by its index. Of equal similarities the lower index comes
-    first. If there are fewer than k images to find, k is reduced to their number.
+    first. If there are fewer than k images to find, k is reduced to their number. `left_out` gives what else is
+    left out of the searches of some queries (q,): bool (q, images). A query that then has fewer than k images to find
+    gets the index -1 and the similarity -inf in place of the others.
     Raises ValueError as `retrieval` does, and IndexError for queries out of range.
     """
     check_embeddings(embeddings, gallery)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    searched = embeddings if gallery is None else gallery
-    k = min(k, len(searched) - (gallery is None))
-    indices, similarities = [], []
-    for rows, strip, _ in strips(embeddings[queries], searched):
-        if gallery is None:
-            strip.scatter_(1, queries[rows, None], -torch.inf)
-        values, order = _largest(strip, k)
-        indices.append(order)
-        similarities.append(values)
-    return torch.cat(indices), torch.cat(similarities)
+    rows = Rows(embeddings)
+    found = Products(rows.take(queries), rows if gallery is None else Rows(gallery))
+    k = min(k, len(found.searched) - (gallery is None))
+
+    def compute(products: Products) -> tuple[Tensor, Tensor]:
+        parts = []
+        for places, strip in products.strips():
+            if gallery is None:
+                strip.scatter_(1, queries[places, None], -torch.inf)
+            if left_out is not None:
+                strip[:, : len(products.searched)].masked_fill_(left_out(queries[places]), -torch.inf)
+            parts.append(_nearest(products, places, strip, k))
+        indices, similarities = zip(*parts, strict=True)
+        return torch.cat(indices), torch.cat(similarities)
+
+    return decide(found, compute)
 
 
-def _largest(strip: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k < columns largest values of each row and their columns, largest first; of equal values the lower column
-    first. `topk` leaves the order of equal values open, but is several times as fast as a sort of whole rows. So only
-    the rows are sorted whole in which a value beyond the k equals the last of them."""
-    values, order = strip.topk(k + 1, dim=1)
-    tied = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]
-    order, place = order[:, :k].sort(dim=1)
-    values, best = values[:, :k].gather(1, place).sort(dim=1, descending=True, stable=True)
-    order = order.gather(1, best)
-    if len(tied):
-        whole, columns = strip[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], order[tied] = whole[:, :k], columns[:, :k]
-    return values, order
+def _nearest(products: Products, rows: Tensor, strip: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`nearest` for the queries `rows`, from their similarities (rows, m + padding)."""
+    last = largest(strip, k)[:, -1:]
+    candidates = (strip >= last - 2 * products.error) & (strip > -torch.inf)
+    if products.dtype == torch.float64:
+        # Images as near as the k-th are tied with it. Of a collapsed network that is all, and k of them are enough.
+        tied = candidates & (strip <= last + 2 * products.error)
+        candidates &= ~tied | (tied.cumsum(1) <= k)
+    place, column = candidates.nonzero(as_tuple=True)
+    products.check_open(len(place) - k * len(rows), strip.numel())
+    values = products.exact(rows[place], column)
+    order = values.argsort(descending=True, stable=True)
+    order = order[place[order].argsort(stable=True)]
+    places, slots = (torch.arange(count, device=rows.device) for count in (len(rows), k))
+    begin, end = (torch.searchsorted(place, places, right=right)[:, None] for right in (False, True))
+    # The last entry is for queries that have fewer than k images to find.
+    column, values = (torch.cat([of, of.new_full((1,), none)]) for of, none in ((column, -1), (values, -torch.inf)))
+    order = torch.cat([order, order.new_full((1,), len(order))])
+    best = order[torch.where(begin + slots < end, begin + slots, len(order) - 1)]
+    return column[best], values[best].float()
 
 
-def _recalls(first: Tensor, ks: Sequence[int]) -> dict[str, float]:
+@torch.no_grad()
+def per_query(
+    queries: Tensor,
+    labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    counting: str,
+    first_only: bool = False,
+) -> Scores:
+    """The ranks, by the faster of two ways. Arguments, `counting` and errors are as in
+    `retrieval`. With first_only, only the first of the Scores is computed."""
+    check_embeddings(queries, gallery)
+    if counting not in COUNTINGS:
+        raise ValueError(f"counting must be one of {', '.join(COUNTINGS)}, got {counting!r}")
+    if (gallery is None) != (gallery_labels is None):
+        raise ValueError("gallery and gallery_labels: give both or neither")
+    if counting == "drop_first" and gallery is not None:
+        raise ValueError("drop_first is for images searched among themselves: a gallery does not hold the query")
+    searched = queries if gallery is None else gallery
+    searched_labels = labels if gallery_labels is None else gallery_labels
+    if labels.shape != queries.shape[:1] or searched_labels.shape != searched.shape[:1]:
+        raise ValueError(f"one label per row is needed, got {tuple(labels.shape)} and {tuple(searched_labels.shape)}")
+    rows = Rows(queries)
+    search = Search(rows, rows if gallery is None else Rows(gallery), labels=labels, searched_labels=searched_labels)
+    widest = int(labels.unique(return_counts=True)[1].max())
+    side = 1024 if queries.is_cpu else 4096  # on a CPU a tile fits in the cache; a GPU needs larger ones
+    if gallery is None and counting == "exact" and widest <= (side if first_only else NARROW):
+        return decide(search, lambda search: by_halves(search, first_only, side))
+    return decide(search, lambda search: by_strips(search, counting, first_only))
+
+
+def recalls(first: Tensor, ks: Sequence[int]) -> dict[str, float]:
+    """{"recall@K": ...} from the number of irrelevant images before each query's first hit, (q,) int64."""
     if any(k < 1 for k in ks):
         raise ValueError(f"every K of Recall@K must be at least 1, got {list(ks)}")
     return {f"recall@{k}": (first < k).double().mean().item() for k in ks}

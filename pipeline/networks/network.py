@@ -1,7 +1,6 @@
 """The network that is trained and evaluated: a backbone, pooling, and a head that gives embeddings of unit length."""
 
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule
+from pipeline.base.portable import use_portable_functions
+from pipeline.base.precision import tf32, use_tf32
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -140,15 +141,8 @@ def load_network(recipe: Recipe, weights: Path, device: torch.device) -> Embeddi
 def computing(recipe: Recipe) -> Iterator[None]:
     """Round products to TF32 while the block runs, if that is the recipe's precision. Use it for the network's forward
     and backward pass. Everything else is full float32."""
-    _allow_tf32(recipe.precision == "tf32")
-    try:
+    with tf32(recipe.precision == "tf32"):
         yield
-    finally:
-        _allow_tf32(False)
-
-
-def _allow_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def choose_device(device: str) -> torch.device:
@@ -162,9 +156,8 @@ def choose_device(device: str) -> torch.device:
 def prepare(recipe: Recipe, device: str) -> torch.device:
     """Choose the device, and set up torch so that it gives the same bits each time on that device."""
     chosen = choose_device(device)
-    # Without this, cuBLAS may add in another order the next time.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _allow_tf32(False)
+    use_tf32(False)
+    use_portable_functions()
     # The same as use_deterministic_algorithms(True), which also imports torch's compiler: 2 s at the start of every
     # stage.
     torch.set_deterministic_debug_mode("error")

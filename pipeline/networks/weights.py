@@ -7,20 +7,23 @@ not need it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.files import BadInputError, sha256, submodule
 from pipeline.data.checksums import DATA, pins
-from pipeline.data.file import File
 from pipeline.networks.published import BY_ORDER, CLASSIFIERS, FILES, file_name
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pipeline.base.config import Recipe, Weights
+    from pipeline.base.recipe import Recipe, Weights
+
+LONGEST_HEADER = 100 * 10**6
+"""Bytes of a safetensors file's header; the library's own limit."""
 
 FOLDER = DATA / "weights"
 
@@ -44,6 +47,7 @@ def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torc
         raise BadInputError(f"{path} is not {meant}: SHA256 {expected} expected, {found} found: {fix}")
     try:
         if path.suffix == ".safetensors":
+            _check_header(path)
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -59,6 +63,44 @@ def load_weights(path: Path, expected: str, own: bool = False) -> dict[str, torc
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise BadInputError(f"{path} does not hold tensors with names: {fix}")
     return dict(loaded)
+
+
+def _check_header(path: Path) -> None:
+    """Raise `ValueError` unless a safetensors file names each tensor once, and every byte after the header belongs to
+    one tensor. The library takes a key that comes twice, and tensors that share bytes, without a word."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        names = [name for name, _ in pairs]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{min(twice)} comes twice in the header")
+        return dict(pairs)
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(LONGEST_HEADER, path.stat().st_size):
+            raise ValueError(f"its header has {length:,} bytes")
+        header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=once)
+    header.pop("__metadata__", None)
+    end = 0
+    for start, after, name in sorted((*tensor["data_offsets"], name) for name, tensor in header.items()):
+        if start != end or after < start:
+            raise ValueError(f"{name} lies at the bytes {start:,} to {after:,}, where {end:,} was expected")
+        end = after
+    if end != path.stat().st_size - 8 - length:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes where its header tells of {8 + length + end:,}")
+
+
+def _misfit(value: torch.Tensor, wanted: torch.Tensor) -> str:
+    """Why a tensor of a file cannot be an entry of a network, of the right shape or not; empty if it can."""
+    shape = wanted.shape
+    if tuple(value.shape) not in (tuple(shape), (1, *shape)):
+        return f"{tuple(value.shape)} where the network has {tuple(shape)}"
+    if value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
+        names = (str(tensor.dtype).removeprefix("torch.") for tensor in (value, wanted))
+        return " where the network has ".join(names)
+    if value.is_floating_point() and not value.to(wanted.dtype).isfinite().all():
+        return "not finite: it holds NaN or infinity"
+    return ""
 
 
 def fitted(
@@ -79,12 +121,10 @@ def fitted(
     wrong += [f"{name} is not in the network" for name in given.keys() - wanted.keys()]
     chosen = {}
     for name in wanted.keys() & given.keys():
-        value, shape = given[name], wanted[name].shape
-        if value.shape != shape and value.shape == (1, *shape):
-            value = value[0]
-        if value.shape != shape:
-            wrong.append(f"{name} is {tuple(value.shape)} where the network has {tuple(shape)}")
-        chosen[name] = value
+        value = given[name]
+        if problem := _misfit(value, wanted[name]):
+            wrong.append(f"{name} is {problem}")
+        chosen[name] = value if value.shape == wanted[name].shape else value[0]
     if wrong:
         raise BadInputError(f"{source} does not fit the network:\n  " + "\n  ".join(sorted(wrong)))
     return {name: chosen[name] for name in wanted}
@@ -139,26 +179,3 @@ def classifier_of(network: str) -> tuple[str, ...]:
     file, _, variant = network.partition("/")
     beginnings: tuple[str, ...] = submodule("networks.backbones", file).published(variant)[1]
     return beginnings
-
-
-def published_file(network: str) -> File:
-    """What is known about the published weights of a network. Raises `BadInputError` if nothing is known."""
-    if network in FILES:
-        return FILES[network]
-    name, (file, _, variant) = file_name(network), network.partition("/")
-    if name is None:
-        raise BadInputError(f"{network} has no published weights that are known here: choose among {', '.join(FILES)}")
-    urls, classifier = submodule("networks.backbones", file).published(variant)
-
-    def check(path: Path) -> None:
-        import torch
-
-        from pipeline.networks.network import make_backbone
-
-        # Comparing names and shapes needs no memory for the backbone's numbers.
-        with torch.device("meta"):
-            backbone = make_backbone(network, "none", submodule("networks.backbones", file).size_of(variant))
-        wanted = backbone.trunk.state_dict()
-        fitted(backbone.converted(load_weights(path, "")), wanted, classifier, str(path))
-
-    return File(name, urls, urls[0], check=check)

@@ -18,8 +18,9 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from pipeline.reports.runs import ShownRun, ShownTable
+from pipeline.reports.runs import ShownRun, rule_of
 from pipeline.tables.charts import STYLE, sweep
+from pipeline.tables.model import TableModel
 from pipeline.tables.rows import Cell, Row, is_extra
 
 WIDTH = 4.8
@@ -64,16 +65,16 @@ def dots(entries: Sequence[tuple[str, Cell, float | None]], label: str) -> str:
         return svg(figure)
 
 
-def intervals(table: ShownTable, dataset: str) -> str | None:
+def intervals(table: TableModel, dataset: str) -> str | None:
     """A figure with Recall@1 of the rows of a table on a dataset, and the printed numbers; None if there is neither."""
-    entries = []
+    entries, rule = [], rule_of(table)
     for row in table.rows:
-        printed = table.published.rows.get(row.key, {}).get("recall@1") if table.published else None
-        cell = row.cell(table.selection, "recall@1")
+        printed = table.published.printed(row.key).get("recall@1") if table.published else None
+        cell = row.cell(rule, "recall@1")
         # Rows without training are left out. They may be so far away that differences of the others would not be seen.
         if row.dataset == dataset and not is_extra(row) and (cell.values or printed is not None):
             entries.append((row.name, cell, printed))
-    return dots(entries, f"Recall@1, percent, {table.selection.replace('_', ' ')}") if entries else None
+    return dots(entries, f"Recall@1, percent, {rule.replace('_', ' ')}") if entries else None
 
 
 def peeking(rows: list[Row]) -> str:
@@ -81,12 +82,12 @@ def peeking(rows: list[Row]) -> str:
     return dots([(row.key, row.peeking("last_epoch"), None) for row in rows], "best test epoch less last epoch, points")
 
 
-def sweep_chart(table: ShownTable) -> str:
+def sweep_chart(table: TableModel) -> str:
     """The figure of the paper's sweep under ours. It is the same as the file beside the table."""
     assert table.published is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sweep.svg"
-        sweep(path, table.table, table.rows, table.published)
+        sweep(path, table.settings, table.rows, table.published)
         return data_address("image/svg+xml", path.read_bytes())
 
 

@@ -2,8 +2,10 @@
 
 import base64
 import io
+import zipfile
+import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,15 @@ from pipeline.data.packed import PackedImages, shown
 
 SIDE, QUALITY = 72, 70
 """The longer side of thumbnails in pixels, and the quality for WebP."""
+
+
+def thumbnail(pixels: np.ndarray) -> str:
+    """The thumbnail of an image, uint8 (height, width, 3), as a data address."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, "WEBP", quality=QUALITY, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 class Thumbnails:
@@ -31,11 +42,7 @@ class Thumbnails:
         if not 0 <= image < len(self.packed):
             raise BadInputError(f"{self.packed.folder} has no image {image}: run the stage of the runs again")
         if image not in self.addresses:
-            picture = Image.fromarray(self.packed.decoded(image, 3))
-            picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            content = io.BytesIO()
-            picture.save(content, "WEBP", quality=QUALITY, method=6)
-            self.addresses[image] = f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
+            self.addresses[image] = thumbnail(self.packed.decoded(image, 3))
         return self.packed.entries[image]
 
     def picture(self, image: int) -> "Picture":
@@ -53,7 +60,7 @@ class Picture:
     name: str
     class_name: str
     right: bool | None = None
-    """Whether a neighbour has the query's class; None for a query."""
+    """Whether a neighbour has the query's class; None for a query, and where there are no classes."""
     similarity: float = 1.0
 
 
@@ -64,6 +71,9 @@ class Answer:
     query: Picture
     neighbours: list[Picture]
     said: str
+    others: list[Picture] = field(default_factory=list)
+    """The nearest images of other groups, if they were kept."""
+    said_of_others: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def read_queries(path: Path) -> dict[str, np.ndarray]:
             found = dict(arrays)
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: `dvc pull` it, or {again}") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInputError(f"{path} is damaged ({error}): {again}") from None
     lacking = {"query", "nearest", "similarity", "first_hit", "average_precision", "label", "recall", "confused"}
     if lacking := lacking - found.keys():
@@ -98,16 +108,25 @@ def read_queries(path: Path) -> dict[str, np.ndarray]:
 def _answer(thumbnails: Thumbnails, found: dict[str, np.ndarray], place: int) -> Answer:
     query = thumbnails.picture(int(found["query"][place]))
     label = thumbnails.entry(int(found["query"][place])).label
-    neighbours = []
-    for image, similarity in zip(found["nearest"][place].tolist(), found["similarity"][place].tolist(), strict=True):
-        if image >= 0:
-            picture, right = thumbnails.picture(image), thumbnails.entry(image).label == label
-            neighbours.append(
-                Picture(picture.identity, picture.name, picture.class_name, right=right, similarity=similarity)
-            )
-    first, precision = int(found["first_hit"][place]), float(found["average_precision"][place])
-    hit = "nothing to find" if first < 0 else f"first hit {first + 1:,}"
-    return Answer(query, neighbours, hit if np.isnan(precision) else f"{hit}, AP@R {precision:.2f}")
+
+    def neighbours(where: str) -> list[Picture]:
+        images, similarities = (found[f"{name}{where}"][place].tolist() for name in ("nearest", "similarity"))
+        return [
+            replace(thumbnails.picture(image), right=thumbnails.entry(image).label == label, similarity=near)
+            for image, near in zip(images, similarities, strict=True)
+            if image >= 0
+        ]
+
+    hit, precision = _hit(found["first_hit"][place]), float(found["average_precision"][place])
+    said = hit if np.isnan(precision) else f"{hit}, AP@R {precision:.2f}"
+    if "nearest_in_others" not in found:
+        return Answer(query, neighbours(""), said)
+    return Answer(query, neighbours(""), said, neighbours("_in_others"), _hit(found["first_hit_in_others"][place]))
+
+
+def _hit(first: int) -> str:
+    """The rank of the first hit, as text; `first` is the number of irrelevant images before it, or -1."""
+    return "nothing to find" if first < 0 else f"first hit {first + 1:,}"
 
 
 def choose(found: dict[str, np.ndarray], labels: np.ndarray, count: int) -> dict[str, list[int]]:

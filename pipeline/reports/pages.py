@@ -1,6 +1,8 @@
 """Pages of a grid, of all grids, and of one run. Each is a single file that loads nothing else and runs no script."""
 
+import hashlib
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +13,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.base.files import BadInputError, write_json, write_text
 from pipeline.reports import figures
-from pipeline.reports.cells import SIGNS, blocks
-from pipeline.reports.galleries import Gallery, Picture, Thumbnails, gallery, two_labels
+from pipeline.reports.cells import seed_lines
+from pipeline.reports.galleries import Answer, Gallery, Picture, Thumbnails, gallery, two_labels
 from pipeline.reports.maps import embedding_map
-from pipeline.reports.runs import ShownGrid, ShownRun, ShownTable
+from pipeline.reports.runs import ShownGrid, ShownRun
 from pipeline.runs.grid import GridRun
-from pipeline.tables.pages import PEEKING_HEAD, peeking_lines, peeking_rows
+from pipeline.runs.protocols import PROTOCOLS
+from pipeline.tables import claim_lines
+from pipeline.tables.columns import heading
+from pipeline.tables.model import TableModel
 from pipeline.tables.rows import Row, is_extra
+from pipeline.tables.verdicts import SIGNS
 
 REPORTS = Path("metrics/reports")
-
-BASELINES = ("untrained", "raw_pixels")
-"""The protocols of rows that show results without any training."""
 
 
 def render(template: str, **content: Any) -> str:
@@ -49,7 +52,7 @@ class DatasetLook:
 def baseline_of(rows: list[tuple[float, Row, GridRun]]) -> tuple[float, Row, GridRun]:
     """The baseline among candidates, which are sorted with the best first: a row without training, otherwise the worst
     row."""
-    return next((row for row in rows if row[2].run.protocol in BASELINES), rows[-1])
+    return next((row for row in rows if PROTOCOLS[row[2].run.protocol].plain), rows[-1])
 
 
 def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
@@ -66,12 +69,12 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
         galleries = []
         for name, (recall, row, run) in shown.items():
             title = f"{name}: {row.name} of {run.table}, seed {run.run.seed} (Recall@1 of the row {100 * recall:.2f})"
-            galleries.append(gallery(thumbnails, run.queries / "queries.npz", title))
+            galleries.append(gallery(thumbnails, run.cached_queries / "queries.npz", title))
         found = DatasetLook(
             dataset,
             galleries,
             two_labels(thumbnails),
-            embedding_map(best[2].queries / "queries.npz", thumbnails.packed),
+            embedding_map(best[2].cached_queries / "queries.npz", thumbnails.packed),
             f"{best[1].name}, seed {best[2].run.seed}",
         )
     except BadInputError as error:
@@ -81,13 +84,9 @@ def look(grid: ShownGrid, dataset: str, stored: dict[str, str]) -> DatasetLook:
 
 
 def counts(grid: ShownGrid) -> dict[str, int]:
-    """The beginning of a verdict -> the number of printed numbers with this verdict."""
-    said = Counter(
-        next(start for start in SIGNS if verdict.startswith(start))
-        for table in grid.tables
-        for _, verdict in table.verdicts()
-    )
-    return {start: said[start] for start in SIGNS if said[start]}
+    """The kind of a verdict -> the number of printed numbers with such a verdict."""
+    said = Counter(verdict.kind for table in grid.tables for _, _, verdict in table.judged)
+    return {kind: said[kind] for kind in SIGNS if said[kind]}
 
 
 def run_counts(grid: ShownGrid) -> dict[str, int]:
@@ -117,12 +116,12 @@ def costs(runs: list[ShownRun]) -> list[str]:
     ]
 
 
-def table_figures(grid: ShownGrid, table: ShownTable) -> dict[str, list[tuple[str, str]]]:
+def table_figures(grid: ShownGrid, table: TableModel) -> dict[str, list[tuple[str, str]]]:
     """The figures of a table, `intervals` and `curves`: data address and description of each."""
     drawn: list[tuple[str, str]] = []
     learning: list[tuple[str, str]] = []
     printed = table.published.curves if table.published else {}
-    for dataset in table.table.datasets:
+    for dataset in table.settings.datasets:
         rows = {
             row.name: [grid.runs[run.metrics] for run in row.runs if run.metrics in grid.runs]
             for row in table.rows
@@ -148,7 +147,6 @@ def report(grid: ShownGrid, folder: Path) -> str:
     """The page of a grid, with links for a page in `folder`."""
     stored: dict[str, str] = {}
     looks = [look(grid, dataset, stored) for dataset in grid.datasets]
-    peeking = [(table, rows) for table in grid.tables if (rows := peeking_rows(table.rows))]
     failures = {name: error for table in grid.tables for row in table.rows for name, error in row.failures.items()}
     return render(
         "report.html",
@@ -157,18 +155,31 @@ def report(grid: ShownGrid, folder: Path) -> str:
         counts=counts(grid),
         runs=run_counts(grid),
         signs=SIGNS,
+        claims=grid.content.claims,
+        claim_counts=claim_lines.counts(grid.content.findings),
+        claim_signs=claim_lines.SIGNS,
         machines={name: costs(runs) for name, runs in grid.by_machine().items()},
+        mixtures=grid.mixtures(),
         gpu_hours=sum(run.seconds or 0 for run in grid.made_once if run.on_gpu) / 3600,
         cpu_hours=sum(run.seconds or 0 for run in grid.made_once if not run.on_gpu) / 3600,
         revisions=sorted({run.revision for run in grid.made_once}),
-        tables=[(table, blocks(grid, table, folder), table_figures(grid, table)) for table in grid.tables],
+        tables=[(table, table_figures(grid, table)) for table in grid.tables],
+        seeds=lambda number: seed_lines(grid, number, folder) if number else [],
         tables_at=os.path.relpath(Path("metrics/tables") / grid.name, folder),
-        peeking=[(table, peeking_lines(rows), figures.peeking(rows)) for table, rows in peeking],
-        peeking_head=PEEKING_HEAD,
+        peeking=[
+            (table, table.peeking, figures.peeking([line.row for line in table.peeking.lines if line.row]))
+            for table in grid.tables
+            if table.peeking
+        ],
         looks=looks,
         stored=stored,
         failures=failures,
-        missed=[said for table in grid.tables for said in table.verdicts() if said[1].startswith("missed")],
+        missed=[
+            (f"{table.name}: {row.key}, {heading(metric)}", verdict.text)
+            for table in grid.tables
+            for row, metric, verdict in table.judged
+            if verdict.kind in ("differs", "cannot say")
+        ],
         taken_over={
             name: because for table in grid.tables for row in table.rows for name, because in row.taken_over.items()
         },
@@ -192,10 +203,37 @@ def write_overview(names: list[str]) -> Path:
     return path
 
 
+SEAL = re.compile(r'<meta name="generator" content="pipeline sha256:([0-9a-f]{64})">\n')
+
+
+def sealed(page: str) -> str:
+    """A page whose head has the SHA-256 of the rest, so that `foreign_page` knows it."""
+    head, charset, rest = page.partition('<meta charset="utf-8">\n')
+    digest = hashlib.sha256(page.encode()).hexdigest()
+    return f'{head}{charset}<meta name="generator" content="pipeline sha256:{digest}">\n{rest}'
+
+
+def foreign_page(path: Path) -> Path | None:
+    """`path`, unless it is a page that `sealed` made and nobody has changed: a `files.Foreign`."""
+    try:
+        page = path.read_bytes().decode("utf-8")
+    except (OSError, ValueError):
+        return path
+    seal = SEAL.search(page)
+    digest = hashlib.sha256(SEAL.sub("", page, count=1).encode()).hexdigest()
+    return None if seal and seal[1] == digest else path
+
+
+def write_nearest(out: Path, title: str, answers: list[Answer], stored: dict[str, str]) -> None:
+    """Write a page with images and the images nearest to them to `out`. `stored` has their thumbnails by id."""
+    write_text(out, render("nearest.html", title=title, answers=answers, stored=stored))
+
+
 def write_gallery(queries: Path, dataset: str, title: str, count: int, out: Path) -> None:
     """Write a page with the gallery of a single run to `out`."""
     thumbnails = Thumbnails(dataset)
     shown = gallery(thumbnails, queries, title, count)
     twice = two_labels(thumbnails)
     stored = {f"{dataset}-{image}": address for image, address in thumbnails.addresses.items()}
-    write_text(out, render("gallery.html", title=f"Gallery of {title}", shown=shown, twice=twice, stored=stored))
+    page = render("gallery.html", title=f"Gallery of {title}", shown=shown, twice=twice, stored=stored)
+    write_text(out, sealed(page))

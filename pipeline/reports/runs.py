@@ -1,38 +1,49 @@
 """The content of a grid's report: its tables with their rows, read in the same way as for metrics/tables, and what is
 known about each run."""
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.config import Table
-from pipeline.base.files import read_json
-from pipeline.runs import store
-from pipeline.runs.grid import GridRun, grid_runs
-from pipeline.runs.record import MetricsRecord, read_record
-from pipeline.tables.grid import metrics_of, read_grid
-from pipeline.tables.pages import comparison, of_networks, ranking_selection
-from pipeline.tables.published import PublishedTable
-from pipeline.tables.rows import Row, collect_table, is_extra
+from pipeline.base.gpu import gpu_text
+from pipeline.runs.grid import GridRun
+from pipeline.runs.key import file_hash
+from pipeline.runs.made import Notes, committed, here
+from pipeline.runs.record import QUERIES, MetricsRecord, read_record
+from pipeline.tables.columns import RANKED_BY
+from pipeline.tables.grid import read_content
+from pipeline.tables.model import TableModel
+from pipeline.tables.rows import Row, ranking_rule
 
 UNKNOWN_MACHINE = "a machine that was not noted"
 
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run that has a metrics file, and the entries of its made.json for its training and its evaluation, if there are
-    any."""
+    """A run that has a metrics file; who made it, its training and its evaluation, as metrics/made says; and how this
+    clone made it, if it did."""
 
     run: GridRun
     record: MetricsRecord
-    made: dict[str, Any]
+    made: Notes
+    here: Notes
 
     @property
     def making(self) -> dict[str, Any]:
         """When and where the run was trained, or evaluated if it was not trained."""
         return self.made.get("training") or self.made.get("evaluation") or {}
+
+    @property
+    def made_here(self) -> str:
+        """The processor or GPU and the seconds with which this clone made the run; empty if it did not, or if it is who
+        made the committed run."""
+        if not self.here or self.here == self.made:
+            return ""
+        again = ShownRun(self.run, self.record, self.here, {})
+        return f"{again.machine}, {again.seconds:,.0f} s"
 
     @property
     def seconds(self) -> float | None:
@@ -52,12 +63,12 @@ class ShownRun:
 
     @property
     def machine(self) -> str:
-        """The GPU, or the processor if no GPU was used, as text."""
-        machine = self.making.get("machine")
-        if machine is None:
+        """The GPUs, or the processors if no GPU was used, of all machines that worked on the run, as text."""
+        if not self.making:
             return UNKNOWN_MACHINE
-        gpu = machine["gpu"]
-        return f"{gpu['name']}, driver {gpu['driver']}" if gpu else f"{machine['cpu']}, {machine['cores']} cores"
+        machines = self.making.get("machines") or [self.making["machine"]]
+        named = [gpu_text(of["gpu"]) if of["gpu"] else f"{of['cpu']}, {of['cores']} cores" for of in machines]
+        return "; then ".join(dict.fromkeys(named))
 
     @property
     def on_gpu(self) -> bool:
@@ -72,44 +83,9 @@ class ShownRun:
         return f"{revision}{'' if git.get('clean') else '+'}" if revision else "not noted"
 
 
-def _made(run: GridRun, record: MetricsRecord) -> dict[str, Any]:
-    """The entries of made.json that belong to the training and the evaluation of a record."""
-    keys = {"evaluation": record.key} | ({"training": record.run.key} if record.run else {})
-    made = read_json(run.made) if run.made.is_file() else {}
-    return {work: of for work, of in made.items() if of["key"] == keys.get(work)}
-
-
-@dataclass(frozen=True)
-class ShownTable:
-    """A table with all that a report shows of it."""
-
-    name: str
-    title: str
-    table: Table
-    rows: list[Row]
-    metrics: list[str]
-    published: PublishedTable | None
-    printed_by_others: list[PublishedTable]
-    """Printed tables whose other methods are shown with this table."""
-
-    @property
-    def foreign(self) -> bool:
-        """Whether its runs searched among other images than the published ones."""
-        return any(row.foreign for row in self.rows)
-
-    @property
-    def selection(self) -> str:
-        """The rule that chose the weights, for the numbers in figures."""
-        return "best_test_epoch" if self.published else ranking_selection(self.rows)
-
-    def verdicts(self) -> list[tuple[str, str]]:
-        """For every printed number: its row and metric as text, and the verdict."""
-        if self.published is None:
-            return []
-        lines = comparison(self.rows, self.published, "±")
-        return [
-            (f"{self.name}: {row.key}, {line[len(row.values)]}", line[-1]) for row, line in lines if not is_extra(row)
-        ]
+def rule_of(table: TableModel) -> str:
+    """The rule that chose the weights, for the numbers in figures."""
+    return "best_test_epoch" if table.published else ranking_rule(table.rows)
 
 
 class ShownGrid:
@@ -117,22 +93,14 @@ class ShownGrid:
 
     def __init__(self, grid: str):
         self.name = grid
-        params, published = read_grid(grid)
+        self.content = read_content(grid)
+        self.tables, published = self.content.tables, self.content.published
         self.paper = published.paper if published else None
-        self.tables: list[ShownTable] = []
-        for name, table in params.tables.items():
-            own = published.tables.get(name) if published else None
-            rows = collect_table(grid_runs(grid, table=name), published)
-            title = own.title if own else table.title or f"{grid}: {name}"
-            metrics, others = metrics_of(params, table, own is not None), [own] if own else []
-            if table.layout == "ranked" and published and "loss" in table.rows:
-                others = of_networks(published, rows)
-            self.tables.append(ShownTable(name, title, table, rows, metrics, own, others))
 
     @property
     def foreign(self) -> bool:
         """Whether any of its runs searched among other images than the published ones."""
-        return any(table.foreign for table in self.tables)
+        return any(table.warnings for table in self.tables)
 
     @cached_property
     def runs(self) -> dict[Path, ShownRun]:
@@ -140,11 +108,10 @@ class ShownGrid:
         shown: dict[Path, ShownRun] = {}
         for table in self.tables:
             for row in table.rows:
-                lacking = {*row.failures, *row.missing, *row.outdated}
                 for run in row.runs:
-                    if f"{row.key}/{run.place.name}" not in lacking:
+                    if f"{row.key}/{run.place.name}" not in row.lacking:
                         record = read_record(run.metrics, MetricsRecord)
-                        shown[run.metrics] = ShownRun(run, record, _made(run, record))
+                        shown[run.metrics] = ShownRun(run, record, committed(run, record), here(record))
         return shown
 
     @cached_property
@@ -163,24 +130,36 @@ class ShownGrid:
             machines[run.machine].append(run)
         return dict(sorted(machines.items()))
 
+    def mixtures(self) -> list[str]:
+        """The tables' warnings that a row, or a difference between rows, mixes GPUs."""
+        return [f"{table.name}: {sentence}" for table in self.tables for sentence in table.mixtures]
+
     def candidates(self, dataset: str) -> list[tuple[float, Row, GridRun]]:
         """Recall@1, row and first run of the rows on a dataset that kept the results of their queries, best first."""
         found = {}
         for table in self.tables:
-            for row in table.rows if table.selection != "held_out_classes" else ():
-                runs = [run for run in row.runs if self._has_queries(run)]
-                cell = row.cell(table.selection, "recall@1")
-                if row.dataset == dataset and runs and cell.values:
-                    found[row.key] = (cell.mean, row, runs[0])
+            rule = rule_of(table)
+            for row in table.rows if rule != "held_out_classes" else ():
+                cell = row.cell(rule, RANKED_BY)
+                run = next((run for run in row.runs if self._has_queries(run)), None)
+                if row.dataset == dataset and run is not None and cell.values:
+                    found[row.key] = (cell.mean, row, run)
         return sorted(found.values(), key=lambda found: (-found[0], found[1].name))
 
     def _has_queries(self, run: GridRun) -> bool:
-        """Whether the results of a run's queries exist and belong to the same evaluation as its metrics file."""
-        shown = self.runs.get(run.metrics)
-        there = (run.queries / "queries.npz").is_file()
-        return shown is not None and there and store.key_of(run.queries) == shown.record.key
+        """Whether the results of a run's queries exist and are those that its metrics file lists. If they are others, a
+        line names them."""
+        shown, file = self.runs.get(run.metrics), run.cached_queries / QUERIES
+        if shown is None or not file.is_file() or QUERIES not in shown.record.files:
+            return False
+        same = file_hash(file) == shown.record.files[QUERIES]
+        if not same:
+            print(
+                f"{file} is not what {run.metrics} lists and is not used: `dvc repro` makes it again", file=sys.stderr
+            )
+        return same
 
     @property
     def datasets(self) -> list[str]:
         """The datasets of its tables."""
-        return list(dict.fromkeys(dataset for table in self.tables for dataset in table.table.datasets))
+        return list(dict.fromkeys(dataset for table in self.tables for dataset in table.settings.datasets))

@@ -5,15 +5,16 @@ module, a stage that starts for another reason could not use the runs that were 
 """
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from pipeline.runs import store
+from pipeline.runs.grid import CACHED
 from pipeline.runs.record import METRICS, RECORD
-
-SHOWN = ("data/runs", "data/queries")
 
 
 def _cache() -> Path | None:
@@ -29,33 +30,38 @@ def _cache() -> Path | None:
 
 
 def _locked() -> Iterator[str]:
-    """The hashes of the folders of runs and queries in the dvc.lock files."""
+    """The hashes of the folders of runs and queries in the dvc.lock files. Damaged parts are passed over, because DVC
+    itself refuses them."""
     for lock in (Path("dvc.lock"), Path("papers/dvc.lock")):
         if not lock.is_file():
             continue
-        stages = yaml.load(lock.read_text(encoding="utf-8"), yaml.CSafeLoader).get("stages", {})
-        for stage in stages.values():
-            for out in stage.get("outs", []):
-                if out["path"].startswith(SHOWN) and str(out.get("md5", "")).endswith(".dir"):
-                    yield out["md5"]
+        with suppress(yaml.YAMLError, OSError, ValueError, AttributeError, KeyError, TypeError):
+            stages = yaml.load(lock.read_text(encoding="utf-8"), yaml.CSafeLoader).get("stages", {})
+            for stage in stages.values():
+                for out in stage.get("outs", []):
+                    if out["path"].startswith(f"{CACHED}/") and re.fullmatch(r"[0-9a-f]{32}\.dir", str(out.get("md5"))):
+                        yield out["md5"]
+
+
+def _folders(cache: Path, md5: str) -> Iterator[dict[str, Path]]:
+    """The files of each folder in a listing of DVC's cache: name -> path in the cache."""
+    found: dict[str, dict[str, Path]] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        for file in json.loads((cache / md5[:2] / md5[2:]).read_text(encoding="utf-8")):
+            folder, _, name = file["relpath"].rpartition("/")
+            found.setdefault(folder, {})[name] = cache / file["md5"][:2] / file["md5"][2:]
+    yield from found.values()
 
 
 def take_in(wanted: set[str]) -> int:
     """Put the runs and evaluations with the `wanted` keys into the store if DVC's cache has all of their files. Returns
     their number."""
     taken = 0
-    hashes = list(_locked())
-    cache = _cache() if hashes and wanted else None
+    hashes = list(_locked()) if wanted else []
+    cache = _cache() if hashes else None
     for md5 in hashes if cache else []:
         assert cache is not None
-        listing = cache / md5[:2] / md5[2:]
-        if not listing.is_file():
-            continue
-        folders: dict[str, dict[str, Path]] = {}
-        for file in json.loads(listing.read_text(encoding="utf-8")):
-            folder, _, name = file["relpath"].rpartition("/")
-            folders.setdefault(folder, {})[name] = cache / file["md5"][:2] / file["md5"][2:]
-        for files in folders.values():
+        for files in _folders(cache, md5):
             record = files.get(RECORD) or files.get(METRICS)
             if record is not None and store.key_of(record) in wanted and all(map(Path.is_file, files.values())):
                 taken += store.take_in_files(files)

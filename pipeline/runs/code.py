@@ -1,59 +1,33 @@
-"""One hash of the code that computes. It depends on what the code does, not on how it is written.
+"""What a definition computes, as a normal form that does not depend on how it is written.
 
-A hash covers the files of this package that a file imports, and the files that these import. Everything that cannot
-change a finished run's bytes is left out: docstrings, comments, layout, annotations of functions, messages of errors,
-prints.
+Everything that cannot change a finished run's bytes is left out: docstrings, comments, layout, annotations, messages of
+errors, prints. `runs/reach.py` makes one hash of the definitions that a run reaches.
 """
 
 import ast
-import functools
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
-
-NOT_COMPUTING = {
-    "base/config.py": "settings: their values are in the key",
-    "base/checks.py": "refuses settings, or lets them pass as they are",
-    "base/names.py": "refuses names, or lets them pass as they are",
-    "base/yaml_files.py": "reads settings: their values are in the key",
-    "metrics/limits.py": "refuses what cannot be evaluated",
-    "base/files.py": "writes what it is given, whole",
-    "base/provenance.py": "describes the machine",
-    "data/checksums.py": "what it pins is in the key: manifests and weights, by their hashes",
-    "data/fetch.py": "brings files whose hashes are in the key",
-    "networks/published.py": "addresses of weights: the hash of a run's own file is in its key",
-    "networks/outline.py": "refuses networks, or lets them pass as they are",
-    "runs/": "decides what is run, not how",
-}
-"""Files and folders that no hash covers, and why."""
+LOADERS = ("submodule", "chosen")
+"""The functions by which the code loads a file that the settings choose: `submodule(room, name)` and `chosen(what,
+name)`."""
 
 NO_CONTENT = ("lineno", "col_offset", "end_lineno", "end_col_offset", "type_comment", "type_params", "kind", "ctx")
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+Plain = Any
+"""Nested lists, the same in every version of Python that this package runs on."""
 
 
-def _plain(node: Any) -> Any:
-    """A syntax tree as nested lists that are the same in every version of Python that this package runs on."""
-    if isinstance(node, list):
-        return [_plain(child) for child in node if not _idle(child)]
-    if isinstance(node, ast.Constant):
-        return ["Constant", repr(node.value)]
-    if isinstance(node, ast.Raise):
-        # Code may depend on the kind of error, because it can catch it. The message is only for people.
-        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return ["Raise", _plain(error)]
-    if isinstance(node, ast.arg):
-        return ["arg", node.arg]
-    if not isinstance(node, ast.AST):
-        return node
-    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in NO_CONTENT]
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        fields = [(name, value) for name, value in fields if name != "returns"]
-    return [type(node).__name__, *([name, _plain(value)] for name, value in fields if value not in (None, []))]
-
-
-def _idle(node: Any) -> bool:
-    """Whether a statement computes nothing: a docstring, another string on its own, or a print."""
+def idle(node: Any) -> bool:
+    """Whether a statement computes nothing: a docstring, another string on its own, a print, an import of this package,
+    or what only type checkers or the command line run."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return all(name.split(".")[0] == "pipeline" for name in imported(node).values())
     if not isinstance(node, ast.Expr):
         return False
     value = node.value
@@ -61,86 +35,125 @@ def _idle(node: Any) -> bool:
     return printed or (isinstance(value, ast.Constant) and isinstance(value.value, str))
 
 
-def tree_hash(source: str) -> str:
-    """SHA-256 of the parts of a module's source text that compute."""
-    return hashlib.sha256(repr(_plain(ast.parse(source))).encode()).hexdigest()
+def imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    """The names that an import binds: name -> dotted name of what it means."""
+    if isinstance(node, ast.ImportFrom):
+        return {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    firsts = {alias.name.split(".")[0]: alias.name.split(".")[0] for alias in node.names if not alias.asname}
+    return firsts | {alias.asname: alias.name for alias in node.names if alias.asname}
 
 
-def _file(name: str) -> Path | None:
-    """The file of the module of this package with a dotted name; None for other names."""
-    first, *rest = name.split(".")
-    if first != "pipeline":
-        return None
-    path = PACKAGE.joinpath(*rest)
-    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+def loaded(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """The dotted names of modules, or of what is in them, that an import loads."""
+    place = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    return {f"{place}{alias.name}" for alias in node.names}
 
 
-def _computes(file: Path) -> bool:
-    place = file.relative_to(PACKAGE).as_posix()
-    return not any(place == name or (name.endswith("/") and place.startswith(name)) for name in NOT_COMPUTING)
+def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements of a body, also those inside of others."""
+    for statement in body:
+        yield statement
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from statements(getattr(statement, field, ()))  # type: ignore[arg-type]  # handlers have bodies, too
 
 
-@functools.cache
-def _read(file: Path) -> tuple[str, frozenset[Path]]:
-    """A file's tree hash, and the files of this package that it imports, also inside of functions."""
-    source = file.read_text(encoding="utf-8")
-    imported: set[Path] = set()
-    for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        imported |= {path for name in names if (path := _file(name)) is not None}
-    return tree_hash(source), frozenset(imported)
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes inside of a node: `ast.iter_child_nodes` without the contexts of names, in half of the time."""
+    for field in node._fields:
+        value = getattr(node, field, None)
+        if isinstance(value, list):
+            yield from (child for child in value if isinstance(child, ast.AST))
+        elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+            yield value
 
 
-def files_of(*modules: str) -> list[Path]:
-    """The files that compute: those of the modules, given by their dotted names, and all files that they import,
-    directly or through other files."""
-    found: set[Path] = set()
-    ahead = [path for name in modules if (path := _file(name)) is not None]
+def _bound(scope: ast.AST) -> set[str]:
+    """The names that belong to a function or a comprehension itself: parameters, and what its body assigns. A name that
+    is missed here only makes a definition reach more."""
+    found: set[str] = set()
+    outer: set[str] = set()
+    ahead: list[ast.AST] = list(_children(scope))
     while ahead:
-        file = ahead.pop()
-        if file not in found and _computes(file):
-            found.add(file)
-            ahead += _read(file)[1]
-    return sorted(found)
+        node = ahead.pop()
+        if isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Global):
+            outer.update(node.names)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+            continue
+        if not isinstance(node, SCOPES):
+            ahead += _children(node)
+    return found - outer
 
 
-def code_hash(*modules: str) -> str:
-    """One SHA-256 over `files_of` the modules: over each file's place in the package and the hash of its tree."""
-    lines = [f"{_read(file)[0]}  {file.relative_to(PACKAGE).as_posix()}\n" for file in files_of(*modules)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+class Reader:
+    """Reads statements: `plain` gives their normal form and collects what they use."""
 
+    def __init__(self) -> None:
+        self.names: set[tuple[str, ...]] = set()
+        """The dotted names that are used and not bound within the statements: ("checkpoint", "load")."""
+        self.loads: set[tuple[str, str | None, str | None]] = set()
+        """The calls that look like loads of a file: the function's name, its first argument, and the name that is used
+        of what it gives."""
+        self.imports: set[str] = set()
+        """The modules and names of this package that are imported within functions."""
 
-@functools.cache
-def _loss_arguments(loss: str) -> tuple[dict[str, Any], frozenset[str]]:
-    """The defaults of the settings of a file of pipeline/losses, and the names of the settings that are floats. They
-    are read from the file's text. Importing the file would import torch, which takes longer than the rest of computing
-    a key."""
-    tree = ast.parse((PACKAGE / "losses" / f"{loss}.py").read_text(encoding="utf-8"))
-    for kind in tree.body:
-        if isinstance(kind, ast.ClassDef) and kind.name == "Loss":
-            for function in kind.body:
-                if isinstance(function, ast.FunctionDef) and function.name == "__init__":
-                    pairs = list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
-                    defaults = {name.arg: ast.literal_eval(value) for name, value in pairs if value is not None}
-                    return defaults, frozenset(name.arg for name, _ in pairs if _is_float(name.annotation))
-    return {}, frozenset()
+    def plain(self, node: Any, bound: frozenset[str] = frozenset(), place: str = "module") -> Plain:
+        """The normal form of a node. `bound` are the names of the functions around it; `place` is "module", "class" or
+        "function"."""
+        if isinstance(node, list):
+            for child in node:
+                if isinstance(child, ast.Import | ast.ImportFrom):
+                    self.imports.update(loaded(child))
+            return [self.plain(child, bound, place) for child in node if not idle(child)]
+        if isinstance(node, ast.Constant):
+            return ["Constant", repr(node.value)]
+        if isinstance(node, ast.Raise):
+            # Code may depend on the kind of error, because it can catch it. The message is only for people.
+            error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            return ["Raise", self.plain(error, bound, place)]
+        if isinstance(node, ast.Assert):
+            return ["Assert", self.plain(node.test, bound, place)]
+        if isinstance(node, ast.arg):
+            return ["arg", node.arg]
+        if isinstance(node, ast.AnnAssign) and place != "class":
+            value = self.plain(node.value, bound, place) if node.value else []
+            return ["Assign", self.plain(node.target, bound, place), value]
+        if isinstance(node, ast.Name | ast.Attribute | ast.Call) and (form := self.dotted(node, bound, place)):
+            return form
+        if not isinstance(node, ast.AST):
+            return node
+        fields = [(name, value) for name, value in ast.iter_fields(node) if name not in NO_CONTENT]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            fields = [(name, value) for name, value in fields if name != "returns"]
+        inner, within = bound, place
+        if isinstance(node, SCOPES):
+            inner, within = bound | _bound(node), "function"
+        elif isinstance(node, ast.ClassDef):
+            within = "class"
+        return [
+            type(node).__name__,
+            *([name, self.plain(value, inner, within)] for name, value in fields if value not in (None, [])),
+        ]
 
-
-def _is_float(annotation: ast.expr | None) -> bool:
-    """Whether an annotation is float, or Annotated[float, ...]."""
-    text = ast.unparse(annotation) if annotation else ""
-    return text == "float" or text.startswith("Annotated[float,")
-
-
-def loss_settings(loss: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a file of pipeline/losses, with its defaults. For a float setting 12 becomes 12.0, so that both
-    mean the same run."""
-    defaults, floats = _loss_arguments(loss)
-    return {
-        name: float(value) if name in floats and type(value) is int else value
-        for name, value in (defaults | settings).items()
-    }
+    def dotted(self, node: ast.Name | ast.Attribute | ast.Call, bound: frozenset[str], place: str) -> Plain | None:
+        """The normal form of a dotted name, or of the choice of a file by the settings; None for anything else."""
+        names: list[str] = []
+        inner: ast.expr = node
+        while isinstance(inner, ast.Attribute):
+            names.insert(0, inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name):
+            if inner.id not in bound:
+                self.names.add((inner.id, *names))
+            return ["Dotted", ".".join([inner.id, *names])]
+        if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in {*LOADERS} - bound:
+            first = inner.args[0].value if inner.args and isinstance(inner.args[0], ast.Constant) else None
+            used = names[0] if names else None
+            self.loads.add((inner.func.id, first if isinstance(first, str) else None, used))
+            arguments = [self.plain(inner.args, bound, place), self.plain(inner.keywords, bound, place)]
+            return ["Loaded", inner.func.id, *arguments, ".".join(names)]
+        return None

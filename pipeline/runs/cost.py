@@ -1,16 +1,21 @@
 """The cost of a run, before it is made: the floating-point operations of its images' passes through the network.
 
 It is used to order runs, longest first, and to estimate the time left. It does not predict seconds, because the number
-of operations that a machine does in a second differs by network and precision.
+of operations that a machine does in a second differs by network and precision. `modelled_seconds` does, for one GPU,
+and counts in which time this GPU waits for the processor.
 """
 
 import functools
+import inspect
 import math
 from pathlib import Path
+from typing import Any
 
+from pipeline.base.choices import chosen
 from pipeline.base.config import Recipe
 from pipeline.datasets import dataset_module
 from pipeline.runs.grid import GridRun
+from pipeline.runs.protocols import PROTOCOLS
 from pipeline.runs.run import Run
 
 BACKWARD = 2
@@ -20,11 +25,20 @@ weights."""
 MODELLED = 33e12
 """Operations per second that an H100 would do for these networks in float32. This is a model, not a measurement."""
 
+BETWEEN_EPOCHS = 3.1e-9
+"""Processor seconds for each weight of the network between two epochs, for the copy of the weights and their SHA-256:
+0.08 s for ResNet-50, on a 2-core Intel Xeon (Sapphire Rapids)."""
+
+KMEANS = {"scikit-learn": 5e-8, "faiss": 5e-10}
+"""Seconds of a k-means for each image, class and dimension, on the same machine with made-up embeddings: scikit-learn's
+with 10 restarts on one core at CUB's and Cars' sizes (4.1e-8 to 6.4e-8), faiss's with 20 iterations on two cores, as
+half of its processor time with 20,000 images in 3,000 classes."""
+
 
 @functools.cache
-def operations(backbone: str, pooling: str, size: int) -> int:
-    """The floating-point operations of a backbone's forward pass for one image of size x size pixels. A multiplication
-    and an addition count as two."""
+def counted(backbone: str, pooling: str, size: int) -> tuple[int, int]:
+    """The floating-point operations of a backbone's forward pass for one image of size x size pixels, where a
+    multiplication and an addition count as two, and the number of its weights."""
     import torch  # here, so that asking for a run's state does not import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,7 +47,7 @@ def operations(backbone: str, pooling: str, size: int) -> int:
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network = make_backbone(backbone, pooling, size).eval()
         network(torch.empty(1, network.channels, size, size))
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), sum(parameter.numel() for parameter in network.parameters())
 
 
 @functools.cache
@@ -52,6 +66,8 @@ def _published(dataset: str, *parts: str) -> int:
 def training_images(run: Run) -> int:
     """The number of images of an epoch: by the manifest, or an estimate by the published counts if the manifest is not
     made yet."""
+    if run.recipe.epoch_steps is not None:
+        return run.recipe.epoch_steps * run.recipe.batch_size
     listed = images_in(run.manifest)
     if listed is not None:
         return listed
@@ -60,12 +76,12 @@ def training_images(run: Run) -> int:
         return int(images * run.rate)
     if run.gamma is not None:
         return int(images * (1 - 1 / run.gamma) / math.log(run.gamma)) if run.gamma > 1 else images
-    return images // 2 if run.protocol == "choose_epoch" else images
+    return images // 2 if PROTOCOLS[run.protocol].trains_on != "train" else images
 
 
 def searched_images(run: Run) -> int:
     """The number of images that are embedded each time that the run's network is evaluated, or an estimate of it."""
-    if run.protocol == "choose_epoch":
+    if PROTOCOLS[run.protocol].on_held_out:
         parts = ["held_out_test"]
     else:
         splits = Path("data/splits") / run.dataset
@@ -73,17 +89,15 @@ def searched_images(run: Run) -> int:
     listed = [images_in(Path("data/splits") / run.dataset / f"{part}.csv") for part in parts]
     if all(count is not None for count in listed):
         return sum(filter(None, listed))
-    return _published(run.dataset, "held_out_test" if run.protocol == "choose_epoch" else "test", "query", "gallery")
+    return _published(
+        run.dataset, "held_out_test" if PROTOCOLS[run.protocol].on_held_out else "test", "query", "gallery"
+    )
 
 
 def looks(recipe: Recipe) -> int:
     """How often a training evaluates on the test set."""
     every = recipe.evaluated_epochs
     return len(every) if isinstance(every, list) else recipe.epochs // every
-
-
-EVALUATED = {"test": 2, "held_out": 1, "choose_epoch": 0, "raw_pixels": 0, "untrained": 1, "ensemble": 0}
-"""Protocol of a run -> the number of its weights that are evaluated after it."""
 
 
 def cost(run: GridRun) -> float:
@@ -93,9 +107,40 @@ def cost(run: GridRun) -> float:
         return 0.0
     recipe = run.run.recipe
     passes = recipe.epochs * training_images(run.run) * (1 + BACKWARD)
-    watched = looks(recipe) if run.run.protocol != "held_out" else 0
-    passes += (watched + EVALUATED[run.run.protocol]) * searched_images(run.run)
-    return float(passes * operations(recipe.backbone, recipe.pooling, recipe.input_size))
+    protocol = PROTOCOLS[run.run.protocol]
+    passes += (protocol.watched * looks(recipe) + protocol.evaluated) * searched_images(run.run)
+    return float(passes * counted(recipe.backbone, recipe.pooling, recipe.input_size)[0])
+
+
+def waits(run: GridRun) -> float:
+    """The seconds of a run in which its GPU waits for the processor: between epochs, and for k-means at the end. The
+    checkpoints are written beside the next epoch's steps."""
+    recipe, protocol = run.run.recipe, PROTOCOLS[run.run.protocol]
+    seconds = 0.0
+    if run.run.trained:
+        weights = counted(recipe.backbone, recipe.pooling, recipe.input_size)[1]
+        seconds += recipe.epochs * BETWEEN_EPOCHS * weights
+    kinds = {_kmeans(name, settings) for name, settings in recipe.metrics_by_name()} - {None}
+    each = searched_images(run.run) * _searched_classes(run.run.dataset) * recipe.dimension
+    return seconds + protocol.evaluated * each * sum(KMEANS[kind] for kind in kinds)
+
+
+def _kmeans(metric: str, settings: dict[str, Any]) -> Any:
+    """The k-means that a metric takes; None if it takes none."""
+    setting = inspect.signature(chosen("metric", metric)).parameters.get("kmeans")
+    return settings.get("kmeans", setting.default) if setting else None
+
+
+def _searched_classes(dataset: str) -> int:
+    """The published number of classes of a dataset's test set; 0 if nothing was published."""
+    published = dataset_module(dataset).EXPECTED
+    found = published.get("test") or published.get("query")
+    return found.classes if found else 0
+
+
+def modelled_seconds(run: GridRun) -> float:
+    """The seconds that a run would take alone on an H100 in float32, by the model."""
+    return cost(run) / MODELLED + waits(run)
 
 
 def costs_of(runs: list[GridRun]) -> dict[Path, float]:

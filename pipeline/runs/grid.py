@@ -12,24 +12,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.base.checks import with_values
 from pipeline.base.config import Params, Recipe, Table, folder_name, problem_lines, read_params
-from pipeline.base.files import BadInputError
+from pipeline.base.files import BadInputError, elsewhere
+from pipeline.base.names import checked_name
+from pipeline.base.recipe import is_recipe_key
 from pipeline.base.yaml_files import read_yaml
-from pipeline.runs.run import Protocol, Run, make_run
+from pipeline.runs.protocols import PROTOCOLS
+from pipeline.runs.run import Run, make_run
 
 DEFAULT = "default"
-ENDINGS: dict[Protocol, str] = {
-    "test": "",
-    "raw_pixels": "",
-    "choose_epoch": "_choose_epoch",
-    "held_out": "_held_out",
-    "untrained": "",
-    "ensemble": "_ensemble",
-}
-"""Protocol -> the text after the seed in a run's name."""
-
 RAW_PIXELS, UNTRAINED, ENSEMBLE = "raw_pixels", "untrained", "ensemble_of_"
 """The names of the rows that tables add. The last one is followed by the name of the row whose runs are combined."""
+
+CACHED = Path("data/cached")
+"""What DVC's cache gets of the runs. DVC removes these folders before it makes them anew, so people find the same files
+under names of their own, below data/runs and data/queries."""
 
 CHOSEN = Path("papers/chosen.yaml")
 """The file with the grids that are DVC stages here. `pipeline.choose` writes it."""
@@ -37,9 +35,11 @@ CHOSEN = Path("papers/chosen.yaml")
 
 def grid_folder(grid: str) -> Path:
     """The folder of a grid's params.yaml. Raises `BadInputError` for an unknown grid."""
+    checked_name("grid", grid)
     folder = Path() if grid == DEFAULT else Path("papers") / grid
     if not (folder / "params.yaml").is_file():
-        raise BadInputError(f"{folder / 'params.yaml'} is missing: choose a grid among {', '.join(known_grids())}")
+        fix = elsewhere() or f": choose a grid among {', '.join(known_grids())}"
+        raise BadInputError(f"{folder / 'params.yaml'} is missing{fix}")
     return folder
 
 
@@ -49,8 +49,13 @@ def known_grids() -> list[str]:
 
 
 def chosen_grids() -> list[str]:
-    """The grids that `dvc repro -P` makes: the default, and those of papers/chosen.yaml."""
-    return [DEFAULT, *(read_yaml(CHOSEN)["tables"] if CHOSEN.is_file() else [])]
+    """The grids that `dvc repro -P` makes: the default, and those of papers/chosen.yaml. Raises `BadInputError` if that
+    file is damaged."""
+    content = read_yaml(CHOSEN) if CHOSEN.exists() else {"tables": []}
+    tables = content.get("tables") if isinstance(content, dict) else None
+    if not isinstance(tables, list) or not all(isinstance(name, str) for name in tables):
+        raise BadInputError(f"{CHOSEN} does not list grids: write it anew with `python -m pipeline.choose`")
+    return [DEFAULT, *tables]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class GridRun:
     @property
     def place(self) -> Path:
         """The run's name below data/runs and similar folders: <grid>/<dataset>/<table>/<row>/<seed>."""
-        seed = f"{self.run.seed}{ENDINGS[self.run.protocol]}"
+        seed = f"{self.run.seed}{PROTOCOLS[self.run.protocol].ending}"
         return Path(self.grid, self.run.dataset, self.table, self.row, seed)
 
     @property
@@ -80,6 +85,17 @@ class GridRun:
     def queries(self) -> Path:
         """The folder that shows the files that the evaluation kept beside the metrics."""
         return Path("data/queries") / self.place
+
+    @property
+    def cached_weights(self) -> Path:
+        """As `weights`, below a folder for DVC's cache."""
+        return CACHED / "runs" / self.place
+
+    @property
+    def cached_queries(self) -> Path:
+        """As `queries`, below a folder for DVC's cache. Tables and reports read this one, because their stages name
+        it."""
+        return CACHED / "queries" / self.place
 
     @property
     def metrics(self) -> Path:
@@ -105,10 +121,10 @@ def rows_of(table: Table) -> Iterator[tuple[Any, ...]]:
 def _changed(path: Path, table: str, run: Run, changes: dict[str, Any]) -> Run:
     """A run with some keys of its recipe or its loss changed, as a row says. Raises `BadInputError` if the changed
     recipe is impossible."""
-    recipe = {key: value for key, value in changes.items() if key in Recipe.model_fields}
+    recipe = {key: value for key, value in changes.items() if is_recipe_key(key)}
     loss = {key: value for key, value in changes.items() if key not in recipe}
     try:
-        changed = Recipe.model_validate(run.recipe.model_dump() | recipe)
+        changed = with_values(run.recipe, recipe)
     except ValidationError as error:
         lines = problem_lines(error, "", Recipe)
         raise BadInputError(f"{path}: tables.{table}.rows: {'; '.join(lines)}") from None
@@ -146,6 +162,7 @@ def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -
 def untrained_run(path: Path, params: Params, dataset: str, recipe: str) -> Run:
     """The evaluation, on a dataset, of the untrained network of a recipe of the params file at `path`. Raises
     `BadInputError` for an unknown recipe."""
+    checked_name("dataset", dataset)
     if recipe not in params.recipes:
         raise BadInputError(f"{path}: recipes.{recipe}: there is no such recipe, add it")
     source = f"{path}: recipes.{recipe}"

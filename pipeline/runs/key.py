@@ -6,7 +6,7 @@ The key of a training covers
   evaluation reads; defaults of the recipe's keys are left out, so a new key changes no run that does not use it;
 - its data, by their hashes: the packed index, which has the place and the SHA-256 of every image, and the manifests
   that the run reads; the SHA-256 that the pretrained weights must have; if another run chose the epoch, that run's key;
-- the code that computes, by its syntax tree: what the training loop, the loss and the backbone import (`runs/code.py`);
+- the code that computes: the definitions that training reaches by name, by their syntax trees (`runs/reach.py`);
 - the versions of the packages that compute (`runs/packages.py`);
 - the kind of device, cpu or cuda, and the instructions that the CPU's kernels use.
 
@@ -14,7 +14,8 @@ The key does not cover what does not change the bytes: the engine, the number of
 and the table that ask for the run, Python's version, comments. The model of the GPU is only in made.json.
 
 The key of an evaluation covers the training's key, the code of the evaluation, and what only the evaluation reads: the
-test manifests and some of the recipe's keys. A changed metric therefore trains nothing again.
+test manifests and some of the recipe's keys. A metric that is added or changed trains nothing again; only a change of
+what training itself computes with does, such as `recall_at_k`, by which it chooses the best epoch.
 """
 
 import functools
@@ -25,16 +26,34 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
+from pipeline.base import gpu
+from pipeline.base.choices import ROOMS, chosen_file
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, sha256
+from pipeline.base.recipe import room_of
 from pipeline.data.checksums import pins
+from pipeline.data.groups import FILE as GROUPS
+from pipeline.data.index import FILE as INDEX
 from pipeline.networks.published import CLASSIFIERS, FILES, file_name
-from pipeline.runs.code import code_hash
 from pipeline.runs.packages import versions
+from pipeline.runs.protocols import Protocol
+from pipeline.runs.reach import Choices, code, code_hash
 from pipeline.runs.run import EVALUATED, Run
 
-TRAINING = "pipeline.training.loop"
-EVALUATION = "pipeline.evaluation.evaluation"
+EVERY = ("pipeline.base.environment.PORTABLE", "pipeline.base.environment.SET", "pipeline.networks.network.prepare")
+"""Where the code begins that decides the bytes of any run (`runs/reach.py`)."""
+TRAINING = (*EVERY, "pipeline.training.loop.Training")
+CHOSEN_EPOCH = ("pipeline.runs.run.best_epoch", "pipeline.runs.run.read_history")
+EMBEDDED = (*EVERY, *(f"pipeline.work.evaluation.{name}" for name in ("TestImages", "write_arrays")))
+KEPT = (*EMBEDDED, "pipeline.work.job.kept_weights", "pipeline.work.evaluation.evaluate_weights")
+EVALUATION: dict[Protocol, tuple[str, ...]] = {
+    "test": KEPT,
+    "held_out": KEPT,
+    "choose_epoch": (*EVERY, *CHOSEN_EPOCH, "pipeline.work.evaluation.held_out_retrieved"),
+    "raw_pixels": (*EMBEDDED, "pipeline.work.evaluation.evaluate_pixels"),
+    "untrained": (*EMBEDDED, "pipeline.work.evaluation.evaluate_untrained"),
+    "ensemble": (*EMBEDDED, "pipeline.work.evaluation.evaluate_ensemble"),
+}
 
 
 def digest(content: Any) -> str:
@@ -44,15 +63,13 @@ def digest(content: Any) -> str:
 
 @functools.cache
 def device_kind(device: str) -> str:
-    """cpu or cuda, as machine.device says; auto is cuda if torch sees a GPU."""
+    """cpu or cuda, as machine.device says; auto is cuda if there is a GPU. Raises `BadInputError` if there is one that
+    PyTorch cannot use, because the runs would otherwise go on the CPU, under other keys, and take months."""
     if device != "auto":
         return device
-    # Without a driver there is no need to ask torch, whose import takes seconds.
-    if not any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia")):
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if why := gpu.problem():  # asks torch, whose import takes seconds, only if there is a GPU
+        raise BadInputError(f"machine.device: auto: {why}")
+    return "cuda" if gpu.is_there() else "cpu"
 
 
 @functools.cache
@@ -85,6 +102,20 @@ def retrieved_manifests(dataset: str) -> list[Path]:
     return [splits / f"{part}.csv" for part in parts]
 
 
+def groups_file(run: Run) -> list[Path]:
+    """The file with the groups of a dataset's images; none if they have no groups. Raises `BadInputError` if a metric
+    of the recipe needs groups that are not there."""
+    path = Path("data/packed") / run.dataset / GROUPS
+    if path.is_file():
+        return [path]
+    if "other_groups" in dict(run.recipe.metrics_by_name()) and path.with_name(INDEX).is_file():
+        raise BadInputError(
+            f"{run.source}.metrics.other_groups: the images of {run.dataset} have no groups ({path} is missing): leave "
+            "the metric out, or say the groups (docs/datasets.md)"
+        )
+    return []
+
+
 def pretrained_hash(recipe: Recipe) -> dict[str, Any]:
     """The SHA-256 that the pretrained weights of a recipe must have, and the entries that are left out of them.
 
@@ -105,33 +136,59 @@ def pretrained_hash(recipe: Recipe) -> dict[str, Any]:
     return {"sha256": expected, "without": CLASSIFIERS.get(backbone, ())}
 
 
-def backbone_module(recipe: Recipe) -> str:
-    """The dotted name of the file of a recipe's backbone."""
-    return f"pipeline.networks.backbones.{recipe.backbone.partition('/')[0]}"
+def choices(run: Run) -> Choices:
+    """The files that a run's settings choose, by the room that they are in."""
+    found: dict[str, set[str]] = {room.package: set() for room in ROOMS.values()}
+    found |= {"losses": {run.loss}, "networks.backbones": {chosen_file(run.recipe.backbone)}}
+    for place, name, _ in run.recipe.choices():
+        found[ROOMS[room_of(place)].package].add(chosen_file(name))
+    found[ROOMS["metric"].package] = {name for name, _ in run.recipe.metrics_by_name()}
+    return tuple((room, tuple(sorted(found[room]))) for room in sorted(found))
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key (`digest`), and the content that it is the hash of. The record shows the content."""
+    """A key (`digest`), the content that it is the hash of, and the code whose hash is in the content, definition by
+    definition (`reach.code`). The record keeps the content."""
 
     digest: str
     content: dict[str, Any]
+    code: dict[str, str]
 
 
-SEEN = (
-    *("backbone", "pretrained", "pooling", "input_size", "test_resize", "smallest_crop", "test_fit", "decoded_size"),
-    *("channel_order", "pixel_maximum", "mean", "std", "precision", "memory_format", "cpu_threads"),
+PIXELS = (
+    *("backbone", "input_size", "test_resize", "test_fit", "decoded_size"),
+    *("channel_order", "pixel_maximum", "mean", "cpu_threads"),
 )
-"""The recipe's keys that decide what its backbone gives for an image before training."""
+"""The recipe's keys that decide the pixels of a test image: the backbone has the number of channels, and the mean is
+the colour of margins."""
+SEEN = {
+    "raw_pixels": PIXELS,
+    "untrained": (*PIXELS, "pretrained", "pooling", "std", "precision", "memory_format"),
+}
+"""Protocol of runs without training -> the recipe's keys that decide what is evaluated: the pixels themselves, or what
+the backbone gives for them before training."""
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The settings of a run that its key covers: of its training, or of the run without training."""
+    settings = run.settings()
+    # For the user's own weights the hash counts, which is among the data, and not the file's name.
+    left_out = (*EVALUATED, "weights")
+    settings["recipe"] = {
+        key: value
+        for key, value in settings["recipe"].items()
+        if (key in SEEN[run.protocol] if run.protocol in SEEN else key not in left_out)
+    }
+    return settings
 
 
 def _not_trained(run: Run, device: str) -> dict[str, Any]:
     """Everything that decides the embeddings of a run that is not trained."""
+    settings = settings_of(run)
     if run.members:
-        return {"protocol": run.protocol, "members": [evaluation_key(member, device).digest for member in run.members]}
-    settings = run.settings()
+        settings["members"] = [evaluation_key(member, device).digest for member in run.members]
     if run.protocol == "untrained":
-        settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key in SEEN}
         settings["pretrained"] = pretrained_hash(run.recipe) if run.recipe.pretrained else None
     return settings
 
@@ -144,10 +201,6 @@ def _machine(device: str) -> dict[str, Any]:
 def training_key(run: Run, device: str) -> Key:
     """The key of a run's training. `device` is a value of machine.device. Raises `NotReadyError` if some of its data do
     not exist."""
-    settings = run.settings()
-    # For the user's own weights the hash counts, which is among the data, and not the file's name.
-    left_out = (*EVALUATED, "weights")
-    settings["recipe"] = {key: value for key, value in settings["recipe"].items() if key not in left_out}
     manifests = [run.manifest]
     if run.protocol == "test":
         manifests += retrieved_manifests(run.dataset)
@@ -161,9 +214,9 @@ def training_key(run: Run, device: str) -> Key:
         data["pretrained"] = pretrained_hash(run.recipe)
     if run.chosen_by is not None:
         data["chosen_by"] = training_key(run.chosen_by, device).digest
-    modules = (TRAINING, f"pipeline.losses.{run.loss}", backbone_module(run.recipe))
-    content = {"settings": settings, "data": data, "code": code_hash(*modules), **_machine(device)}
-    return Key(digest(content), content)
+    lines = code(TRAINING + (CHOSEN_EPOCH if run.chosen_by else ()), choices(run))
+    content = {"settings": settings_of(run), "data": data, "code": code_hash(lines), **_machine(device)}
+    return Key(digest(content), content, lines)
 
 
 def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
@@ -173,12 +226,16 @@ def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
     if run.protocol == "choose_epoch":  # such a run is only evaluated by its history
         files.append(Path("data/splits") / run.dataset / "held_out_test.csv")
     else:
-        files += retrieved_manifests(run.dataset)
+        files += [*retrieved_manifests(run.dataset), *groups_file(run)]
+    lines = code(EVALUATION[run.protocol], choices(run))
     content = {
         "training": (trained or training_key(run, device).digest) if run.trained else _not_trained(run, device),
-        "settings": {key: getattr(run.recipe, key) for key in (*EVALUATED, "recall_at")},
+        # A run that chooses an epoch is evaluated by its history, which has Recall@K as the training computed it.
+        "settings": {
+            key: getattr(run.recipe, key) for key in (*EVALUATED, "recall_at") if run.protocol != "choose_epoch"
+        },
         "data": {path.as_posix(): file_hash(path) for path in files},
-        "code": code_hash(EVALUATION, backbone_module(run.recipe)),
+        "code": code_hash(lines),
         **_machine(device),
     }
-    return Key(digest(content), content)
+    return Key(digest(content), content, lines)

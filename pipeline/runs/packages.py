@@ -25,6 +25,7 @@ NOT_COMPUTING = {
     "filelock": "locks files",
     "fsspec": "opens files by address, which is not used here",
     "networkx": "serves torch's compiler, which is not used",
+    "triton": "serves torch's compiler, which is not used",
     "sympy": "serves torch's compiler, which is not used",
     "setuptools": "builds packages",
     "typing-extensions": "gives annotations",
@@ -50,7 +51,7 @@ def computing(cuda: bool) -> tuple[str, ...]:
         if name not in found and name.replace(".", "-") not in NOT_COMPUTING:
             found.add(name)
             ahead += requires.get(name, ())
-    return tuple(sorted(name for name in found if cuda or not re.match("nvidia-|cuda-|triton", name)))
+    return tuple(sorted(name for name in found if cuda or not re.match("nvidia-|cuda-", name)))
 
 
 @functools.cache

@@ -4,24 +4,16 @@ import csv
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.base.choices import with_defaults
 from pipeline.base.config import Params, Recipe, read_params
 from pipeline.base.files import BadInputError
-from pipeline.runs.code import loss_settings
+from pipeline.base.names import checked_name
+from pipeline.runs.protocols import PROTOCOLS, Protocol
 
-Protocol = Literal["test", "choose_epoch", "held_out", "raw_pixels", "untrained", "ensemble"]
-"""test: trained on all training classes and evaluated on the test set; the best test epoch and the last one are kept.
-choose_epoch: trained on one half of the training classes and evaluated on the other half; only its history is kept.
-held_out: trained on all training classes, without evaluation, up to the epoch that was best in a choose_epoch run.
-raw_pixels: not trained; the images themselves are evaluated.
-untrained: not trained; the pooled features of the recipe's backbone before training are evaluated.
-ensemble: nothing more is trained; the concatenated embeddings of several runs are evaluated."""
-
-EVALUATED = ("counting", "kmeans")
+EVALUATED = ("metrics",)
 """The recipe's keys that only evaluation reads."""
-
-TRAINED: tuple[Protocol, ...] = ("test", "choose_epoch", "held_out")
 
 
 @dataclass(frozen=True)
@@ -55,13 +47,12 @@ class Run:
             return Path("data/subsets") / self.dataset / f"partial_{self.rate}.csv"
         if self.gamma is not None:
             return Path("data/subsets") / self.dataset / f"imbalanced_{self.gamma}_{self.seed}.csv"
-        name = "held_out_train.csv" if self.protocol == "choose_epoch" else "train.csv"
-        return Path("data/splits") / self.dataset / name
+        return Path("data/splits") / self.dataset / f"{PROTOCOLS[self.protocol].trains_on}.csv"
 
     @property
     def trained(self) -> bool:
         """Whether the run is trained."""
-        return self.protocol in TRAINED
+        return PROTOCOLS[self.protocol].trained
 
     @property
     def waits_for(self) -> "tuple[Run, ...]":
@@ -98,13 +89,14 @@ def make_run(
 ) -> Run:
     """A run with the entries `recipe` (the dataset's if not given) and `loss` of the params file at `path`. `choices`
     are further fields of `Run`. Raises `BadInputError` if an entry does not exist."""
-    recipe_name = recipe or dataset
+    recipe_name = dataset if recipe is None else recipe
+    checked_name("dataset", dataset)
     if recipe_name not in params.recipes:
         raise BadInputError(f"{path}: recipes.{recipe_name}: there is no such recipe, add it")
     if loss not in params.losses:
         raise BadInputError(f"{path}: losses.{loss}: there are no settings, add them")
     module, settings = params.loss(loss)
-    run = Run(dataset, params.recipes[recipe_name], module, loss_settings(module, settings), seed, **choices)
+    run = Run(dataset, params.recipes[recipe_name], module, with_defaults("loss", module, settings), seed, **choices)
     return replace(run, source=f"{path}: recipes.{recipe_name}", loss_source=f"{path}: losses.{loss}")
 
 
@@ -113,7 +105,15 @@ def checked_run(
 ) -> Run:
     """`make_run`, with a full check of the params file, of the recipe's network and of the loss. It imports torch.
     Raises `BadInputError` with the problems."""
-    run = make_run(path, read_params(path, recipe or dataset, loss, changes), dataset, loss, seed, recipe, **choices)
+    run = make_run(
+        path,
+        read_params(path, dataset if recipe is None else recipe, loss, changes),
+        dataset,
+        loss,
+        seed,
+        recipe,
+        **choices,
+    )
     from pipeline.networks.outline import check_backbone  # here, because it imports torch, which takes a second
 
     check_backbone(run.recipe, run.source)

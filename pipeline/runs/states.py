@@ -37,6 +37,10 @@ class Keys:
             return "waits"
         return "not run"
 
+    def damage(self) -> str:
+        """What is wrong with what the store has of the run; empty if nothing is."""
+        return next((why for key in self.own if store.is_done(key) and (why := store.damage(key))), "")
+
     def failure(self) -> dict[str, Any] | None:
         """The note of the run's last try, if it failed and the run is not done; otherwise None."""
         return next((note for key in self.own if (note := store.failure(key))), None)

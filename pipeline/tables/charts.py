@@ -63,7 +63,7 @@ def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None
 def _draw(panel: Any, points: list[tuple[int, Row]], of: PublishedTable, named: str, colour: str) -> None:
     """Draw one line of a panel with the printed numbers and one with ours. `points` are places on the axis and their
     rows."""
-    printed = [(x, value) for x, row in points if (value := of.rows.get(row.key, {}).get("recall@1")) is not None]
+    printed = [(x, value) for x, row in points if (value := of.printed(row.key).get("recall@1")) is not None]
     if printed:
         style = {"linestyle": "--", "marker": "o", "markersize": 5, "markerfacecolor": "none", "alpha": 0.6}
         panel.plot(*zip(*printed, strict=True), color=colour, label=f"{named} published".strip(), **style)

@@ -8,16 +8,21 @@ from pipeline.base import sampling
 
 
 class Shuffled:
-    """All images in random order, taken in turn. The last batch may be smaller."""
+    """All images in random order, taken in turn. An epoch is once through them, and its last batch may be smaller. With
+    `steps` an epoch has this number of whole batches, and the next epoch goes on where it ended."""
 
-    def __init__(self, images: int, batch_size: int, seed: int):
+    def __init__(self, images: int, batch_size: int, seed: int, steps: int | None = None):
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.steps = -(-images // batch_size)
+        self.steps = steps or -(-images // batch_size)
+        self.in_epoch = steps * batch_size if steps else images
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The rows of each batch of an epoch, int64 (batch_size,)."""
-        order = sampling.order(self.seed, epoch, self.images)
-        return [order[start : start + self.batch_size] for start in range(0, self.images, self.batch_size)]
+        turn, first = divmod((epoch - 1) * self.in_epoch, self.images)
+        turns = -(-(first + self.in_epoch) // self.images)
+        orders = [sampling.order(self.seed, turn + number, self.images) for number in range(1, turns + 1)]
+        order = np.concatenate(orders)[first : first + self.in_epoch]
+        return [order[start : start + self.batch_size] for start in range(0, self.in_epoch, self.batch_size)]
 
 
 class ClassBalanced:

@@ -1,51 +1,88 @@
-"""The Triton kernel of random crops. `crops.plain` computes the same with PyTorch."""
+"""The CUDA kernel of random crops. `crops.plain` computes the same with PyTorch.
+
+NVRTC compiles the kernel when it is first used, in about 0.1 s. PyTorch's wheels for CUDA bring it, so no C compiler is
+needed. It and the driver are called through cuda-bindings, NVIDIA's own Python interface to their C functions, which
+the wheels require, too. PyTorch's `torch.cuda._compile_kernel` is private and may change.
+"""
+
+import ctypes
+from functools import lru_cache
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+from cuda.bindings import driver, nvrtc
 from torch import Tensor
 
 from pipeline.training.crops import FIELDS, Crops
 
-BLOCK = 1024
-"""The number of values of the result that one program computes."""
+THREADS = 256
+"""The threads of a block. Each computes one value of the result."""
+
+SOURCE = """
+extern "C" __global__ void crop(const unsigned char *pixels, const long long *boxes, const int *tables,
+                                unsigned char *out, int size, int channels) {
+  int place = blockIdx.x * blockDim.x + threadIdx.x;
+  if (place >= channels * size * size) return;
+  int x = place % size, y = place / size % size, channel = place / (size * size);
+  const long long *box = boxes + (long long)blockIdx.y * FIELDS;
+  long long stride = box[1];
+  const int *across = tables + box[2], *down = tables + box[5];
+  int x_taps = (int)box[3], x_bits = (int)box[4], y_taps = (int)box[6], y_bits = (int)box[7];
+  const int *x_weights = across + size + x * x_taps, *y_weights = down + size + y * y_taps;
+  const unsigned char *row = pixels + box[0] + down[y] * stride + (long long)across[x] * channels + channel;
+  int total = 0;
+  for (int j = 0; j < y_taps; j++, row += stride) {
+    int line = 0;
+    for (int i = 0; i < x_taps; i++) line += row[(long long)i * channels] * x_weights[i];
+    line = (line + (1 << (x_bits - 1))) >> x_bits;
+    total += (line < 255 ? line : 255) * y_weights[j];
+  }
+  total = (total + (1 << (y_bits - 1))) >> y_bits;
+  out[(long long)blockIdx.y * channels * size * size + place] = (unsigned char)(total < 255 ? total : 255);
+}
+""".replace("FIELDS", str(FIELDS))
+"""The kernel. Block (b, i) makes the values from b * THREADS on of crop i."""
+
+KINDS = (*(ctypes.c_void_p,) * 4, *(ctypes.c_int,) * 2)
+"""The types of the kernel's arguments."""
 
 
-@triton.jit
-def _weighted(total, bits):  # type: ignore[no-untyped-def]  # Triton's own types
-    """A sum of weighted pixels, rounded to 0..255."""
-    return tl.minimum((total + (1 << (bits - 1))) >> bits, 255)
-
-
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
-def _crop(pixels, boxes, tables, out, size, channels, fields: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    image = tl.program_id(0)
-    place = tl.program_id(1) * block + tl.arange(0, block)
-    inside = place < channels * size * size
-    x, y, channel = place % size, place // size % size, place // (size * size)
-    box = boxes + image * fields
-    start, stride, mirrored = tl.load(box), tl.load(box + 1), tl.load(box + 2)
-    across, x_taps, x_bits = tl.load(box + 3), tl.load(box + 4).to(tl.int32), tl.load(box + 5).to(tl.int32)
-    down, y_taps, y_bits = tl.load(box + 6), tl.load(box + 7).to(tl.int32), tl.load(box + 8).to(tl.int32)
-    x = tl.where(mirrored != 0, size - 1 - x, x)
-    left = tl.load(tables + across + x, inside, 0)
-    top = tl.load(tables + down + y, inside, 0)
-    row = pixels + start + top.to(tl.int64) * stride + left * channels + channel
-    x_weights, y_weights = tables + across + size + x * x_taps, tables + down + size + y * y_taps
-    total = tl.full((block,), 0, tl.int32)
-    for j in range(y_taps):
-        line = tl.full((block,), 0, tl.int32)
-        for i in range(x_taps):
-            line += tl.load(row + i * channels, inside, 0).to(tl.int32) * tl.load(x_weights + i, inside, 0)
-        total += _weighted(line, x_bits) * tl.load(y_weights + j, inside, 0)
-        row += stride
-    whole = image.to(tl.int64) * channels * size * size
-    tl.store(out + whole + place, _weighted(total, y_bits).to(tl.uint8), inside)
-
-
-def by_kernel(pixels: Tensor, crops: Crops, size: int, channels: int, block: int = BLOCK) -> Tensor:
-    """The same as `crops.crop`, with all arguments on one device. On a CPU it works only with TRITON_INTERPRET=1."""
+def by_kernel(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
+    """The same as `crops.plain`, with all arguments on one GPU. Raises `RuntimeError` with the name that CUDA gives to
+    what failed."""
     out = torch.empty(len(crops.boxes), channels, size, size, dtype=torch.uint8, device=pixels.device)
-    programs = (len(out), triton.cdiv(channels * size * size, block))
-    _crop[programs](pixels, crops.boxes, crops.tables, out, size, channels, fields=FIELDS, block=block)
+    arguments = (*(part.data_ptr() for part in (pixels, *crops, out)), size, channels)
+    blocks = -(-channels * size * size // THREADS)
+    with torch.cuda.device(pixels.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        function = _function(pixels.device)
+        _checked(driver.cuLaunchKernel(function, blocks, len(out), 1, THREADS, 1, 1, 0, stream, (arguments, KINDS), 0))
     return out
+
+
+@lru_cache
+def _function(device: torch.device) -> Any:
+    """The kernel, loaded on a GPU."""
+    code = compiled(*torch.cuda.get_device_capability(device))
+    return _checked(driver.cuModuleGetFunction(_checked(driver.cuModuleLoadData(code)), b"crop"))
+
+
+def compiled(major: int, minor: int) -> bytes:
+    """The kernel as machine code for GPUs of a compute capability: that of the nearest older GPU of the same major
+    number, if NVRTC does not know this one. Raises `RuntimeError` if NVRTC knows none."""
+    known = [kind for kind in _checked(nvrtc.nvrtcGetSupportedArchs()) if kind // 10 == major and kind % 10 <= minor]
+    if not known:
+        raise RuntimeError(f"NVRTC cannot compile for a GPU of compute capability {major}.{minor}")
+    program = _checked(nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"crop.cu", 0, [], []))
+    _checked(nvrtc.nvrtcCompileProgram(program, 1, [f"--gpu-architecture=sm_{max(known)}".encode()]))
+    code = bytes(_checked(nvrtc.nvrtcGetCUBINSize(program)))
+    _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    return code
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """What a function of cuda-bindings found. Raises `RuntimeError` if it failed."""
+    error, *found = result
+    if error.value:
+        raise RuntimeError(error.name)
+    return found[0] if found else None

@@ -3,7 +3,7 @@
 PyTorch resizes uint8 images on the CPU in integers, first along the width and then along the height: a pixel is a
 weighted sum of neighbours, with weights of at most 15 bits, rounded to uint8. `interpolate` on CUDA uses floats, and 10
 to 15 % of its values differ by 1. The weights are therefore made here, in float64 on the host, as PyTorch makes them.
-Two functions use them: `plain`, written in PyTorch, which is easy to read, and the Triton kernel of `crop_kernel.py`,
+Two functions use them: `plain`, written in PyTorch, which is easy to read, and the CUDA kernel of `crop_kernel.py`,
 which is fast.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIELDS = 9
+FIELDS = 8
 """The number of values that describe a crop: the first byte of the box; the bytes from one row of the image to the
-next; 1 if it is mirrored; the start of the table of the width, its taps and its bits; and the same for the height."""
+next; the start of the table of the width, its taps and its bits; and the same for the height."""
 
 MOST_BITS, WEIGHT_BITS = 22, 15
 """The most bits of a weight's fraction, and the bits of a weight, as in PyTorch."""
@@ -67,11 +67,9 @@ def resize_table(length: int, size: int) -> Table:
     return Table(np.concatenate([(first - early).astype(np.int32), moved.ravel()]), taps, bits)
 
 
-def plan(
-    offsets: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, channels: int, size: int
-) -> Crops:
+def plan(offsets: np.ndarray, widths: np.ndarray, boxes: np.ndarray, channels: int, size: int) -> Crops:
     """The crops of a batch, of `size` pixels. `offsets` are the first bytes of the images and `widths` their pixels per
-    row, int64 (batch,) each; `boxes` are int64 (batch, 4) as `images.boxes` gives them; `flips` are bool (batch,)."""
+    row, int64 (batch,) each; `boxes` are int64 (batch, 4): top, left, height, width."""
     places: dict[int, tuple[int, int, int]] = {}
     tables: list[np.ndarray] = []
     end = 0
@@ -82,29 +80,18 @@ def plan(
         end += len(table.numbers)
     first = offsets + (boxes[:, 0] * widths + boxes[:, 1]) * channels
     across, down = (np.array([places[length] for length in boxes[:, axis].tolist()]) for axis in (3, 2))
-    found = np.column_stack([first, widths * channels, flips, across, down]).astype(np.int64)
+    found = np.column_stack([first, widths * channels, across, down]).astype(np.int64)
     return Crops(torch.from_numpy(found), torch.from_numpy(np.concatenate(tables)))
-
-
-def crop(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
-    """The crops of a batch, uint8 (batch, channels, size, size), on the device of `pixels`. `pixels`, uint8 (bytes,),
-    holds the images one after another as (height, width, channels)."""
-    if not pixels.is_cuda:
-        return plain(pixels, crops, size, channels)
-    from pipeline.training.crop_kernel import by_kernel  # Triton is needed, and imported, only on a GPU
-
-    return by_kernel(pixels, Crops(*(part.to(pixels.device, non_blocking=True) for part in crops)), size, channels)
 
 
 def plain(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
     """The same as the kernel, written in PyTorch. Arguments and result are as in `crop`."""
     found = []
-    for start, stride, mirrored, *axes in crops.boxes.tolist():
+    for start, stride, *axes in crops.boxes.tolist():
         across, down = (_table(crops.tables, size, *axes[place : place + 2]) for place in (0, 3))
         height, width = (int(first[-1]) + weights.shape[1] for first, weights in (down, across))
         image = pixels.as_strided((height, width, channels), (stride, channels, 1), start).int()
-        image = _resized(_resized(image, 1, *across, axes[2]), 0, *down, axes[5]).permute(2, 0, 1)
-        found.append(image.flip(-1) if mirrored else image)
+        found.append(_resized(_resized(image, 1, *across, axes[2]), 0, *down, axes[5]).permute(2, 0, 1))
     return torch.stack(found).to(torch.uint8)
 
 

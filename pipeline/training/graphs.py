@@ -6,8 +6,8 @@ only makes a run faster.
 """
 
 import copy
+import gc
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +23,14 @@ from pipeline.training.step import training_step
 CHECKED_STEPS = 3
 
 Forward = Callable[[Tensor], Tensor]
+
+
+class GraphsFailedError(Exception):
+    """CUDA graphs were too large, could not be captured, or gave other bits.
+
+    What a failed capture leaves behind (memory that nobody frees, a stream that still captures) cannot be undone in
+    PyTorch. So the process has to end. The run goes on from its checkpoint in a new process, without graphs.
+    """
 
 
 def capture(network: nn.Module, images: Tensor) -> Forward:
@@ -78,7 +86,7 @@ class GraphedNetwork:
         self.recipe, self.network, self.criterion, self.optimiser = recipe, network, criterion, optimiser
         self.device, self.wanted = device, wanted
         self.found: dict[str, str] = {}
-        """The epoch from which on -> whether graphs were used, and why not. made.json records it."""
+        """The epoch from which on graphs were used -> what the check found; or "never" -> why. made.json records it."""
         self._phase: Any = None
         self._graphed: Forward | None = None
         self._shape: torch.Size | None = None
@@ -93,6 +101,11 @@ class GraphedNetwork:
             self._own_gradients()
         return self._graphed(images)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether graphs are used now."""
+        return self._graphed is not None
+
     def _own_gradients(self) -> None:
         """Move gradients out of the graph's own memory. PyTorch uses the graph's memory for the first gradients without
         a copy. If they were zeroed in place and added to, they would be counted twice."""
@@ -106,7 +119,7 @@ class GraphedNetwork:
     def begin(self, epoch: int, pixels: Tensor, labels: Tensor) -> None:
         """Call this with an epoch's first batch, uint8 pixels (batch, channels, height, width) and int64 labels
         (batch,). If other parameters train than before, or the shape has changed, capture and check the graphs
-        again."""
+        again. Raises `GraphsFailedError` if they cannot be used; the process must then end."""
         if not self.wanted:
             return
         trains = tuple(parameter.requires_grad for parameter in self.network.parameters())
@@ -114,6 +127,9 @@ class GraphedNetwork:
         if phase == self._phase:
             return
         self._phase, self._graphed = phase, None
+        gc.collect()  # the graph of the phase before is part of a reference cycle, and holds its memory
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         before = self._state()
         try:
             with computing(self.recipe):
@@ -123,14 +139,11 @@ class GraphedNetwork:
                 graphed, images.shape, pixels, labels, before
             )
         except RuntimeError as error:  # a graph cannot hold an operation, or memory is missing
-            self._restore(before)
-            found = f"not used: {str(error).splitlines()[0]}"
-        else:
-            found = "used: the same bits" if same else "not used: other bits"
-            self._graphed, self._shape = (graphed if same else None), images.shape
-        self.found[f"from epoch {epoch}"] = found
-        if self._graphed is None:
-            print(f"CUDA graphs from epoch {epoch} on are {found}", file=sys.stderr)
+            raise GraphsFailedError(f"from epoch {epoch}: {str(error).splitlines()[0]}") from error
+        if not same:
+            raise GraphsFailedError(f"from epoch {epoch}: they gave other bits")
+        self._graphed, self._shape = graphed, images.shape
+        self.found[f"from epoch {epoch}"] = "used: the same bits"
 
     def _after_steps(
         self, graphed: Forward | None, shape: torch.Size, pixels: Tensor, labels: Tensor, before: dict[str, Any]

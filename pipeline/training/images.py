@@ -1,4 +1,4 @@
-"""Pixels: random and central crops of uint8 images, and their conversion to the network's input."""
+"""Pixels: crops of uint8 images, and their conversion to the network's input."""
 
 from functools import lru_cache
 
@@ -10,32 +10,6 @@ from torch.nn.functional import interpolate
 from pipeline.base.config import Recipe
 from pipeline.networks.network import MEMORY_FORMATS
 
-ATTEMPTS = 10
-ASPECTS = (3 / 4, 4 / 3)
-CROP_DRAWS = 2 * ATTEMPTS + 2
-"""The number of uniform draws for one box: areas, aspects, and the box's distances from the top and from the left."""
-
-
-def boxes(sizes: np.ndarray, draws: np.ndarray, smallest: float) -> np.ndarray:
-    """Boxes of random crops, int64 (images, 4): top, left, height, width; torchvision's RandomResizedCrop.
-
-    `sizes` are int64 (images, 2), height and width in pixels; `draws` are float64 (images, CROP_DRAWS) in [0, 1). Ten
-    boxes are drawn, with a uniform share of the area from `smallest` to 1 and a log-uniform aspect from 3/4 to 4/3. The
-    first that fits is taken. If none fits, it is the largest central box with an aspect within these bounds.
-    """
-    height, width = sizes[:, :1], sizes[:, 1:]
-    area = height * width * (smallest + (1 - smallest) * draws[:, :ATTEMPTS])
-    low, high = np.log(ASPECTS)
-    aspect = np.exp(low + (high - low) * draws[:, ATTEMPTS : 2 * ATTEMPTS])
-    wide, tall = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
-    rows, first, found = np.arange(len(sizes)), fits.argmax(1), fits.any(1)
-    wide = np.where(found, wide[rows, first], np.minimum(width, np.rint(height * ASPECTS[1]))[:, 0]).astype(np.int64)
-    tall = np.where(found, tall[rows, first], np.minimum(height, np.rint(width / ASPECTS[0]))[:, 0]).astype(np.int64)
-    room = sizes - np.stack([tall, wide], 1)
-    places = np.where(found[:, None], draws[:, -2:] * (room + 1), room // 2).astype(np.int64)
-    return np.column_stack([places, tall, wide])
-
 
 def resized(pixels: np.ndarray, height: int, width: int) -> Tensor:
     """uint8 (height, width, channels), resized bilinearly with antialiasing: uint8 (channels, height, width)."""
@@ -43,12 +17,10 @@ def resized(pixels: np.ndarray, height: int, width: int) -> Tensor:
     return interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
-def cropped(pixels: np.ndarray, box: np.ndarray, size: int, flip: bool) -> Tensor:
-    """A box (top, left, height, width) of uint8 (height, width, channels) as uint8 (channels, size, size), mirrored if
-    `flip`."""
+def cropped(pixels: np.ndarray, box: np.ndarray, size: int) -> Tensor:
+    """A box (top, left, height, width) of uint8 (height, width, channels) as uint8 (channels, size, size)."""
     top, left, height, width = box
-    image = resized(pixels[top : top + height, left : left + width], size, size)
-    return image.flip(-1) if flip else image
+    return resized(pixels[top : top + height, left : left + width], size, size)
 
 
 def centred(pixels: np.ndarray, resize: int, size: int) -> Tensor:

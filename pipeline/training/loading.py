@@ -3,29 +3,29 @@
 import math
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest, without_relevant
 from pipeline.data.packed import DecodedImages, PackedImages, available_memory
 from pipeline.training import resident
+from pipeline.training.augment import Augment
 from pipeline.training.batches import ClassBalanced, Shuffled
 from pipeline.training.crops import Crops
-from pipeline.training.images import CROP_DRAWS, boxes, centred, cropped, mean_colour, padded, squashed
+from pipeline.training.images import centred, cropped, mean_colour, padded, squashed
+from pipeline.training.memory import Memory
 from pipeline.training.resident import ResidentImages
 
 CPU = torch.device("cpu")
+NONE = Memory(CPU)
 
 MEMORY_SHARE = 0.4
 """The share of the free memory that decoded training images, and resized test images, may each take."""
@@ -75,7 +75,7 @@ def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
     apart = not held_out and (splits / "query.csv").is_file()
     manifests = [splits / f"{part}.csv" for part in _parts(held_out, apart)]
     parts = [_rows(manifest) for manifest in manifests]
-    if without_relevant(parts[0], parts[1] if apart else None) == len(parts[0]):
+    if len(without_relevant(parts[0], parts[1] if apart else None)) == len(parts[0]):
         where = f"in {manifests[1]}" if apart else "besides"
         raise BadInputError(f"{manifests[0]}: no image has another of its class {where}, so no metric can be computed")
     rows = [row for part in parts for row in part]
@@ -104,41 +104,67 @@ def as_stored(packed: PackedImages, numbers: Sequence[int], channels: int, size:
         if (entry.height, entry.width) != (size, size):
             raise BadInputError(
                 f"{packed.folder}: {entry.name} has {entry.width} x {entry.height} pixels, not {size} x {size} as the "
-                "recipe's input_size: set the recipe's smallest_crop, so that images are cropped and resized"
+                "recipe's input_size: let the recipe's augment begin with random_resized_crop, and its test_fit be crop"
             )
     decoded = np.stack([packed.decoded(number, channels) for number in numbers])
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous()
 
 
-class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Training images of the network's input size, uint8 (images, channels, height, width), each moved by up to `shift`
-    pixels. They are fetched one batch at a time, by (epoch, positions in the epoch, rows)."""
+Batch = tuple[Tensor | Crops, list[Tensor], Tensor]
+"""What the loader makes of a batch: images, uint8 (batch, channels, height, width), or `Crops` that say how to crop
+them on the GPU; the random numbers of the augmentations that are made on the device; and labels, int64 (batch,)."""
 
-    def __init__(self, images: Tensor, labels: Tensor, shift: int, flip: bool, seed: int):
-        self.images, self.labels, self.shift, self.flip, self.seed = images, labels, shift, flip, seed
 
-    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Images, uint8 (batch, channels, height, width), and labels, int64 (batch,)."""
+class TrainingImages(Dataset[Batch]):
+    """Training images. They are fetched one batch at a time, by (epoch, positions in the epoch, rows)."""
+
+    resident: ResidentImages | None = None
+
+    def __init__(self, labels: Tensor, augment: Augment):
+        self.labels, self.augment = labels, augment
+
+    def images(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> Tensor | Crops:
+        """Images of the network's input size, uint8 (batch, channels, height, width), or how to crop them."""
+        raise NotImplementedError
+
+    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> Batch:
+        """A batch for `finish`."""
         epoch, positions, rows = batch
-        draws = _draws(self.seed, "shift", epoch, positions, 2)
-        offsets = torch.from_numpy((draws * (2 * self.shift + 1)).astype(np.int64))
-        images = pad(self.images[rows], (self.shift,) * 4)
-        height, width = self.images.shape[2:]
-        y = offsets[:, :1] + torch.arange(height)
-        x = offsets[:, 1:] + torch.arange(width)
-        shifted = images[torch.arange(len(rows))[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
-        if self.flip:
-            mirrored = torch.from_numpy(_draws(self.seed, "flip", epoch, positions, 1)[:, 0] < 0.5)
-            shifted = torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
-        return shifted, self.labels[rows]
+        images, draws = self.images(epoch, positions, rows), self.augment.draws(epoch, positions)
+        if self.augment.on_host:
+            assert isinstance(images, Tensor)
+            images, draws = self.augment.apply(images, draws), []
+        return images, draws, self.labels[rows]
+
+    def finish(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images, uint8 (batch, channels, height, width), and labels, int64 (batch,), after all augmentations."""
+        images, draws, labels = batch
+        if isinstance(images, Crops):
+            assert self.resident is not None
+            images = self.resident.crop(images)
+        if draws:
+            images = self.augment.apply(images.to(device, non_blocking=True), draws)
+        return images, labels
 
 
-class CroppedImages(Dataset[tuple[Tensor | Crops, Tensor]]):
-    """Training images of any size, each cropped at random, resized to the network's input size, and mirrored or not.
+class StoredImages(TrainingImages):
+    """Training images that have the network's input size: uint8 (images, channels, height, width)."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, augment: Augment):
+        super().__init__(labels, augment)
+        self.pixels = pixels
+
+    def images(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Images, uint8 (batch, channels, height, width)."""
+        return self.pixels[rows]
+
+
+class CroppedImages(TrainingImages):
+    """Training images of any size, each cropped at random and resized to the network's input size.
 
     If a GPU has room for them, the decoded images stay on the GPU (`resident`), and fetching gives their crops'
     positions. Otherwise fetching gives cropped images. They are decoded once if they fit into memory, otherwise each
-    time they are fetched. They are fetched in the same way as `ShiftedImages`.
+    time they are fetched.
     """
 
     def __init__(
@@ -147,49 +173,31 @@ class CroppedImages(Dataset[tuple[Tensor | Crops, Tensor]]):
         numbers: Sequence[int],
         labels: Tensor,
         channels: int,
-        recipe: Recipe,
-        seed: int,
-        device: torch.device = CPU,
+        size: int,
+        augment: Augment,
+        memory: Memory = NONE,
     ):
-        assert recipe.smallest_crop is not None
-        self.numbers, self.labels, self.channels, self.seed = numbers, labels, channels, seed
-        self.size, self.smallest, self.flip = recipe.input_size, recipe.smallest_crop, recipe.flip
+        super().__init__(labels, augment)
+        self.numbers, self.channels, self.size = numbers, channels, size
         self.sizes = np.array([[packed.entries[number].height, packed.entries[number].width] for number in numbers])
         decoded = int(self.sizes.prod(1).sum()) * channels
         self.source: PackedImages | DecodedImages = packed
-        self.resident: ResidentImages | None = None
-        if resident.usable(device, decoded):
-            self.resident = ResidentImages(packed, numbers, channels, self.size, device)
+        if not augment.on_host and resident.usable(memory, decoded):
+            self.resident = ResidentImages(packed, numbers, channels, size, memory.device)
         elif decoded < MEMORY_SHARE * available_memory():
             self.source = DecodedImages(packed, numbers, channels)
 
-    def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor | Crops, Tensor]:
-        """Images, uint8 (batch, channels, size, size), or `Crops` that say how to crop them; and labels, int64
-        (batch,)."""
-        epoch, positions, rows = batch
-        found = boxes(self.sizes[rows], _draws(self.seed, "crop", epoch, positions, CROP_DRAWS), self.smallest)
-        flips = _draws(self.seed, "flip", epoch, positions, 1)[:, 0] < (0.5 if self.flip else 0)
+    def images(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> Tensor | Crops:
+        """Images, uint8 (batch, channels, size, size), or `Crops` that say how to crop them."""
+        found = self.augment.boxes(epoch, positions, self.sizes[rows])
         if self.resident is not None:
-            return self.resident.plan(rows, found, flips), self.labels[rows]
-        images = [
-            cropped(self.source.decoded(self.numbers[row], self.channels), box, self.size, flip)
-            for row, box, flip in zip(rows, found, flips, strict=True)
-        ]
-        return torch.stack(images), self.labels[rows]
-
-
-@lru_cache(maxsize=8)
-def _epoch_draws(seed: int, purpose: str, epoch: int, count: int, columns: int) -> np.ndarray:
-    return sampling.uniform(seed, purpose, epoch, (count, columns))
-
-
-def _draws(seed: int, purpose: str, epoch: int, positions: np.ndarray, columns: int) -> np.ndarray:
-    """The uniform draws of some positions of an epoch, float64 (positions, columns)."""
-    # The number of draws is rounded up to a power of two, so that few calls draw anew. The draws of a position are the
-    # same for any number.
-    draws = _epoch_draws(seed, purpose, epoch, 1 << int(positions.max()).bit_length(), columns)
-    chosen: np.ndarray = draws[positions]
-    return chosen
+            return self.resident.plan(rows, found)
+        return torch.stack(
+            [
+                cropped(self.source.decoded(self.numbers[row], self.channels), box, self.size)
+                for row, box in zip(rows, found, strict=True)
+            ]
+        )
 
 
 def training_images(
@@ -199,13 +207,13 @@ def training_images(
     channels: int,
     recipe: Recipe,
     seed: int,
-    device: torch.device = CPU,
-) -> ShiftedImages | CroppedImages:
-    """The training images of these numbers, shifted or cropped at random, as the recipe says."""
-    if recipe.smallest_crop is None:
-        images = as_stored(packed, numbers, channels, recipe.input_size)
-        return ShiftedImages(images, labels, recipe.shift, recipe.flip, seed)
-    return CroppedImages(packed, numbers, labels, channels, recipe, seed, device)
+    memory: Memory = NONE,
+) -> TrainingImages:
+    """The training images of these numbers, augmented as the recipe says."""
+    augment = Augment(recipe, seed)
+    if augment.crops:
+        return CroppedImages(packed, numbers, labels, channels, recipe.input_size, augment, memory)
+    return StoredImages(as_stored(packed, numbers, channels, recipe.input_size), labels, augment)
 
 
 class LoadedBatches:
@@ -235,7 +243,7 @@ class CentredImages(Dataset[Tensor]):
 
     def __init__(self, packed: PackedImages, numbers: Sequence[int], channels: int, recipe: Recipe, workers: int):
         self.packed, self.numbers, self.channels, self.workers = packed, numbers, channels, workers
-        self.resize, self.size, self.fit = recipe.test_resize, recipe.input_size, recipe.test_fit
+        self.resize, self.size, self.fit = recipe.test_resize or 0, recipe.input_size, recipe.test_fit
         self.colour = mean_colour(recipe, channels)
 
     def __len__(self) -> int:
@@ -261,15 +269,15 @@ def test_images(
     channels: int,
     recipe: Recipe,
     workers: int,
-    device: torch.device = CPU,
+    memory: Memory = NONE,
 ) -> Tensor | CentredImages:
     """Test images of the network's input size: uint8 (images, channels, size, size) on the device if they fit there,
     otherwise in memory if they fit there, otherwise `CentredImages`, which makes them each time. All have `split`."""
-    if recipe.smallest_crop is None:
+    if recipe.test_fit == "stored":
         return as_stored(packed, numbers, channels, recipe.input_size)
     images = CentredImages(packed, numbers, channels, recipe, workers)
     shape = (len(numbers), channels, recipe.input_size, recipe.input_size)
-    place = device if resident.fits(device, math.prod(shape)) else CPU
+    place = memory.device if memory.take(math.prod(shape)) else CPU
     if place == CPU and math.prod(shape) > MEMORY_SHARE * available_memory():
         return images
     kept = torch.empty(shape, dtype=torch.uint8, device=place)
@@ -307,23 +315,22 @@ def _ignore_termination(worker: int) -> None:
 
 
 def training_batches(
-    images: ShiftedImages | CroppedImages,
+    images: TrainingImages,
     batches: Shuffled | ClassBalanced,
     epochs: range,
     workers: int,
-    pin: bool,
+    device: torch.device,
     first_step: int = 0,
 ) -> LoadedBatches:
-    """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs. The first
-    epoch begins at `first_step`."""
+    """All batches of all `epochs` in one loader, so that workers start once and never wait between epochs: images and
+    labels. The first epoch begins at `first_step`. Augmentations are made on the device."""
     loader = DataLoader(
         images,
         batch_sampler=_Epochs(batches, epochs, first_step),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_keep,
-        pin_memory=pin,
+        pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_termination,
     )
-    stay = images.resident if isinstance(images, CroppedImages) else None
-    return LoadedBatches(loader, stay.crop) if stay else LoadedBatches(loader)
+    return LoadedBatches(loader, lambda batch: images.finish(batch, device))

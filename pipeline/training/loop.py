@@ -11,7 +11,7 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from tqdm import tqdm
 from pipeline.base import sampling
 from pipeline.base.config import Recipe
 from pipeline.base.files import BadInputError, submodule, whole
-from pipeline.base.provenance import Meter, Spent
+from pipeline.base.provenance import Meter, Spent, machine, worked_on
+from pipeline.losses import register_tensors
 from pipeline.metrics.limits import check_evaluation
 from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
@@ -31,7 +32,7 @@ from pipeline.networks.network import EmbeddingNetwork, initial_network
 from pipeline.runs.run import Run
 from pipeline.training import checkpoint
 from pipeline.training.embedding import embed
-from pipeline.training.graphs import GraphedNetwork
+from pipeline.training.graphs import GraphedNetwork, GraphsFailedError
 from pipeline.training.loading import (
     CentredImages,
     RetrievedImages,
@@ -41,8 +42,10 @@ from pipeline.training.loading import (
     training_batches,
     training_images,
 )
-from pipeline.training.optimiser import build_optimiser, head_learning_rate, learning_rates, set_learning_rates
+from pipeline.training.memory import Memory, step_bytes
+from pipeline.training.optimiser import build_optimiser, build_schedule, learning_rates, set_learning_rates
 from pipeline.training.plan import plan_batches
+from pipeline.training.schedules import Factor
 from pipeline.training.shrunk import open_images
 from pipeline.training.step import training_step
 
@@ -67,6 +70,8 @@ class Progress:
     """The GPU's energy in all earlier processes; None if it was not counted."""
     epoch_seconds: list[float] = field(default_factory=list)
     images_per_second: list[float] = field(default_factory=list)
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    """Every machine that has worked on the run (`provenance.machine`), the last one last."""
 
 
 @dataclass
@@ -76,6 +81,7 @@ class Parts:
     network: EmbeddingNetwork
     criterion: nn.Module
     optimiser: torch.optim.Optimizer
+    schedule: Factor
     batches: Any
     images: Any
     test: RetrievedImages | None
@@ -95,16 +101,17 @@ def evaluates(recipe: Recipe, epoch: int) -> bool:
 
 
 def build_loss(module: str, settings: dict[str, Any], classes: int, dimension: int, source: str) -> nn.Module:
-    """The loss of a file of pipeline/losses. Raises `BadInputError` for settings that the loss refuses; `source` says
-    in the message where the settings are."""
+    """The loss of a file of pipeline/losses, all of which `.to(device)` moves. Raises `BadInputError` for settings that
+    the loss refuses; `source` says in the message where the settings are."""
     try:
         loss: nn.Module = submodule("losses", module).Loss(classes, dimension, **settings)
+        register_tensors(loss)
     except ValueError as error:
         raise BadInputError(f"{source}: {error}") from None
     return loss
 
 
-def build(run: Run, device: torch.device, workers: int) -> Parts:
+def build(run: Run, device: torch.device, workers: int, memory: Memory) -> Parts:
     """All parts of a run, as they are before the first step. Raises `BadInputError` if the run cannot be made or
     evaluated."""
     recipe, splits = run.recipe, Path("data/splits") / run.dataset
@@ -122,12 +129,24 @@ def build(run: Run, device: torch.device, workers: int) -> Parts:
     network = initial_network(recipe).to(device)
     sampling.seed_torch(run.seed, "proxies")
     criterion = build_loss(run.loss, run.loss_settings, classes, recipe.dimension, run.loss_source).to(device)
+    if device.type == "cuda":
+        numbers_trained = sum(parameter.numel() for part in (network, criterion) for parameter in part.parameters())
+        memory.step = step_bytes(recipe, numbers_trained)
+        if not memory.take(memory.step):
+            print(
+                f"a step takes about {memory.step / 1e9:.1f} GB, and this run's share of the GPU has "
+                f"{memory.left / 1e9:.1f} GB: it may run out of memory",
+                file=sys.stderr,
+            )
     packed = open_images(run.dataset, recipe)
     channels = network.backbone.channels
-    images = training_images(packed, numbers, labels, channels, recipe, run.seed, device)
-    searched = test_images(packed, test.numbers, channels, recipe, workers, device) if test else None
-    optimiser = build_optimiser(recipe, network, criterion)
-    return Parts(network, criterion, optimiser, batches, images, test, searched, len(numbers), classes)
+    images = training_images(packed, numbers, labels, channels, recipe, run.seed, memory)
+    searched = test_images(packed, test.numbers, channels, recipe, workers, memory) if test else None
+    try:
+        optimiser, schedule = build_optimiser(recipe, network, criterion), build_schedule(recipe, batches.steps)
+    except ValueError as error:  # such as a cycle that is shorter than the run
+        raise BadInputError(f"{run.source}: {error}") from None
+    return Parts(network, criterion, optimiser, schedule, batches, images, test, searched, len(numbers), classes)
 
 
 def restore(parts: Parts, saved: dict[str, Any], recipe: Recipe) -> Progress:
@@ -141,16 +160,26 @@ def restore(parts: Parts, saved: dict[str, Any], recipe: Recipe) -> Progress:
     return Progress(**saved)
 
 
-def check_finite(losses: list[Tensor], epoch: int, rates: tuple[float, float]) -> None:
-    """Raise `FloatingPointError` if one of an epoch's losses so far is NaN or infinite. `rates` are the learning rates
-    of network and proxies, for the message."""
+def check_finite(losses: list[Tensor], epoch: int, rates: dict[str, float]) -> None:
+    """Raise `FloatingPointError` if one of an epoch's losses so far is NaN or infinite. `rates` are the learning rates,
+    for the message."""
     values = torch.stack(losses).double().cpu()
     if not values.isfinite().all():
         step = int((~values.isfinite()).int().argmax())
         last = f"the last finite loss is {values[step - 1].item()}" if step else "it is the epoch's first"
         raise FloatingPointError(
-            f"the loss is {values[step].item()} at epoch {epoch}, step {step + 1}, with a learning rate of {rates[0]} "
-            f"for the network and {rates[1]} for the proxies; {last}"
+            f"the loss is {values[step].item()} at epoch {epoch}, step {step + 1}, with a learning rate of "
+            f"{rates['network']} for the network and {rates['proxies']} for the proxies; {last}"
+        )
+
+
+def check_trained(values: Iterable[Tensor], what: str, epoch: int, rates: dict[str, float]) -> None:
+    """Raise `FloatingPointError` if one of the network's `values`, which `what` names, is NaN or infinite after an
+    epoch: its last step may diverge with a finite loss."""
+    if not all(value.isfinite().all() for value in values):
+        raise FloatingPointError(
+            f"the {what} of the network are not finite after epoch {epoch}, with a learning rate of "
+            f"{rates['network']} for the network and {rates['proxies']} for the proxies: the training diverges"
         )
 
 
@@ -169,7 +198,9 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
 
 
 class Training:
-    """A run in progress on a device. `name` is its name in messages, and `last_epoch` the epoch with which it ends."""
+    """A run in progress on a device. `name` is its name in messages, `last_epoch` the epoch with which it ends, and
+    `key` its key, by which it knows its checkpoint. `shared_by` runs share the GPU. `graphs_failed` says why CUDA
+    graphs failed in an earlier process of this run; it then uses none."""
 
     def __init__(
         self,
@@ -178,21 +209,32 @@ class Training:
         last_epoch: int,
         device: torch.device,
         workers: int,
+        key: str,
         saved_at: Path,
         history: Path,
         graphs: bool = True,
+        shared_by: int = 1,
+        graphs_failed: str = "",
     ):
         self.run, self.name, self.last_epoch, self.device = run, name, last_epoch, device
-        self.workers, self.saved_at, self.history_file = workers, saved_at, history
+        self.workers, self.key, self.saved_at, self.history_file = workers, key, saved_at, history
         self.meter = Meter(device)
         self.termination = checkpoint.Termination()
-        self.parts = build(run, device, workers)
-        saved = checkpoint.load(saved_at)
+        memory = Memory(device, shared_by)
+        self.parts = build(run, device, workers, memory)
+        saved = checkpoint.load(saved_at, key)
         self.progress = restore(self.parts, saved, run.recipe) if saved else Progress()
         trained = (self.parts.network, self.parts.criterion, self.parts.optimiser)
-        self.network = GraphedNetwork(run.recipe, *trained, device, wanted=graphs and device.type == "cuda")
+        wanted = graphs and device.type != "cpu"
+        if wanted and not graphs_failed and not memory.take(memory.step):
+            have = f"a graph takes about {memory.step / 1e9:.1f} GB, {max(memory.left, 0) / 1e9:.1f} GB are left"
+            graphs_failed = f"{have} of this run's share of the GPU"
+        self.network = GraphedNetwork(run.recipe, *trained, device, wanted and not graphs_failed)
+        if wanted and graphs_failed:
+            self.network.found["never"] = f"not used: {graphs_failed}"
         if saved:
             print(f"{name}: goes on from epoch {self.progress.epoch}, step {self.progress.step + 1}", file=sys.stderr)
+        self.progress.machines = worked_on(self.progress.machines, machine(device), name)
 
     @property
     def spent(self) -> Spent:
@@ -205,9 +247,9 @@ class Training:
         return {"images_on_device": stay, "cuda_graphs": self.network.found}
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, in the background."""
         stateful = {name: part.state_dict() for name, part in self.parts.stateful().items()}
-        checkpoint.save(self.saved_at, vars(self.progress) | vars(self.spent) | stateful)
+        self.writer.save(vars(self.progress) | vars(self.spent) | stateful)
 
     def train(self) -> None:
         """Train to the last epoch. When asked to stop, save and raise `StoppedError`."""
@@ -218,12 +260,13 @@ class Training:
                 self.parts.batches,
                 range(progress.epoch, self.last_epoch + 1),
                 self.workers,
-                pin=self.device.type == "cuda",
+                self.device,
                 first_step=progress.step,
             )
         )
         write_history(self.history_file, progress.history)
-        with self.termination, contextlib.closing(loader):
+        self.writer = checkpoint.Writer(self.saved_at, self.key)
+        with self.termination, contextlib.closing(loader), contextlib.closing(self.writer):
             self.train_epochs(loader)
 
     def train_epochs(self, loader: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -248,26 +291,26 @@ class Training:
         """Take the remaining steps of an epoch, and return the number of images seen. When asked to stop, save and
         raise `StoppedError`."""
         run, parts, progress = self.run, self.parts, self.progress
-        rates, seen = learning_rates(run.recipe, epoch), 0
-        set_learning_rates(parts.optimiser, run.recipe, epoch)
+        seen = 0
         set_trainable(parts.network, run.recipe, epoch)
         losses = list(progress.step_losses.to(self.device))
         steps = parts.batches.steps
         bar = tqdm(total=steps, initial=progress.step, desc=f"{self.name} epoch {epoch}", leave=False, disable=None)
         for step in range(progress.step + 1, steps + 1):
             pixels, labels = next(loader)
+            factor = parts.schedule(epoch, step)
+            set_learning_rates(parts.optimiser, run.recipe, factor)
             if step == progress.step + 1:
                 self.network.begin(epoch, pixels, labels)
-            losses.append(
-                training_step(run.recipe, self.network, parts.criterion, parts.optimiser, pixels, labels, self.device)
-            )
+            losses.append(self.step(pixels, labels))
             seen += len(labels)
             bar.update()
             if step % CHECKED_EVERY == 0 or step == steps or self.termination.came:
-                check_finite(losses, epoch, rates)
+                check_finite(losses, epoch, learning_rates(run.recipe, factor))
             if self.termination.came:
                 progress.step, progress.step_losses = step, torch.stack(losses).cpu()
                 self.save()
+                self.writer.wait()
                 raise checkpoint.StoppedError(
                     f"{self.name}: asked to stop, saved at epoch {epoch}, step {step}; run it again"
                 )
@@ -275,22 +318,37 @@ class Training:
         progress.step_losses = torch.stack(losses)
         return seen
 
+    def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Take a step on a batch and return its loss. Raises `GraphsFailedError` if a graph leaves it no memory."""
+        parts = self.parts
+        try:
+            return training_step(
+                self.run.recipe, self.network, parts.criterion, parts.optimiser, pixels, labels, self.device
+            )
+        except torch.OutOfMemoryError as error:
+            if not self.network.in_use:
+                raise
+            raise GraphsFailedError(str(error).splitlines()[0]) from error
+
     def look(self, epoch: int) -> dict[str, Any]:
-        """The history's line of an epoch that has just been trained. The weights are kept if they are the best so
-        far."""
+        """The history's line of an epoch that has just been trained, with the learning rates of its last step. The
+        weights are kept if they are the best so far."""
         recipe, parts, progress = self.run.recipe, self.parts, self.progress
-        rates, weights = learning_rates(recipe, epoch), kept(parts.network)
+        rates = learning_rates(recipe, parts.schedule(epoch, parts.batches.steps))
+        weights = kept(parts.network)
+        check_trained(weights.values(), "weights", epoch, rates)
         line: dict[str, Any] = {
             "epoch": epoch,
             "loss": progress.step_losses.double().mean().item(),
-            "network_learning_rate": rates[0],
-            "proxy_learning_rate": rates[1],
+            "network_learning_rate": rates["network"],
+            "proxy_learning_rate": rates["proxies"],
             "weights": weights_hash(weights),
         }
-        if recipe.head_learning_rate is not None:
-            line["head_learning_rate"] = head_learning_rate(recipe, epoch)
+        if recipe.learning_rates.head is not None:
+            line["head_learning_rate"] = rates["head"]
         if parts.test and parts.searched is not None and (evaluates(recipe, epoch) or epoch == self.last_epoch):
             embeddings = embed(parts.network, parts.searched, recipe, self.device)
+            check_trained([embeddings], "embeddings", epoch, rates)
             line |= recall_at_k(**parts.test.search(embeddings), ks=recipe.recall_at)
             if line["recall@1"] > progress.best:
                 progress.best, progress.best_weights = line["recall@1"], weights

@@ -18,12 +18,12 @@ def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | C
     if recipe.batch_size > images and not (subset and recipe.samples_per_class):
         raise BadInputError(f"{key} is more than the {images} images of {run.manifest}, use a smaller batch")
     if recipe.samples_per_class is None:
-        if recipe.head != "linear" and images % recipe.batch_size == 1:
+        if recipe.head != "linear" and images % recipe.batch_size == 1 and recipe.epoch_steps is None:
             raise BadInputError(
                 f"{key} leaves one of the {images} images of {run.manifest} for the last batch, which the head's batch "
                 "norm cannot normalise: use another batch size"
             )
-        return Shuffled(images, recipe.batch_size, run.seed)
+        return Shuffled(images, recipe.batch_size, run.seed, recipe.epoch_steps)
     if recipe.batch_size // recipe.samples_per_class > classes:
         raise BadInputError(
             f"{key} with {recipe.samples_per_class} images a class needs more classes than the {classes} of "
@@ -33,7 +33,7 @@ def plan_batches(run: Run, labels: torch.Tensor, whole_set: int) -> Shuffled | C
     # rounded shares together. Proxy-AN's code ends an epoch before all images are used. From a subset that is smaller
     # than a batch, it draws one batch, with repeats.
     counted = images if run.rate is None else int(whole_set * run.rate)
-    steps = max((counted - 1) // recipe.batch_size, int(subset))
+    steps = recipe.epoch_steps or max((counted - 1) // recipe.batch_size, int(subset))
     if not steps:
         raise BadInputError(
             f"{key} leaves no whole batch of the {images} images of {run.manifest}, use a smaller batch"

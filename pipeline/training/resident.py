@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from pipeline.data.packed import PackedImages
-from pipeline.training.crops import Crops, crop, plan
+from pipeline.training.crops import Crops, plain, plan
 from pipeline.training.images import cropped
-
-GPU_SHARE = 0.2
-"""The share of a GPU's free memory that decoded training images, and resized test images, may each take. The rest is
-for the network, and for other runs that share the GPU."""
+from pipeline.training.memory import Memory
 
 DECODED_AHEAD = 256
 """The number of images that are decoded before they are copied to the device."""
 
 
-def fits(device: torch.device, size: int) -> bool:
-    """Whether the device is a GPU with room for `size` bytes of images."""
-    return device.type == "cuda" and size < GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+def crop(pixels: Tensor, crops: Crops, size: int, channels: int) -> Tensor:
+    """The crops of a batch, uint8 (batch, channels, size, size), on the device of `pixels`. `pixels`, uint8 (bytes,),
+    holds the images one after another as (height, width, channels)."""
+    if not pixels.is_cuda:
+        return plain(pixels, Crops(crops.boxes, crops.tables.to(pixels.device)), size, channels)
+    from pipeline.training.crop_kernel import by_kernel  # CUDA's packages are needed only on a GPU
+
+    return by_kernel(pixels, Crops(*(part.to(pixels.device, non_blocking=True) for part in crops)), size, channels)
 
 
 @lru_cache
@@ -38,24 +40,24 @@ def problem(device: torch.device) -> str:
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (97, 131, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 97, 131], [5, 7, 61, 43], [96, 0, 1, 1], [30, 2, 3, 129]])
-    flips = np.arange(len(boxes)) % 2 == 0
-    crops = plan(np.zeros(len(boxes), np.int64), np.full(len(boxes), 131), boxes, flips, 3, 32)
+    crops = plan(np.zeros(len(boxes), np.int64), np.full(len(boxes), 131), boxes, 3, 32)
     try:
         found = crop(torch.from_numpy(image.ravel()).to(device), crops, 32, 3).cpu()
-    except Exception as error:  # Triton has no compiler, does not know the GPU, or anything else: the loader works
+    except Exception as error:  # NVRTC is missing, does not know the GPU, or anything else: the loader works
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    expected = torch.stack([cropped(image, box, 32, flip) for box, flip in zip(boxes, flips, strict=True)])
+    expected = torch.stack([cropped(image, box, 32) for box in boxes])
     return "" if torch.equal(found, expected) else "its crops differ from the CPU's"
 
 
-def usable(device: torch.device, size: int) -> bool:
-    """Whether `size` bytes of images should stay on the device and be cropped there. If the GPU has room but cannot
-    crop, the reason is printed on stderr."""
-    if not fits(device, size):
+def usable(memory: Memory, size: int) -> bool:
+    """Take room for `size` bytes of images that should stay on the device and be cropped there, and return whether
+    there was room. If there is room but the GPU cannot crop, the reason is printed on stderr."""
+    if size > memory.left:
         return False
-    if why := problem(device):
+    if why := problem(memory.device):
         print(f"images are cropped on the CPU, because the GPU cannot crop them: {why}", file=sys.stderr)
-    return not why
+        return False
+    return memory.take(size)
 
 
 class ResidentImages:
@@ -76,12 +78,11 @@ class ResidentImages:
                 offset = int(self.offsets[start])
                 self.pixels[offset : offset + len(pixels)] = pixels.to(device)
 
-    def plan(self, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> Crops:
+    def plan(self, rows: np.ndarray, boxes: np.ndarray) -> Crops:
         """The argument of `crop` for a batch: crops by `boxes`, int64 (batch, 4), of the images in `rows`, int64
-        (batch,), mirrored where `flips`, bool (batch,), is true."""
-        return plan(self.offsets[rows], self.widths[rows], boxes, flips, self.channels, self.size)
+        (batch,)."""
+        return plan(self.offsets[rows], self.widths[rows], boxes, self.channels, self.size)
 
-    def crop(self, batch: tuple[Crops, Tensor]) -> tuple[Tensor, Tensor]:
-        """The crops of a batch, uint8 (batch, channels, size, size) on the device, and its labels, unchanged."""
-        crops, labels = batch
-        return crop(self.pixels, crops, self.size, self.channels), labels
+    def crop(self, crops: Crops) -> Tensor:
+        """The crops of a batch, uint8 (batch, channels, size, size) on the device."""
+        return crop(self.pixels, crops, self.size, self.channels)

@@ -6,9 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.config import Recipe
+from pipeline.base.files import BadInputError
 from pipeline.networks.network import computing
 from pipeline.training.images import normalise
-from pipeline.training.optimiser import take_step
+
+
+def scalar(found: object, criterion: nn.Module) -> Tensor:
+    """What a loss returned. Raises `BadInputError` unless it is a scalar tensor with a gradient."""
+    if isinstance(found, Tensor) and found.dim() == 0 and found.requires_grad:
+        return found
+    what = f"a value of type {type(found).__name__}"
+    if isinstance(found, Tensor):
+        what = f"a tensor of shape {tuple(found.shape)}" if found.dim() else "one that does not depend on them"
+    file = f"{type(criterion).__module__.replace('.', '/')}.py"
+    raise BadInputError(f"{file}: forward must return a scalar tensor that depends on the embeddings, found {what}")
 
 
 def training_step(
@@ -27,7 +38,7 @@ def training_step(
         embeddings = network(prepare(pixels, recipe, device))
     # Detached from the network, so that the loss's own backward pass is in float32 for every precision.
     ends = embeddings.detach().requires_grad_()
-    loss: Tensor = criterion(ends, labels.to(device, non_blocking=True))
+    loss = scalar(criterion(ends, labels.to(device, non_blocking=True)), criterion)
     optimiser.zero_grad(set_to_none=recipe.frozen_gradients == "none")
     loss.backward()
     with computing(recipe):
@@ -35,5 +46,5 @@ def training_step(
     if recipe.clip_value:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_value_(parameters, recipe.clip_value)
-    take_step(optimiser, recipe)
+    optimiser.step()
     return loss.detach()

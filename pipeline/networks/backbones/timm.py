@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg
+from timm.models import get_deprecated_models, get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -30,6 +30,9 @@ def configuration(variant: str) -> Any:
         near = difflib.get_close_matches(model, timm.list_models(), SHOWN)
         fix = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
         raise BadInputError(f"timm {timm.__version__} has no network {model}: {fix}")
+    if model in (old := get_deprecated_models()):
+        now = f"write timm/{old[model]}" if old[model] else "timm has removed it"
+        raise BadInputError(f"timm/{model} is an old name: {now}")
     try:
         return get_pretrained_cfg(variant)
     except RuntimeError:
