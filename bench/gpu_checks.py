@@ -35,7 +35,7 @@ from pipeline.networks.network import prepare
 from pipeline.training import resident
 from pipeline.training.augmentations.random_resized_crop import CROP_DRAWS, boxes
 from pipeline.training.images import cropped
-from pipeline.training.loop import build_loss
+from pipeline.training.parts import build_loss
 
 CPU = torch.device("cpu")
 

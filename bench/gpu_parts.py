@@ -20,8 +20,9 @@ from pipeline.losses import proxy_an, proxy_anchor, proxy_gml, proxy_nca
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork, prepare
 from pipeline.training.graphs import GraphedNetwork, GraphsFailedError
-from pipeline.training.loop import build_loss, kept, weights_hash
 from pipeline.training.optimiser import build_optimiser
+from pipeline.training.outputs import kept, weights_hash
+from pipeline.training.parts import build_loss
 from pipeline.training.step import training_step
 
 PAPERS = {"proxygml": "proxy_gml_cub", "proxy_an": "proxy_an"}

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
 from pipeline.losses import proxy_anchor
-from pipeline.training.loop import build_loss
+from pipeline.training.parts import build_loss
 from pipeline.training.step import scalar
 
 CLASSES, DIMENSION = 100, 16

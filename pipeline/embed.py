@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.base.arrays import write_arrays
 from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, whole
@@ -190,8 +191,9 @@ def main() -> None:
         names = [entry.name for entry in packed.entries]
         embeddings = embeddings_of(record, weights, packed, device, words.workers)
     if words.out:
-        with whole(words.out) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, names=np.array(names), embeddings=embeddings, key=np.array(record.key))
+        with whole(words.out) as temporary:
+            arrays = {"names": np.array(names), "embeddings": embeddings, "key": np.array(record.key)}
+            write_arrays(temporary, arrays)
         print(f"{len(names)} images in {embeddings.shape[1]} dimensions: {words.out}", file=sys.stderr)
     if words.nearest:
         others = gallery[0] if gallery else names

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.base.arrays import write_arrays
 from pipeline.base.checks import problems_of, with_values
 from pipeline.base.command import exit_with
 from pipeline.base.config import Recipe, problem_lines, read_params
@@ -30,7 +31,7 @@ from pipeline.runs.grid import untrained_run
 from pipeline.runs.key import evaluation_key
 from pipeline.runs.record import METRICS, RECORD, TrainingRecord, check_files, read_record
 from pipeline.runs.run import Run
-from pipeline.work.evaluation import TestImages, all_embeddings, write_arrays
+from pipeline.work.evaluation import TestImages, all_embeddings
 from pipeline.work.job import Job, do, evaluate_run, kept_weights
 
 

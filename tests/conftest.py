@@ -64,7 +64,7 @@ class Project:
     """A clone of the working tree with a smaller grid: two losses, two seeds, two epochs on glyphs."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = self.untouched = folder
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
@@ -110,10 +110,11 @@ class Project:
         self.run("git", "commit", "--quiet", "--message", "state")
 
     def copy(self, folder: Path) -> "Project":
-        """The project with all it has, store and DVC's cache too, in another folder."""
+        """The project as it was made, with store and DVC's cache, in another folder. What tests have left in this one
+        since, such as more runs in the store, is not in the copy."""
         other = type(self).__new__(type(self))
-        other.folder = folder
-        shutil.copytree(self.folder, folder, symlinks=True)
+        other.folder = other.untouched = folder
+        shutil.copytree(self.untouched, folder, symlinks=True)
         return other
 
     def edit_params(self, edit) -> None:
@@ -139,8 +140,9 @@ def project(tmp_path_factory, worker_id) -> Project:
             made.commit()
             stages.write_text(json.dumps(names))
     made = Project.__new__(Project)
-    made.folder = shared / "project"
+    made.untouched = shared / "project"
     made = made.copy(tmp_path_factory.mktemp("copy") / "project")
+    made.untouched = shared / "project"
     made.first_repro = json.loads(stages.read_text())
     return made
 

@@ -30,10 +30,10 @@ from pipeline.runs import store
 from pipeline.training import checkpoint, embedding, graphs, images, loading, loop
 from pipeline.training.augment import Augment
 from pipeline.training.augmentations import torchvision as augmentations_of_torchvision
-from pipeline.training.loop import build_loss
 from pipeline.training.memory import Memory
 from pipeline.training.optimiser import build_optimiser, build_schedule, set_learning_rates
 from pipeline.training.optimisers import torch as optimisers_of_torch
+from pipeline.training.parts import build_loss
 from pipeline.training.schedules import torch as schedules_of_torch
 from pipeline.training.step import training_step
 from pipeline.work import evaluation, job

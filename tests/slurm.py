@@ -110,6 +110,7 @@ class Cluster:
         special = {"munged": ["munged", "--force", "--foreground", *munge], "slurmctld": ["slurmctld", "-D"]}
         self.daemons[name] = subprocess.Popen(
             special.get(name, ["slurmd", "-D", "-N", name]),
+            cwd=self.folder,  # where they leave core dumps
             env=self.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -138,6 +139,11 @@ class Cluster:
                 continue
             if own or str(self.folder / f"{node}.log") in opened:
                 os.kill(int(process.name), signal.SIGKILL)
+
+    def print_logs(self) -> None:
+        """What the daemons wrote last, for a test that has failed."""
+        for log in sorted(self.folder.glob("*.log")):
+            print(f"== {log.name}", *log.read_text(errors="replace").splitlines()[-60:], sep="\n")
 
     def ask(self, *command: str) -> str:
         """The output of a client of the cluster."""

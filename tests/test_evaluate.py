@@ -19,7 +19,7 @@ from pipeline.runs import store
 from pipeline.runs.run import best_epoch, read_history
 from pipeline.training.embedding import embed
 from pipeline.training.loading import as_stored, read_retrieved
-from pipeline.training.loop import write_history
+from pipeline.training.outputs import write_history
 from pipeline.work import evaluation
 from pipeline.work.evaluation import class_results, kept_embeddings, metrics, numbered, query_results
 from tests import lookalikes, swap

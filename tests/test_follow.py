@@ -15,7 +15,8 @@ from pipeline.engines.follow import Follower
 from pipeline.runs import store
 from pipeline.runs.grid import grid_runs
 from pipeline.runs.key import training_key
-from pipeline.training.loop import Training, write_history
+from pipeline.training.loop import Training
+from pipeline.training.outputs import write_history
 
 
 class Writer:

@@ -22,8 +22,8 @@ from pipeline.networks.network import EmbeddingNetwork
 from pipeline.training import graphs
 from pipeline.training.embedding import embed
 from pipeline.training.graphs import GraphedNetwork, GraphsFailedError
-from pipeline.training.loop import build_loss
 from pipeline.training.optimiser import build_optimiser
+from pipeline.training.parts import build_loss
 from pipeline.training.step import training_step
 from pipeline.work import job
 from tests.test_trajectories import Maps

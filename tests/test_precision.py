@@ -38,8 +38,19 @@ def expected(allowed):
     return [gpu] * len(GPU) + ["ieee"] * len(OTHER)
 
 
-@pytest.fixture(autouse=True)
-def in_full_float32_afterwards():
+def by_an_assignment():
+    backends.mkldnn.fp32_precision = "ieee"
+
+
+def by_flags():
+    """Afterwards oneDNN has a flag of its own, and an assignment no longer reaches it."""
+    with backends.mkldnn.flags(enabled=True):
+        pass
+
+
+@pytest.fixture(autouse=True, params=[by_an_assignment, by_flags])
+def in_full_float32_afterwards(request):
+    request.param()
     yield
     use_tf32(False)
 

@@ -16,7 +16,7 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.losses import proxy_anchor, unit
 from pipeline.losses.pytorch_metric_learning import Loss
-from pipeline.training.loop import build_loss
+from pipeline.training.parts import build_loss
 from tests.conftest import ENVIRONMENT
 
 PARAMS = Path(__file__).parent.parent / "papers/comparison_glyphs/params.yaml"

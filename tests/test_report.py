@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from torch.nn.functional import normalize
 
+from pipeline.base.arrays import write_arrays
 from pipeline.base.files import sha256, write_json
 from pipeline.data.packed import SourceImage, pack
 from pipeline.reports.galleries import choose
@@ -24,7 +25,7 @@ from pipeline.reports.pages import baseline_of, write_gallery, write_overview, w
 from pipeline.runs.grid import grid_runs
 from pipeline.runs.record import MetricsRecord
 from pipeline.training.loading import RetrievedImages
-from pipeline.work.evaluation import kept_embeddings, query_results, write_arrays
+from pipeline.work.evaluation import kept_embeddings, query_results
 from tests.conftest import ROOT
 from tests.records import write_metrics
 

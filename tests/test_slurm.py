@@ -85,12 +85,13 @@ class Held:
 
 
 @pytest.fixture
-def held(grid):
+def held(grid, cluster):
     held = Held(grid)
     yield held
     if held.process and held.process.poll() is None:  # the test has failed
         held.process.kill()
-        held.process.communicate()
+        print(*held.process.communicate())
+        cluster.print_logs()
     slurm.cancel_all(ENVIRONMENT)
 
 
@@ -123,6 +124,39 @@ def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequentia
     assert len(resumed) == 4 and sorted(resumed, key=int) == resumed and len(set(resumed)) == 4, logs
     assert tasks() == []
 
+    for key in SETTINGS:
+        ENVIRONMENT.pop(key)
+    sequential = Grid(project, tmp_path / "sequential")
+    sequential.run()
+    assert files_of(grid.folder) == files_of(sequential.folder)
+
+
+def test_what_sites_do_to_tasks_ends_with_the_bytes_of_a_sequential_run(held, grid, project, tmp_path, cluster):
+    """More urgent work takes the node, a node is drained, and SLURM kills a task before its run has saved.
+
+    This comes before the test that kills a node: SLURM 22.05 then makes no room there for urgent work.
+    """
+    held.start()
+    urgent = ask("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node_of(held.caught())}", *ALL_OF_IT)
+    held.let_go()
+    until(lambda: tasks("RUNNING") == [urgent], 60, "the urgent task does not run", held.process)
+    ask("scancel", urgent)
+    held.soon()
+
+    drained = node_of(task := held.caught())
+    ask("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=tests")
+    ask("scontrol", "requeue", task)
+    held.let_go()
+    held.soon()
+    task = held.caught()
+    assert node_of(task) != drained
+    ask("scontrol", "update", f"NodeName={drained}", "State=RESUME")
+
+    ask("scancel", task)  # and the run saves nothing, so SLURM kills it, and a new array goes on
+    until(lambda: tasks("RUNNING") and tasks("RUNNING") != [task], 60, "nothing is submitted again", held.process)
+    grid.hold.let_go()
+    errors = held.process.communicate(timeout=120)[1]
+    assert held.process.returncode == 0 and errors.count("SLURM: job ") == 2, errors
     for key in SETTINGS:
         ENVIRONMENT.pop(key)
     sequential = Grid(project, tmp_path / "sequential")
@@ -181,36 +215,6 @@ def test_a_task_that_stops_requeues_itself_and_no_other(held, grid, project, tmp
     sequential = Grid(project, tmp_path / "sequential")
     sequential.settings(edit)
     sequential.run(table="many")
-    assert files_of(grid.folder) == files_of(sequential.folder)
-
-
-def test_what_sites_do_to_tasks_ends_with_the_bytes_of_a_sequential_run(held, grid, project, tmp_path, cluster):
-    """More urgent work takes the node, a node is drained, and SLURM kills a task before its run has saved."""
-    held.start()
-    urgent = ask("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node_of(held.caught())}", *ALL_OF_IT)
-    held.let_go()
-    until(lambda: tasks("RUNNING") == [urgent], 60, "the urgent task does not run", held.process)
-    ask("scancel", urgent)
-    held.soon()
-
-    drained = node_of(task := held.caught())
-    ask("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=tests")
-    ask("scontrol", "requeue", task)
-    held.let_go()
-    held.soon()
-    task = held.caught()
-    assert node_of(task) != drained
-    ask("scontrol", "update", f"NodeName={drained}", "State=RESUME")
-
-    ask("scancel", task)  # and the run saves nothing, so SLURM kills it, and a new array goes on
-    until(lambda: tasks("RUNNING") and tasks("RUNNING") != [task], 60, "nothing is submitted again", held.process)
-    grid.hold.let_go()
-    errors = held.process.communicate(timeout=120)[1]
-    assert held.process.returncode == 0 and errors.count("SLURM: job ") == 2, errors
-    for key in SETTINGS:
-        ENVIRONMENT.pop(key)
-    sequential = Grid(project, tmp_path / "sequential")
-    sequential.run()
     assert files_of(grid.folder) == files_of(sequential.folder)
 
 

@@ -15,8 +15,8 @@ from pipeline.base.config import read_params
 from pipeline.networks import network as networks
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
-from pipeline.training.loop import build_loss
 from pipeline.training.optimiser import build_optimiser
+from pipeline.training.parts import build_loss
 from pipeline.training.step import training_step
 from tests.test_trajectories import Maps, Vectors
 

@@ -21,8 +21,8 @@ from pipeline.networks import network as networks
 from pipeline.networks.backbones import bn_inception, deit_small_distilled, resnet50
 from pipeline.networks.freezing import set_trainable
 from pipeline.networks.network import EmbeddingNetwork
-from pipeline.training.loop import build_loss
 from pipeline.training.optimiser import build_optimiser, build_schedule, set_learning_rates
+from pipeline.training.parts import build_loss
 from pipeline.training.step import training_step
 
 PAPERS = Path(__file__).parent.parent / "papers"

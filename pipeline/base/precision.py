@@ -20,12 +20,20 @@ OTHER: tuple[Any, ...] = (backends, mkldnn, mkldnn.matmul, mkldnn.conv, mkldnn.r
 one may set those below it."""
 
 
+def _set(library: Any, precision: str) -> None:
+    """Set a flag. oneDNN's own name for its general flag sets the one of all libraries (PyTorch 2.14)."""
+    if library is mkldnn:
+        mkldnn.set_flags(_fp32_precision=precision)
+    else:
+        library.fp32_precision = precision
+
+
 def use_tf32(allowed: bool) -> None:
     """Let products on a GPU be rounded to TF32, or compute all products in full float32."""
     for library in OTHER:
-        library.fp32_precision = "ieee"
+        _set(library, "ieee")
     for library in GPU:
-        library.fp32_precision = "tf32" if allowed else "ieee"
+        _set(library, "tf32" if allowed else "ieee")
     backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = allowed
 
 
@@ -55,4 +63,4 @@ def tf32(allowed: bool) -> Iterator[None]:
             torch.set_float32_matmul_precision(older[0])
             backends.cudnn.allow_tf32 = older[1]
         for library, value in before:
-            library.fp32_precision = value
+            _set(library, value)

@@ -44,7 +44,7 @@ EVERY = ("pipeline.base.environment.PORTABLE", "pipeline.base.environment.SET", 
 """Where the code begins that decides the bytes of any run (`runs/reach.py`)."""
 TRAINING = (*EVERY, "pipeline.training.loop.Training")
 CHOSEN_EPOCH = ("pipeline.runs.run.best_epoch", "pipeline.runs.run.read_history")
-EMBEDDED = (*EVERY, *(f"pipeline.work.evaluation.{name}" for name in ("TestImages", "write_arrays")))
+EMBEDDED = (*EVERY, "pipeline.work.evaluation.TestImages", "pipeline.base.arrays.write_arrays")
 KEPT = (*EMBEDDED, "pipeline.work.job.kept_weights", "pipeline.work.evaluation.evaluate_weights")
 EVALUATION: dict[Protocol, tuple[str, ...]] = {
     "test": KEPT,

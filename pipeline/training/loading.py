@@ -2,6 +2,7 @@
 
 import math
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ Batch = tuple[Tensor | Crops, list[Tensor], Tensor]
 them on the GPU; the random numbers of the augmentations that are made on the device; and labels, int64 (batch,)."""
 
 
-class TrainingImages(Dataset[Batch]):
+class TrainingImages(Dataset[Batch], ABC):
     """Training images. They are fetched one batch at a time, by (epoch, positions in the epoch, rows)."""
 
     resident: ResidentImages | None = None
@@ -123,9 +124,9 @@ class TrainingImages(Dataset[Batch]):
     def __init__(self, labels: Tensor, augment: Augment):
         self.labels, self.augment = labels, augment
 
+    @abstractmethod
     def images(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> Tensor | Crops:
         """Images of the network's input size, uint8 (batch, channels, height, width), or how to crop them."""
-        raise NotImplementedError
 
     def __getitems__(self, batch: tuple[int, np.ndarray, np.ndarray]) -> Batch:
         """A batch for `finish`."""

@@ -267,10 +267,3 @@ def held_out_retrieved(dataset: str) -> dict[str, int]:
     """The number of images, and of their classes, on which a run that chooses an epoch is evaluated."""
     held_out = read_retrieved(Path("data/splits") / dataset, held_out=True)
     return {"images": len(held_out.numbers), "classes": len(held_out.labels.unique())}
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by name as .npz, without compression, so that equal arrays give equal bytes with every version of
-    zlib."""
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)

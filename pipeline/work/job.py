@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base.arrays import write_arrays
 from pipeline.base.files import BadInputError, sha256, write_json
 from pipeline.base.provenance import Meter, machine, provenance
 from pipeline.networks.network import prepare
@@ -37,7 +38,6 @@ from pipeline.work.evaluation import (
     evaluate_untrained,
     evaluate_weights,
     held_out_retrieved,
-    write_arrays,
 )
 
 HELD = 75
