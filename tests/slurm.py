@@ -90,8 +90,7 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen] = {}
         for place in (folder, folder / "state", *(folder / f"spool-{node}" for node in self.NODES)):
             place.mkdir(parents=True, mode=0o755)
-        (folder / "key").write_bytes(os.urandom(1024))
-        (folder / "key").chmod(0o400)
+        self.make_key("munge")
         for number in (0, 1):
             os.mknod(folder / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
         host = socket.gethostname().split(".")[0]
@@ -103,12 +102,17 @@ class Cluster:
         (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, port=ports[0], nodes=nodes, folder=folder))
         (folder / "gres.conf").write_text(f"NodeName={','.join(self.NODES)} Name=gpu File={folder}/gpu[0-1]\n")
 
-    def start(self, name: str) -> None:
-        """Start munged, slurmctld, or a node."""
-        files = ("key-file", "key"), ("socket", "munge.socket"), ("pid-file", "munge.pid"), ("log-file", "munge.log")
-        munge = [f"--{option}={self.folder}/{file}" for option, file in (*files, ("seed-file", "munge.seed"))]
+    def make_key(self, name: str) -> None:
+        """Make a key of munge."""
+        (self.folder / f"{name}.key").write_bytes(os.urandom(1024))
+        (self.folder / f"{name}.key").chmod(0o400)
+
+    def start(self, name: str, key: str = "munge") -> None:
+        """Start munged with one of its keys, slurmctld, or a node."""
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        munge = [f"--{option}={self.folder}/{key}.{file}" for option, file in files.items()]
         special = {"munged": ["munged", "--force", "--foreground", *munge], "slurmctld": ["slurmctld", "-D"]}
-        self.daemons[name] = subprocess.Popen(
+        self.daemons[name if key == "munge" else key] = subprocess.Popen(
             special.get(name, ["slurmd", "-D", "-N", name]),
             cwd=self.folder,  # where they leave core dumps
             env=self.environment,
@@ -116,7 +120,7 @@ class Cluster:
             stderr=subprocess.DEVNULL,
         )
         if name == "munged":
-            until((self.folder / "munge.socket").exists, 20, "munged does not start")
+            until((self.folder / f"{key}.socket").exists, 20, "munged does not start")
 
     def stop(self, name: str) -> None:
         """Stop a daemon. A node's tasks go on."""
@@ -127,6 +131,29 @@ class Cluster:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+
+    @contextmanager
+    def another_key(self) -> Iterator[None]:
+        """In the block clients have another key of munge than the daemons, which read their settings before."""
+        settings = self.folder / "slurm.conf"
+        before = settings.read_text()
+        self.make_key("other")
+        self.start("munged", "other")
+        settings.write_text(before.replace("/munge.socket", "/other.socket"))
+        yield
+        settings.write_text(before)
+        self.stop("other")
+
+    @contextmanager
+    def full_spools(self) -> Iterator[None]:
+        """In the block no node has room for a task's script."""
+        with ExitStack() as stack:
+            for node in self.NODES:
+                spool = self.folder / f"spool-{node}"
+                subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", spool], check=True)
+                stack.callback(subprocess.run, ["umount", spool], check=True)
+                (spool / "full").write_bytes(bytes(4096))
+            yield
 
     def kill(self, node: str) -> None:
         """Kill a node with everything that runs on it, as a power cut would."""

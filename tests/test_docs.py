@@ -101,7 +101,7 @@ SCREEN = [
     (r"(\| -- )+", "| -- "),
     (r"(\| )+", "| "),
 ]
-"""What may differ between README and the small project: regular expressions, and what takes their place."""
+"""What may differ between the page and the small project: regular expressions, and what takes their place."""
 
 
 def shape(line):
@@ -110,10 +110,10 @@ def shape(line):
     return line.strip()
 
 
-def test_readme(follow):
-    copy, printed = follow("README.md")
+def test_settings(follow):
+    copy, printed = follow("docs/settings.md")
     shapes = {shape(line) for line in printed.splitlines()}
-    screens = re.findall(r"^```text\n([\s\S]*?)^```$", (ROOT / "README.md").read_text(), re.M)
+    screens = re.findall(r"^```text\n([\s\S]*?)^```$", (ROOT / "docs/settings.md").read_text(), re.M)
     assert len(screens) == 4
     lines = [
         line

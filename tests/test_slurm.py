@@ -203,10 +203,9 @@ def test_a_task_that_stops_requeues_itself_and_no_other(held, grid, project, tmp
         ask("scontrol", "update", f"JobId={task}", "StartTime=now")
     until(lambda: sorted(tasks("RUNNING")) == array, 60, "the node's tasks do not start again", held.process)
 
-    cluster.stop("munged")  # so that nobody can ask SLURM
-    grid.hold.let_go()
-    errors = held.process.communicate(timeout=120)[1]
-    cluster.start("munged")
+    with cluster.another_key():  # so that nobody can ask SLURM
+        grid.hold.let_go()
+        errors = held.process.communicate(timeout=120)[1]
     assert held.process.returncode == 0 and "SLURM does not answer and will be asked again" in errors, errors
     assert set(grid.states("many").values()) == {"done"}
 
@@ -234,6 +233,13 @@ def test_what_slurm_cannot_do_is_one_error(grid, monkeypatch, key, value, messag
     command = grid.command("--table=two")[1:]
     output = grid.project.run(python, *command, fails=2)
     assert message in output and "Traceback" not in output and tasks_left() == ""
+
+
+@pytest.mark.root
+def test_nodes_that_cannot_start_tasks_are_one_error(grid, cluster):
+    with cluster.full_spools():
+        output = grid.run("--table=two", fails=2)
+    assert "SLURM's nodes could not start the tasks" in output and "Traceback" not in output and tasks_left() == ""
 
 
 def tasks_left() -> str:

@@ -38,6 +38,9 @@ SILENT_AT_MOST = 3600
 QUEUED = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Cleaning")
 """Reasons for which tasks wait in every queue; others are shown."""
 
+NOT_STARTED = "launch failed requeued held"
+"""The reason of tasks that their nodes could not start. SLURM holds them until a person lets them go."""
+
 SCRIPT = """\
 #!/bin/bash
 # A worker that takes runs until there is no more run to take. Written by `python -m pipeline.run_grid`.
@@ -190,6 +193,13 @@ def work(machine: Machine, machines: dict[str, Machine], words: list[str], runs:
                 if tasks is not None and (said := words_of(tasks, array.reasons)) != shown:
                     shown = said
                     print(f"SLURM: tasks: {said}", file=sys.stderr, flush=True)
+                if tasks and array.reasons[NOT_STARTED] == tasks.total():
+                    subprocess.run(["scancel", array.job], check=False)
+                    raise BadInputError(
+                        f"SLURM's nodes could not start the tasks, and it held them ({NOT_STARTED}): see the nodes' "
+                        "logs of slurmd, such as for a full spool. The tasks are cancelled: start this command again "
+                        "when the nodes are well"
+                    )
                 watch.look()
                 if tasks is not None or watch.footprint() != footprint:
                     heard, footprint = time.monotonic(), watch.footprint()
