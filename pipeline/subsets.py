@@ -1,6 +1,6 @@
-"""Stage: partial and imbalanced subsets of the training manifest: data/splits -> data/subsets.
+"""Stage: partial and imbalanced subsets of the training manifest, and folds of it: data/splits -> data/subsets.
 
-These are Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanced data), as in their code:
+The first two are Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanced data), as in their code:
 
 - `partial_<rate>.csv` has the first int(n * rate) of each class's n images, sorted by the names of their files in the
   published archive, as in torchvision's ImageFolder. It is the same for every seed.
@@ -10,6 +10,10 @@ These are Proxy-AN's settings (Peng et al. 2026, section on partial and imbalanc
 
 The seed 2024, their default, gives the authors' own images, which their code fixes. With any other seed, a class's
 shuffle depends only on the seed and the class's label.
+
+Folds are for a search of settings (docs/search.md). `fold_<k>of<n>_test.csv` has the k-th of n parts of the training
+classes, in the order of their labels and of about the same number of classes; `fold_<k>of<n>_train.csv` has the rest.
+Musgrave, Belongie and Lim (2020, arXiv 2003.08505) did so with n = 4.
 
 The rows of a subset are in the order of the index.
 """
@@ -33,6 +37,7 @@ from pipeline.runs.grid import grid_runs
 
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 GAMMAS = [10, 20, 50, 100, 150]
+FOLDS = [4]
 
 AUTHORS_SEED = 2024
 """The default seed of Proxy-AN's code. Their imbalanced subsets follow from it."""
@@ -104,14 +109,31 @@ def imbalanced(
     return sorted(chosen)
 
 
+def folds(rows: list[Row], count: int) -> dict[str, list[Row]]:
+    """The manifests, by name, of `count` folds of the training classes. Raises `BadInputError` if there are not as many
+    classes."""
+    labels = sorted({row.label for row in rows})
+    if not 2 <= count <= len(labels):
+        raise BadInputError(f"folds are at least 2 and at most as many as the {len(labels)} training classes: {count}")
+    found = {}
+    for k in range(count):
+        part = set(labels[k * len(labels) // count : (k + 1) * len(labels) // count])
+        found[f"fold_{k + 1}of{count}_train"] = [row for row in rows if row.label not in part]
+        found[f"fold_{k + 1}of{count}_test"] = [row for row in rows if row.label in part]
+    return found
+
+
 def asked(grids: list[str], dataset: str) -> dict[str, dict[Any, None]]:
-    """The subsets of a dataset that grids ask for: `rate` -> rates, `gamma` -> pairs of gamma and seed."""
-    wanted: dict[str, dict[Any, None]] = {"rate": {}, "gamma": {}}
+    """The subsets of a dataset that grids ask for: `rate` -> rates, `gamma` -> pairs of gamma and seed, `fold` ->
+    numbers of folds."""
+    wanted: dict[str, dict[Any, None]] = {"rate": {}, "gamma": {}, "fold": {}}
     for run in (run.run for grid in grids for run in grid_runs(grid) if run.run.dataset == dataset):
         if run.rate is not None:
             wanted["rate"][run.rate] = None
         elif run.gamma is not None:
             wanted["gamma"][run.gamma, run.seed] = None
+        elif run.fold is not None:
+            wanted["fold"][int(run.fold.partition("of")[2])] = None
     return wanted
 
 
@@ -135,6 +157,12 @@ def main() -> None:
         help="seeds of imbalanced subsets; 2024 (the authors' images) if not given",
     )
     parser.add_argument(
+        "--folds",
+        type=int,
+        nargs="*",
+        help="numbers of folds of the training classes; 4 if not given and if there are as many classes",
+    )
+    parser.add_argument(
         "--of",
         nargs="+",
         metavar="GRID",
@@ -142,17 +170,22 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     checked_name("dataset", arguments.dataset)
+    train = Path("data/splits") / arguments.dataset / "train.csv"
+    rows = read_manifest(train)
     if arguments.of:
         wanted = asked(arguments.of, arguments.dataset)
     else:
         pairs = [(gamma, seed) for gamma in arguments.gammas for seed in arguments.seeds]
-        wanted = {"rate": dict.fromkeys(arguments.rates), "gamma": dict.fromkeys(pairs)}
-    train = Path("data/splits") / arguments.dataset / "train.csv"
-    rows = read_manifest(train)
+        possible = [count for count in FOLDS if count <= len(by_label(rows))]
+        counts = possible if arguments.folds is None else arguments.folds
+        named = {"rate": arguments.rates, "gamma": pairs, "fold": counts}
+        wanted = {name: dict.fromkeys(values) for name, values in named.items()}
     packed = Path("data/packed") / arguments.dataset
     originals = read_originals(packed)
     class_names = {entry.label: entry.class_name for entry in read_index(packed)}
     subsets = {f"partial_{rate}": partial(rows, rate, originals) for rate in wanted["rate"]}
+    for count in wanted["fold"]:
+        subsets |= folds(rows, count)
     for gamma, seed in wanted["gamma"]:
         subsets[f"imbalanced_{gamma}_{seed}"] = imbalanced(rows, gamma, seed, class_names, originals)
     with whole(Path("data/subsets") / arguments.dataset, foreign) as folder:

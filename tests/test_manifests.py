@@ -40,7 +40,7 @@ def made(tmp_path_factory):
                 add_images(part, name, range(3))
         run(convert, "folder")
         run(split, "folder")
-        run(subsets, "folder", "--rates", "0.5", "--gammas", "2", "--seeds", "1")
+        run(subsets, "folder", "--rates", "0.5", "--gammas", "2", "--seeds", "1", "--folds")
     return folder
 
 
@@ -56,7 +56,7 @@ READERS = {
     SPLITS / "train.csv": lambda: read_training(SPLITS / "train.csv"),
     SPLITS / "held_out_train.csv": lambda: read_training(SPLITS / "held_out_train.csv"),
     SPLITS / "test.csv": lambda: read_retrieved(SPLITS),
-    SPLITS / "held_out_test.csv": lambda: read_retrieved(SPLITS, held_out=True),
+    SPLITS / "held_out_test.csv": lambda: read_retrieved(SPLITS, SPLITS / "held_out_test.csv"),
     SUBSETS / "partial_0.5.csv": lambda: read_training(SUBSETS / "partial_0.5.csv"),
     SUBSETS / "imbalanced_2_1.csv": lambda: read_training(SUBSETS / "imbalanced_2_1.csv"),
 }
@@ -161,7 +161,7 @@ def test_manifests_older_than_the_index_are_named_until_the_stages_that_are_name
     run(split, "folder")
     READERS[SPLITS / "test.csv"]()
     assert "has changed since data/subsets/folder/SHA256SUMS" in refused(SUBSETS / "partial_0.5.csv")
-    run(subsets, "folder", "--rates", "0.5", "--gammas", "2", "--seeds", "1")
+    run(subsets, "folder", "--rates", "0.5", "--gammas", "2", "--seeds", "1", "--folds")
     for read in READERS.values():
         read()
 

@@ -97,7 +97,7 @@ def project(tmp_path_factory):
         for name in ("little", "photos", "shop"):
             stage(convert, name)
             stage(split, name)
-        stage(subsets, "little", "--rates", "0.5", "--gammas", "2", "--seeds", "0")
+        stage(subsets, "little", "--rates", "0.5", "--gammas", "2", "--seeds", "0", "--folds", "2")
         yield folder
 
 
@@ -226,7 +226,7 @@ def test_each_protocol(project):
     ensemble = replace(test, protocol="ensemble", members=(test, second))
     plain = replace(test, loss="none", loss_settings={})
     pixels, untrained = (replace(plain, protocol=protocol) for protocol in ("raw_pixels", "untrained"))
-    runs = [test, second, choice, held_out, ensemble, pixels, untrained]
+    runs = [test, second, choice, replace(choice, fold="2of2"), held_out, ensemble, pixels, untrained]
     assert {run.protocol for run in runs} == {*key.EVALUATION}
     for run in runs:
         assert make(run) == [], run.protocol

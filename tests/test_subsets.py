@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pipeline import subsets
 from pipeline.base.files import BadInputError
 from pipeline.data.manifests import Row, read_manifest
+from pipeline.subsets import folds, partial
 from pipeline.subsets import imbalanced as imbalanced_by_name
-from pipeline.subsets import partial
 from tests import lookalikes
 
 
@@ -136,6 +136,8 @@ def test_imbalanced_never_grows_and_never_empties_a_class(sizes, gamma, seed):
         (imbalanced, (float("nan"), 1), "gamma is at least 1 and at most"),
         (partial, (float("nan"),), "above 0 and at most 1, not nan"),
         (imbalanced, (10, -1), "a seed is from 0"),
+        (folds, (3,), "at most as many as the 2 training classes: 3"),
+        (folds, (1,), "folds are at least 2"),
     ],
 )
 def test_impossible_subsets_are_refused(function, arguments, reason):
@@ -147,17 +149,26 @@ def test_the_stage_writes_every_subset(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = rows_of([30, 20, 25])
     lookalikes.manifests(tmp_path, "cub", train=rows)
-    monkeypatch.setattr("sys.argv", ["subsets", "cub", "--seeds", "1", "2"])
+    monkeypatch.setattr("sys.argv", ["subsets", "cub", "--seeds", "1", "2", "--folds", "2", "3"])
     subsets.main()
     files = sorted(path.name for path in (tmp_path / "data/subsets/cub").iterdir())
     assert files == sorted(
         [f"partial_{rate / 10}.csv" for rate in range(1, 11)]
         + [f"imbalanced_{gamma}_{seed}.csv" for gamma in (10, 20, 50, 100, 150) for seed in (1, 2)]
+        + [f"fold_{k}of{n}_{part}.csv" for n in (2, 3) for k in range(1, n + 1) for part in ("train", "test")]
         + ["SHA256SUMS"]
     )
     assert read_manifest(tmp_path / "data/subsets/cub/partial_1.0.csv") == rows
     assert read_manifest(tmp_path / "data/subsets/cub/imbalanced_50_2.csv") == imbalanced(rows, 50, 2)
-    assert capsys.readouterr().out == "cub: 20 subsets of 75 images\n"
+    by_fold = [
+        [sizes_of(read_manifest(tmp_path / f"data/subsets/cub/fold_{k}of3_{part}.csv")) for k in (1, 2, 3)]
+        for part in ("train", "test")
+    ]
+    assert by_fold == [[[20, 25], [30, 25], [30, 20]], [[30], [20], [25]]]
+    assert capsys.readouterr().out == "cub: 30 subsets of 75 images\n"
+    monkeypatch.setattr("sys.argv", ["subsets", "cub"])
+    subsets.main()  # three classes make no four folds
+    assert not list((tmp_path / "data/subsets/cub").glob("fold*"))
 
 
 def test_broken_manifests_are_named(tmp_path):

@@ -82,11 +82,12 @@ def training_images(run: Run) -> int:
 def searched_images(run: Run) -> int:
     """The number of images that are embedded each time that the run's network is evaluated, or an estimate of it."""
     if PROTOCOLS[run.protocol].on_held_out:
-        parts = ["held_out_test"]
+        manifests = [run.held_out]
     else:
         splits = Path("data/splits") / run.dataset
         parts = ["query", "gallery"] if (splits / "query.csv").is_file() else ["test"]
-    listed = [images_in(Path("data/splits") / run.dataset / f"{part}.csv") for part in parts]
+        manifests = [splits / f"{part}.csv" for part in parts]
+    listed = [images_in(manifest) for manifest in manifests]
     if all(count is not None for count in listed):
         return sum(filter(None, listed))
     return _published(

@@ -205,7 +205,7 @@ def training_key(run: Run, device: str) -> Key:
     if run.protocol == "test":
         manifests += retrieved_manifests(run.dataset)
     elif run.protocol == "choose_epoch":
-        manifests.append(Path("data/splits") / run.dataset / "held_out_test.csv")
+        manifests.append(run.held_out)
     if run.rate is not None:
         manifests.append(Path("data/splits") / run.dataset / "train.csv")  # the epoch's length comes from it
     files = [Path("data/packed") / run.dataset / "index.csv", *manifests]
@@ -224,7 +224,7 @@ def evaluation_key(run: Run, device: str, trained: str | None = None) -> Key:
     current key. Raises `NotReadyError` if some of its data do not exist."""
     files = [Path("data/packed") / run.dataset / "index.csv"]
     if run.protocol == "choose_epoch":  # such a run is only evaluated by its history
-        files.append(Path("data/splits") / run.dataset / "held_out_test.csv")
+        files.append(run.held_out)
     else:
         files += [*retrieved_manifests(run.dataset), *groups_file(run)]
     lines = code(EVALUATION[run.protocol], choices(run))

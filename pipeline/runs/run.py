@@ -33,6 +33,8 @@ class Run:
     """The rate of a partial training set."""
     gamma: int | None = None
     """The gamma of an imbalanced training set."""
+    fold: str | None = None
+    """The fold of the training classes that a choose_epoch run holds out, such as 2of4; None for the second half."""
     chosen_by: "Run | None" = None
     """The choose_epoch run, if the protocol is held_out."""
     members: "tuple[Run, ...]" = ()
@@ -47,7 +49,16 @@ class Run:
             return Path("data/subsets") / self.dataset / f"partial_{self.rate}.csv"
         if self.gamma is not None:
             return Path("data/subsets") / self.dataset / f"imbalanced_{self.gamma}_{self.seed}.csv"
+        if self.fold is not None:
+            return Path("data/subsets") / self.dataset / f"fold_{self.fold}_train.csv"
         return Path("data/splits") / self.dataset / f"{PROTOCOLS[self.protocol].trains_on}.csv"
+
+    @property
+    def held_out(self) -> Path:
+        """The manifest of the held-out images that a choose_epoch run is evaluated on."""
+        if self.fold is not None:
+            return Path("data/subsets") / self.dataset / f"fold_{self.fold}_test.csv"
+        return Path("data/splits") / self.dataset / "held_out_test.csv"
 
     @property
     def trained(self) -> bool:
@@ -60,9 +71,9 @@ class Run:
         return self.members if self.chosen_by is None else (self.chosen_by, *self.members)
 
     @property
-    def subset(self) -> dict[str, float | int]:
-        """{"rate": ...} or {"gamma": ...} of the training set; empty for the whole training set."""
-        return {name: value for name in ("rate", "gamma") if (value := getattr(self, name)) is not None}
+    def subset(self) -> dict[str, float | int | str]:
+        """{"rate": ...}, {"gamma": ...} or {"fold": ...} of the training set; empty for the whole training set."""
+        return {name: value for name in ("rate", "gamma", "fold") if (value := getattr(self, name)) is not None}
 
     def settings(self) -> dict[str, Any]:
         """All settings of the run as JSON values, including those that only evaluation reads."""

@@ -67,14 +67,15 @@ class RetrievedImages(NamedTuple):
         }
 
 
-def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
+def read_retrieved(splits: Path, held_out: Path | None = None) -> RetrievedImages:
     """The images of a dataset's test manifest, or of its query and gallery manifests if it has these (In-Shop). With
-    `held_out`, the images of the held-out half of the training classes.
+    `held_out`, those of this manifest, which has held-out training classes.
 
     Raises `BadInputError` if a manifest is not what its stage wrote, or if no query has an image to find.
     """
-    apart = not held_out and (splits / "query.csv").is_file()
-    manifests = [splits / f"{part}.csv" for part in _parts(held_out, apart)]
+    apart = held_out is None and (splits / "query.csv").is_file()
+    names = ("query", "gallery") if apart else ("test",)
+    manifests = [splits / f"{name}.csv" for name in names] if held_out is None else [held_out]
     parts = [_rows(manifest) for manifest in manifests]
     if len(without_relevant(parts[0], parts[1] if apart else None)) == len(parts[0]):
         where = f"in {manifests[1]}" if apart else "besides"
@@ -82,12 +83,6 @@ def read_retrieved(splits: Path, held_out: bool = False) -> RetrievedImages:
     rows = [row for part in parts for row in part]
     labels = torch.tensor([row.label for row in rows])
     return RetrievedImages(manifests, [row.image for row in rows], labels, len(parts[0]) if apart else None)
-
-
-def _parts(held_out: bool, apart: bool) -> tuple[str, ...]:
-    if held_out:
-        return ("held_out_test",)
-    return ("query", "gallery") if apart else ("test",)
 
 
 def _rows(manifest: Path) -> list[Row]:

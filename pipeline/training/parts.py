@@ -89,7 +89,8 @@ def build(run: Run, device: torch.device, workers: int, memory: Memory) -> Parts
     numbers, labels = read_training(run.manifest)
     whole_set = len(numbers) if run.rate is None else len(read_training(splits / "train.csv")[0])
     batches = plan_batches(run, labels, whole_set)
-    test = None if run.protocol == "held_out" else read_retrieved(splits, run.protocol == "choose_epoch")
+    held_out = run.held_out if run.protocol == "choose_epoch" else None
+    test = None if run.protocol == "held_out" else read_retrieved(splits, held_out)
     if test and run.protocol == "test":
         check_evaluation(run.source, recipe, run.seed, test.labels.numpy(), test.queries)
     elif run.protocol == "held_out":

@@ -263,7 +263,7 @@ def evaluate_ensemble(
     return {rule: values | images.metrics(together, seed)}, images.results(together)
 
 
-def held_out_retrieved(dataset: str) -> dict[str, int]:
+def held_out_retrieved(manifest: Path) -> dict[str, int]:
     """The number of images, and of their classes, on which a run that chooses an epoch is evaluated."""
-    held_out = read_retrieved(Path("data/splits") / dataset, held_out=True)
+    held_out = read_retrieved(manifest.parent, manifest)
     return {"images": len(held_out.numbers), "classes": len(held_out.labels.unique())}
