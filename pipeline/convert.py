@@ -30,7 +30,9 @@ def convert(name: str, upright: bool, leave_out: bool = False) -> Packed:
     broken.unlink(missing_ok=True)
     damage: Damage = "keep" if not own else "leave out" if leave_out else "refuse"
     with whole(Path("data/packed") / name, foreign) as folder:
-        packed = pack(dataset.images(Path("data/raw") / name), folder, upright, damage, broken)
+        raw = Path("data/raw") / name
+        form = dataset.form(raw) if hasattr(dataset, "form") else ""
+        packed = pack(dataset.images(raw), folder, upright, damage, broken, form)
         labels = {entry.label for entry in read_index(folder)}
         # A list may give a class the number 10**9, so the numbers up to the largest are not listed.
         if empty := max(labels) + 1 - len(labels):

@@ -3,7 +3,7 @@
 Manifests hold image number, label and name, in the order of the index. Their counts are compared with the dataset's
 file, and their fingerprints with data/checksums, where the first good split pins them. The classification split of the
 same images, an older edition, and a split on which nothing can be trained or retrieved are refused. A warning names
-images that appear twice, if this makes a result better or worse.
+images that appear twice, if this makes a result better or worse. Images from a mirror pin nothing.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pipeline.data.checksums import foreign, pin
 from pipeline.data.index import FILE as INDEX
 from pipeline.data.index import read_index
 from pipeline.data.manifests import Row, write_manifests
+from pipeline.data.mirrors import OTHER
+from pipeline.data.packed import FORM
 from pipeline.datasets.checks import check, oddities
 
 
@@ -31,6 +33,10 @@ def main() -> None:
     entries = read_index(packed)
     manifests = {part: [entries[image] for image in images] for part, images in dataset.split(entries).items()}
     new = check(name, dataset, manifests)
+    form = (packed / FORM).read_text(encoding="utf-8") if (packed / FORM).is_file() else ""
+    if new and form.startswith(OTHER):
+        print(f"warning: {name}: {form}so these are not pinned: {', '.join(new)}", file=sys.stderr)
+        new = {}
     for number, (warning, lines) in enumerate(oddities(manifests), 1):
         named = listed(lines, Path("data/splits") / f"{name}.warning_{number}.txt")
         print(f"warning: {name} {warning}:{named}", file=sys.stderr)

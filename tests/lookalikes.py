@@ -204,6 +204,19 @@ def cars_official(raw: Path, kaggle: bool = False, more: int = 0) -> None:
         zipped(raw / "stanford-cars-dataset.zip", folders)
 
 
+def cars_by_class(raw: Path) -> None:
+    """Write Kaggle's folders of classes with their lists, as in jutrera/stanford-car-dataset-by-classes-folder."""
+    files = {"names.csv": "".join(f"{name}\n" for name in CAR_NAMES).encode()}
+    for part, wanted in (("train", 0), ("test", 1)):
+        chosen = [(label, content) for label, test, content in cars_images()[::-1] if test == wanted]
+        rows = ""
+        for place, (label, content) in enumerate(chosen, 1):
+            files[f"car_data/{part}/{CAR_NAMES[label - 1].replace('/', '-')}/{place:05}.jpg"] = content
+            rows += f"{place:05}.jpg,39,116,569,375,{label}\n"
+        files[f"anno_{part}.csv"] = rows.encode()
+    zipped(raw / "by_class.zip", files)
+
+
 CARS_COUNTS = {"train": (7, 2), "test": (5, 2), "held_out_train": (4, 1), "held_out_test": (3, 1)}
 
 

@@ -1,16 +1,19 @@
 """Each dataset from a look-alike of its archive to its manifests, by the true stages."""
 
 import csv
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline import convert, split
 from pipeline.base.files import BadInputError, sha256, submodule
+from pipeline.data import archives, mirrors, transfer
 from pipeline.data.checksums import write_sums
 from pipeline.data.index import read_index, write_index
 from pipeline.data.packed import PackedImages, pack
-from pipeline.datasets import cars, checks, cub
+from pipeline.datasets import Expected, cars, checks, cub, inshop, sop
 from tests import lookalikes
 from tests.lookalikes import CARS_COUNTS, CUB_COUNTS, INSHOP_COUNTS, SOP_COUNTS, project, stage
 from tests.server import Served, serve
@@ -77,6 +80,103 @@ def test_cars_layouts_pack_to_the_same_bytes(tmp_path):
     originals = sorted((label - 1, content) for label, _, content in lookalikes.cars_images())
     packed = PackedImages(tmp_path / "packed" / "kaggle")
     assert sorted((entry.label, packed.encoded(entry.image)) for entry in packed.entries) == originals
+
+
+def rezipped(raw: Path, root: str, *into: str) -> None:
+    """Put what the published archives in `raw` hold into `into`, each an archive or a folder, in turn, under `root`."""
+    files = {}
+    for path in sorted(raw.iterdir()):
+        packed = path.name.endswith(archives.ARCHIVES)
+        files |= dict(archives.read(path, lambda name: True)) if packed else {path.name: path.read_bytes()}
+        path.unlink()
+    for number, target in enumerate(into):
+        chosen = {f"{root}{name}": content for name, content in list(files.items())[number :: len(into)]}
+        if target.endswith(".zip"):
+            lookalikes.zipped(raw / target, chosen)
+        elif target.endswith(".tgz"):
+            lookalikes.tgz(raw / target, chosen)
+        for name, content in () if target.endswith(archives.ARCHIVES) else chosen.items():
+            (raw / target / name).parent.mkdir(parents=True, exist_ok=True)
+            (raw / target / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "build", "root", "into"),
+    [
+        (cub, lookalikes.cub, "", ["birds.zip"]),
+        (cub, lookalikes.cub, "data/birds/", ["CUB_200_2011.zip"]),
+        (cub, lookalikes.cub, "", ["kagglehub"]),
+        (sop, lookalikes.sop, "kaggle/", ["archive.zip"]),
+        (sop, lookalikes.sop, "", ["one.tgz", "two.zip"]),
+        (inshop, lookalikes.inshop, "In-shop/Img/", ["inshop.zip"]),
+        (inshop, lookalikes.inshop, "", ["."]),
+        (cars, lookalikes.cars_combined, "CARS196/", ["CARS196.zip"]),
+        (cars, lookalikes.cars_official, "stanford_cars/", ["archive.zip"]),
+        (cars, lookalikes.cars_official, "", ["."]),
+        (cars, lookalikes.cars_by_class, "car_data/", ["archive.zip"]),
+    ],
+)
+def test_mirrors_pack_to_the_same_bytes(tmp_path, monkeypatch, dataset, build, root, into):
+    monkeypatch.setattr(cars, "KNOWN", {hashlib.md5(content).hexdigest() for _, _, content in lookalikes.cars_images()})
+    name = dataset.__name__.rsplit(".", 1)[1]
+    published = lookalikes.cars_official if dataset is cars else build
+    published(tmp_path / "published" / name)
+    raw = tmp_path / "mirror" / name
+    build(raw)
+    rezipped(raw, root, *into)
+    dataset.download(raw)
+    found = []
+    for place in (tmp_path / "published" / name, raw):
+        form = dataset.form(place)
+        assert form.startswith(mirrors.OTHER if place == raw else "published: ")
+        assert place != raw or into[0].strip(".") in form
+        pack(dataset.images(place), packed := place.with_name("packed"), form=form)
+        assert (packed / "form.txt").read_text() == form
+        found.append([(packed / file).read_bytes() for file in ("index.csv", "images.bin")])
+    assert found[0] == found[1]
+
+
+def test_a_mirror_pins_nothing_and_must_have_the_pinned_bytes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cub, "EXPECTED", {part: Expected(*counts) for part, counts in CUB_COUNTS.items()})
+    monkeypatch.setattr(cub, "TRAINING_CLASSES", 2)
+    raw = Path("data/raw/cub")
+    lookalikes.cub(raw)
+    rezipped(raw, "CUB_200_2011/", "CUB_200_2011.zip")
+    monkeypatch.setattr("sys.argv", ["stage", "cub"])
+    convert.main()
+    split.main()
+    assert not Path("data/checksums").exists()
+    assert f"warning: cub: {mirrors.OTHER}CUB_200_2011.zip (SHA-256 " in capsys.readouterr().err
+    Path("data/checksums").write_text(f"{'0' * 64}  images/cub\n")
+    with pytest.raises(BadInputError, match=f"the images of cub should have the fingerprint {'0' * 64}, but have"):
+        split.main()
+
+
+def test_mirrors_that_are_refused(tmp_path, monkeypatch):
+    raw = tmp_path / "raw/cars"
+    lookalikes.cars_by_class(raw)
+    with pytest.raises(BadInputError, match="no image has the MD5 2d44a28f071aeaac9c0802fddcde452e"):
+        list(cars.images(raw))
+    files = {name: of.replace(b",1\n", b",2\n", 1) for name, of in archives.read(raw / "by_class.zip", bool)}
+    lookalikes.zipped(raw / "by_class.zip", files)
+    with pytest.raises(BadInputError, match="the images of the folder AM General Hummer SUV 2000 to several classes"):
+        list(cars.images(raw))
+    lookalikes.zipped(raw / "by_class.zip", {name: of for name, of in files.items() if name != "names.csv"})
+    with pytest.raises(BadInputError, match=r"does not hold Cars196\. A mirror's form .* with anno_train\.csv,"):
+        list(cars.images(raw))
+    lookalikes.sop(tmp_path / "sop")
+    rezipped(tmp_path / "sop", "", "sop.zip")
+    monkeypatch.setattr(sop, "KNOWN", {"bicycle_final/111085122871_0.JPG": "0" * 32})
+    with pytest.raises(BadInputError, match=r"sop: bicycle_final/111085122871_0\.JPG should have the MD5 0000"):
+        list(sop.images(tmp_path / "sop"))
+    monkeypatch.setenv("PIPELINE_MIRRORS", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    lookalikes.zipped(Path("data/raw/cub/birds.zip"), {"images.txt": b"", "more.tgz": b"", "a.jpg": b""})
+    Path("data/raw/cub/train").mkdir()
+    monkeypatch.setattr(transfer, "PAUSE", 0)
+    with pytest.raises(BadInputError, match=r"(?s)must hold images\.txt, .*cub/train looks like a dataset of your"):
+        cub.download(Path("data/raw/cub"))
 
 
 def test_sop_goes_from_archive_to_manifests(tmp_path):
@@ -164,6 +264,7 @@ def test_first_good_split_pins_fingerprints_that_later_ones_must_have(tmp_path):
     pinned = (folder / "data/checksums").read_text()
     committed = (lookalikes.REPOSITORY / "data/checksums").read_text().splitlines()
     assert [line.split("  ")[1] for line in pinned.splitlines() if line not in committed] == [
+        "images/sop",
         "raw/sop/Stanford_Online_Products.zip",
         *(f"splits/sop/{part}" for part in ("held_out_test", "held_out_train", "test", "train")),
     ]

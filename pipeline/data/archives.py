@@ -1,4 +1,4 @@
-"""Read files directly from tar and zip archives, one at a time, without unpacking to disk.
+"""Read files directly from tar and zip archives, or from a folder of them, one at a time, without unpacking to disk.
 
 Nothing here writes, so a hostile archive cannot write outside a folder. An archive that tries is refused nevertheless,
 because it is not the published one. The unpacked size is limited, so that no archive keeps the stage busy for ever or
@@ -7,10 +7,12 @@ fills the memory. Every byte is checked against the archive's own checksums (the
 
 import functools
 import gzip
+import math
+import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
@@ -37,6 +39,9 @@ MOST_EMPTY = 20_000
 
 GROWTH_LIMIT = 20
 """An archive may unpack to this many times its own size plus `MEMBER_LIMIT`. Images hardly shrink at all."""
+
+ARCHIVES = (".tgz", ".tar.gz", ".zip")
+"""The ends of archives' names."""
 
 Record = TypeVar("Record")
 
@@ -106,19 +111,40 @@ def _zip(path: Path) -> Iterator[_Member]:
             yield _Member(info.filename, kind, info.file_size, functools.partial(archive.read, info))
 
 
+def _files(top: Path) -> list[Path]:
+    """The files below a folder that are no archives, after those that are. Links to folders are followed only in the
+    folder itself, so that no circle is walked."""
+    tops = [top, *sorted(path for path in top.iterdir() if path.is_symlink() and path.is_dir())]
+    files = [Path(place, name) for of in tops for place, _, names in os.walk(of) for name in names if name[0] != "."]
+    return sorted(files, key=lambda path: (not path.name.endswith(ARCHIVES), path))
+
+
+def _folder(top: Path, files: list[Path]) -> Iterator[_Member]:
+    """Files below a folder, as members of it."""
+    for path in files:
+        kind = "file" if path.is_file() else "device"
+        size = path.stat().st_size if kind == "file" else 0
+        yield _Member(path.relative_to(top).as_posix(), kind, size, path.read_bytes)
+
+
 def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file in the archive whose name is wanted, in the archive's order.
+    """Yield name and content of each file in the archive whose name is wanted, in the archive's order. A folder in
+    place of an archive is read with all archives that lie in it.
 
     Names have no leading "./". Files that macOS adds (`._*`, `__MACOSX`) are skipped. Raises `BadInputError` for an
     archive that is missing, damaged, cut short or encrypted, and for members that lead out of it, are links or devices,
     or are absurdly large.
     """
-    if not path.is_file():
+    if not (path.is_file() or path.is_dir()):
         raise BadInputError(f"{path} is missing: run the download stage")
-    budget = MEMBER_LIMIT + GROWTH_LIMIT * path.stat().st_size
+    loose = _files(path) if path.is_dir() else []
+    while loose and loose[0].name.endswith(ARCHIVES):
+        yield from read(loose.pop(0), wanted)
+    budget = math.inf if path.is_dir() else MEMBER_LIMIT + GROWTH_LIMIT * path.stat().st_size
     empty = 0
     try:
-        for count, member in enumerate(_zip(path) if path.suffix == ".zip" else _tar(path), 1):
+        members = _folder(path, loose) if path.is_dir() else _zip(path) if path.suffix == ".zip" else _tar(path)
+        for count, member in enumerate(members, 1):
             empty += not member.size
             if count > MOST_MEMBERS or empty > MOST_EMPTY:
                 most = f"{MOST_MEMBERS:,} members" if count > MOST_MEMBERS else f"{MOST_EMPTY:,} empty members"
@@ -151,32 +177,48 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
         raise BadInputError(f"{path} {problem} ({reason}): {FIX}") from None
 
 
+def ending(name: str, wanted: Container[str]) -> str:
+    """The longest end of a path, from a slash on, that is wanted; empty if none is. Archives of mirrors have other
+    folders around the same files."""
+    while name and name not in wanted:
+        name = name.partition("/")[2]
+    return name
+
+
 def read_texts(path: Path, names: list[str], hint: str = "") -> list[bytes]:
-    """The content of the named files of an archive, in the order of `names`. Raises `BadInputError`, with `hint`, that
-    names files that are missing or appear twice."""
+    """The content of the named files of an archive, whatever folder is around them, in the order of `names`. Raises
+    `BadInputError`, with `hint`, that names files that are missing or appear twice with other content."""
     found: dict[str, bytes] = {}
-    for name, content in read(path, names.__contains__):
-        if name in found:
+    for member, content in read(path, lambda member: bool(ending(member, names))):
+        name = ending(member, names)
+        if found.setdefault(name, content) != content:
             raise BadInputError(f"{path} holds {name} twice: this is another archive: {FIX}{hint}")
-        found[name] = content
     missing = [name for name in names if name not in found]
     if missing:
         raise BadInputError(f"{path} holds no {' and no '.join(missing)}: this is another archive: {FIX}{hint}")
     return [found[name] for name in names]
 
 
-def read_annotated(path: Path, annotated: dict[str, Record], source: str) -> Iterator[tuple[str, Record, bytes]]:
-    """Yield name, record and content of every file of the archive that `annotated` names.
+def read_annotated(
+    path: Path,
+    annotated: dict[str, Record],
+    source: str,
+    key: Callable[[str, Container[str]], str] = ending,
+) -> Iterator[tuple[str, Record, bytes]]:
+    """Yield name, record and content of every file of the archive that `annotated` names. `key` gives the name there of
+    a file of the archive, or an empty one.
 
     Raises `BadInputError` at the end if the archive lacks some of them. `source` says in the message where the names
     come from.
     """
     missing = set(annotated)
-    for name, content in read(path, annotated.__contains__):
+    for member, content in read(path, lambda member: bool(key(member, annotated))):
+        name = key(member, annotated)
         missing.discard(name)
         yield name, annotated[name], content
     if missing:
-        shown = listed(sorted(missing), path.parent.with_name(f"{path.parent.name}.missing.txt"))
+        folder = path if path.is_dir() else path.parent
+        shown = listed(sorted(missing), folder.with_name(f"{folder.name}.missing.txt"))
         raise BadInputError(f"{path} lacks {len(missing):,} of the images that {source} names:{shown}\n{FIX}")
 
 

@@ -28,6 +28,9 @@ from pipeline.data.index import Entry, read_index, write_index
 ORIGINALS = "originals.csv"
 """The file with lines `name,original`, for a dataset whose images have other names here than in the archives."""
 
+FORM = "form.txt"
+"""The file that says from which form of the published archives the images came (`data/mirrors.py`)."""
+
 LIST = ".broken.txt"
 """The end of the name of the file beside the packed folder that names all images that are broken, if they are many."""
 
@@ -72,6 +75,7 @@ def pack(
     upright: bool = False,
     damage: Damage = "refuse",
     broken_list: Path | None = None,
+    form: str = "",
 ) -> Packed:
     """Write `images.bin` and `index.csv` into `folder`, which must not exist yet.
 
@@ -80,7 +84,7 @@ def pack(
     they are many; `damage` says what is done with damaged ones instead. Raises `BadInputError` also if there is no
     image, or if labels and classes contradict each other. Memory holds one image and the index, whatever the
     number of images. With `upright`, images are turned by their EXIF orientation when they are used; their bytes do not
-    change.
+    change. `form` is kept in the file of that name, if it is not empty.
     """
     folder.mkdir(parents=True)
     broken: list[str] = []
@@ -134,6 +138,9 @@ def pack(
             raise BadInputError(f"{len(lacking):,} images have no group, though others have one: {lacking[0]} is one")
         write_groups(folder, [groups[entry.name] for entry in ordered])
         written.append(folder / GROUPS)
+    if form:
+        (folder / FORM).write_text(form, encoding="utf-8", newline="")
+        written.append(folder / FORM)
     write_sums(folder, written)
     return Packed(len(rows), turned, damaged, broken)
 

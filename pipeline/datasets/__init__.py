@@ -4,6 +4,7 @@
 - `images(raw: Path) -> Iterator[SourceImage]`: reads the images, always in the same order;
 - `split(entries: list[Entry]) -> dict[str, list[int]]`: says which images each manifest holds;
 - `EXPECTED`: the numbers of images and classes of each manifest: name -> `Expected`;
+- `form(raw: Path) -> str`, if mirrors have other forms: which form `raw` holds (`pipeline/data/mirrors.py`);
 - `BY_HAND`, if programs cannot fetch the files: says what a person has to do.
 
 Manifests are `train` and `test`; or `train`, `query` and `gallery` if the published split has separate queries and a

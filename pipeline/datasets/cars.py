@@ -2,14 +2,16 @@
 
 Classes 1-98 are for training and 99-196 for retrieval, whatever folder an image is in: the published cars_train and
 cars_test are the classification split. There are three layouts of the archives, each with its own image names: car_ims
-(one archive), the official split (two archives and a devkit), and Kaggle's zip of the official folders. All three are
-packed to the same bytes, because an image is named and ordered within its class by the SHA-256 of its file.
+(one archive), the official split (two archives and a devkit), and Kaggle's zip of the official folders. Mirrors have
+other folders around them, or a folder for each class. All are packed to the same bytes, because an image is named and
+ordered within its class by the SHA-256 of its file.
 """
 
+import csv
 import hashlib
 import io
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import scipy.io
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, contents, fetch
+from pipeline.data import archives, contents, fetch, mirrors
 from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
@@ -96,6 +98,21 @@ BY_HAND = (
     "somebody who has them, because their addresses are dead"
 )
 TRAINING_CLASSES = 98
+MIRRORED = {
+    "car_ims": ("cars_annos.mat",),
+    "devkit": ("cars_train_annos.mat", "cars_test_annos_withlabels.mat", "cars_meta.mat"),
+    "csv": ("anno_train.csv", "anno_test.csv", "names.csv"),
+}
+"""The lists with which images of another form than the published layouts are read: images called as in car_ims, or as
+in the official split, by the devkit's lists or by those of Kaggle's jutrera/stanford-car-dataset-by-classes-folder."""
+PARTS = ("cars_train", "cars_test", "train", "test")
+CONTENT = (
+    "all images as car_ims/000001.jpg with cars_annos.mat, or as cars_train/00001.jpg and cars_test/00001.jpg (or "
+    "train/<class>/00001.jpg and test/<class>/00001.jpg) with the devkit's lists and cars_test_annos_withlabels.mat or "
+    "with anno_train.csv, anno_test.csv and names.csv (Parquet files cannot be read)"
+)
+KNOWN = {"2d44a28f071aeaac9c0802fddcde452e", "bab296d5e4b2290d024920bf4dc23d07"}
+"""The MD5 of the first and the last image of car_ims. A mirror without them has encoded the images anew."""
 
 EXPECTED = {
     "train": Expected(8054, 98),
@@ -108,8 +125,13 @@ EXPECTED = {
 def download(raw: Path) -> None:
     """Fetch the files of one layout into `raw`: the layout whose images are there already, otherwise the first layout
     that can be fetched. Raises `BadInputError` if none can."""
-    begun = [layout for layout in LAYOUTS if (raw / layout[0]).exists()]
+    begun = _begun(raw)
     failures: dict[str, str] = {}
+    if not begun and any(map(_image, members := mirrors.members(raw))):
+        print(f"{raw}: another form than the published archives, so `convert` checks that every image is there")
+        if _lists(members):
+            return
+        begun = [LABELS]
     for layout in begun[:1] or LAYOUTS:
         for file in FILES:
             if file.name in layout and file.name not in failures:
@@ -121,7 +143,69 @@ def download(raw: Path) -> None:
             return
     sets = "".join(f"\n- {', '.join(layout)}" for layout in begun[:1] or LAYOUTS)
     several = "" if begun else f"Cars196 comes in three sets of files. One of them must be complete:{sets}\n"
-    raise BadInputError(several + "\n".join(failures.values()))
+    raise BadInputError(several + "\n".join([*failures.values(), mirrors.other_forms(raw, CONTENT)]))
+
+
+def _begun(raw: Path) -> list[tuple[str, ...]]:
+    """The published layouts whose images are in `raw`. Without one, `raw` holds a mirror's form, or nothing."""
+    return [layout for layout in LAYOUTS if (raw / layout[0]).exists()]
+
+
+def form(raw: Path) -> str:
+    """Which form of the archives `raw` holds, for the record."""
+    begun = _begun(raw)
+    return mirrors.form(raw, not begun, begun[0] if begun else ())
+
+
+def _image(member: str, wanted: Container[str] | None = None) -> str:
+    """The name of a mirror's image as in `car_ims/000001.jpg` or `cars_train/00001.jpg`, whatever folders are around
+    it; empty if it has none, or none that is wanted."""
+    *folders, name = member.split("/")
+    for folder in reversed(folders):
+        if folder in ("car_ims", *PARTS):
+            found = f"{folder if folder.startswith('car') else f'cars_{folder}'}/{name}"
+            return found if name.endswith(".jpg") and (wanted is None or found in wanted) else ""
+    return ""
+
+
+def _lists(members: list[str]) -> list[str]:
+    """The names of the lists with which a mirror's images are read; empty if they are not all there."""
+    combined = any(_image(member).startswith("car_ims/") for member in members)
+    for kind, names in MIRRORED.items():
+        if (kind == "car_ims") == combined and {archives.ending(member, names) for member in members} >= set(names):
+            return [*names]
+    return []
+
+
+def _mirror(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]]]:
+    """As `_layout`, of another form than the published layouts. Raises `BadInputError` if lists are missing, or if a
+    folder of a class has images of two."""
+    members = mirrors.members(raw)
+    names = _lists(members)
+    if not names:
+        raise BadInputError(f"{raw} does not hold Cars196. {mirrors.other_forms(raw, CONTENT)}")
+    texts = dict(zip(names, archives.read_texts(raw, names), strict=True))
+    labels: dict[str, int] = {}
+    if "names.csv" in texts:
+        rows = {name: list(csv.reader(io.StringIO(text.decode("utf-8-sig")))) for name, text in texts.items()}
+        # A folder cannot have the slash of Ram C/V.
+        class_names = [row[0].strip().replace("Ram C-V", "Ram C/V") for row in rows["names.csv"] if row]
+        for name, part in (("anno_train.csv", "cars_train"), ("anno_test.csv", "cars_test")):
+            known = [row for row in rows[name] if row and row[0].endswith(".jpg")]
+            labels |= {f"{part}/{row[0]}": archives.number(row[-1], f"{raw}: {name}") for row in known}
+    else:
+        variables = {name: _matlab(text, f"{raw}: {name}") for name, text in texts.items()}
+        class_names = variables[names[-1]].get("class_names", [])
+        field, folders = ("relative_im_path", [""]) if len(names) == 1 else ("fname", ["cars_train/", "cars_test/"])
+        for name, folder in zip(names, folders, strict=False):
+            labels |= _labels(variables[name], f"{raw}: {name}", field, folder)
+    found = defaultdict(set)
+    for member in members:
+        if (image := _image(member, labels)) and (folder := member.split("/")[-2]) not in (*PARTS, "car_ims"):
+            found[folder].add(labels[image])
+    if torn := sorted(folder for folder, of in found.items() if len(of) > 1):
+        raise BadInputError(f"{raw}: the lists give the images of the folder {torn[0]} to several classes")
+    return class_names, [(raw, ", ".join(names), labels)]
 
 
 def _matlab(content: bytes, source: str) -> dict[str, Any]:
@@ -159,7 +243,9 @@ def _content(path: Path) -> bytes:
 def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]]]:
     """The names of the classes, and for each archive of images: its path, the source of its annotations, and the
     classes of its images."""
-    if (raw / "car_ims.tgz").exists():
+    if not _begun(raw) and mirrors.members(raw):
+        names, annotated = _mirror(raw)
+    elif (raw / "car_ims.tgz").exists():
         annotations = str(raw / "cars_annos.mat")
         variables = _matlab(_content(raw / "cars_annos.mat"), annotations)
         annotated = [(raw / "car_ims.tgz", annotations, _labels(variables, annotations, "relative_im_path", ""))]
@@ -189,8 +275,11 @@ def images(raw: Path) -> Iterator[SourceImage]:
     """The annotated images, packed in the order of their class and the SHA-256 of their bytes."""
     class_names, annotated = _layout(raw)
     seen: Counter[str] = Counter()
+    lacking = KNOWN if annotated[0][0] == raw else set()
     for archive, source, labels in annotated:
-        for original, label, encoded in archives.read_annotated(archive, labels, source):
+        key = _image if archive == raw else archives.ending
+        for original, label, encoded in archives.read_annotated(archive, labels, source, key):
+            lacking = lacking and lacking - {hashlib.md5(encoded, usedforsecurity=False).hexdigest()}
             digest = hashlib.sha256(encoded).hexdigest()
             name = f"{label:03}/{digest[:16]}"
             seen[name] += 1
@@ -198,6 +287,10 @@ def images(raw: Path) -> Iterator[SourceImage]:
             name += f"_{seen[name]}.jpg" if seen[name] > 1 else ".jpg"
             order = (label, digest)
             yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, order, original=original)
+    if lacking:
+        raise BadInputError(
+            f"{raw}: no image has the MD5 {min(lacking)}, as one of Cars196 has: this mirror changed them"
+        )
 
 
 def split(entries: list[Entry]) -> dict[str, list[int]]:

@@ -11,6 +11,7 @@ from pipeline.base.lists import listed
 from pipeline.data.checksums import CHECKSUMS, pins
 from pipeline.data.index import Entry
 from pipeline.data.manifests import fingerprint, without_relevant
+from pipeline.data.mirrors import bytes_of
 
 Manifests = Mapping[str, list[Entry]]
 
@@ -20,7 +21,7 @@ TRAINED = ("train", "held_out_train", "held_out_test")
 
 def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str]:
     """Raise `BadInputError` unless the manifests are zero-shot, can be evaluated, and agree with the dataset's
-    `EXPECTED` and with data/checksums.
+    `EXPECTED` and with data/checksums, which also has a fingerprint of the images' bytes if there are mirrors.
 
     Returns the fingerprints that are not in data/checksums yet: name to pin -> fingerprint.
     """
@@ -58,6 +59,15 @@ def check(name: str, dataset: ModuleType, manifests: Manifests) -> dict[str, str
             )
         if key not in pinned:
             new[key] = fingerprint(entries)
+    if hasattr(dataset, "form"):
+        key, digest = f"images/{name}", bytes_of([entry for of in manifests.values() for entry in of])
+        if pinned.get(key, digest) != digest:
+            raise BadInputError(
+                f"{CHECKSUMS}: the images of {name} should have the fingerprint {pinned[key]}, but have {digest}: some "
+                "have other bytes, as if a mirror had encoded them anew"
+            )
+        if key not in pinned:
+            new[key] = digest
     _check_use(name, manifests)
     return new
 

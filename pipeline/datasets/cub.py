@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, contents, fetch
+from pipeline.data import archives, contents, mirrors
 from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
@@ -31,6 +31,7 @@ FILES = (
         contents.archive_with("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt", "CUB_200_2011/images/"),
     ),
 )
+LISTS = ("images.txt", "image_class_labels.txt")
 TRAINING_CLASSES = 100
 IMAGES_OF_2010 = 6033
 
@@ -43,19 +44,25 @@ EXPECTED = {
 
 
 def download(raw: Path) -> None:
-    """Fetch the archive into `raw`."""
-    fetch.fetch_all(FILES, raw)
+    """Fetch the archive into `raw`, unless another form of it is there."""
+    mirrors.download(raw, FILES, LISTS)
+
+
+def form(raw: Path) -> str:
+    """Which form of the archive `raw` holds, for the record."""
+    return mirrors.form(raw, mirrors.place(raw, FILES, LISTS) == raw, [FILES[0].name])
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
     """The images that images.txt lists, packed in the order of their ids in it."""
-    archive, folder = raw / FILES[0].name, "CUB_200_2011"
+    archive = mirrors.place(raw, FILES, LISTS)
+    folder = "" if archive == raw else "CUB_200_2011/"
     hint = f" (CUB-200 of 2010 has the same classes, but {IMAGES_OF_2010:,} images)"
-    names, labels = archives.read_texts(archive, [f"{folder}/images.txt", f"{folder}/image_class_labels.txt"], hint)
+    names, labels = archives.read_texts(archive, [f"{folder}{name}" for name in LISTS], hint)
     label_of = archives.by_id(labels, f"{archive}: image_class_labels.txt")
     annotated: dict[str, tuple[int, int, str]] = {}
     for key, name in archives.by_id(names, f"{archive}: images.txt").items():
-        path = f"{folder}/images/{name}"
+        path = f"{folder}images/{name}"
         if path in annotated:
             raise BadInputError(f"{archive}: images.txt names {name} twice")
         if key not in label_of:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, contents, fetch
+from pipeline.data import archives, contents, mirrors
 from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
@@ -35,6 +35,7 @@ BY_HAND = (
     "docs/datasets.md says"
 )
 PARTS = ("train", "query", "gallery")
+LISTS = (FILES[1].name,)
 
 EXPECTED = {
     "train": Expected(25882, 3997),
@@ -47,15 +48,20 @@ EXPECTED = {
 
 def download(raw: Path) -> None:
     """Check the two files that a person has put into `raw`, because nobody publishes them for programs."""
-    fetch.fetch_all(FILES, raw)
+    mirrors.download(raw, FILES, LISTS)
 
 
-def _listed(source: Path) -> list[list[str]]:
+def form(raw: Path) -> str:
+    """Which form of the archive `raw` holds, for the record."""
+    return mirrors.form(raw, mirrors.place(raw, FILES, LISTS) == raw, [file.name for file in FILES])
+
+
+def _listed(source: Path, content: bytes | None = None) -> list[list[str]]:
     """Name, item and status of each image that the list names. Raises `BadInputError` if the list is missing, or if the
     number of images is not the one in the list's first line."""
-    if not source.is_file():
+    if content is None and not source.is_file():
         raise BadInputError(f"{source} is missing: run the download stage")
-    content = source.read_bytes()
+    content = source.read_bytes() if content is None else content
     count = archives.number(content.decode(errors="replace").split("\n", 1)[0].strip(), f"{source} line 1")
     rows = list(archives.rows(content, str(source), 3, skip=2))
     if len(rows) != count:
@@ -65,8 +71,8 @@ def _listed(source: Path) -> list[list[str]]:
 
 def images(raw: Path) -> Iterator[SourceImage]:
     """The images of the list, packed in the list's order."""
-    archive, source = (raw / file.name for file in FILES)
-    rows = _listed(source)
+    archive, source = mirrors.place(raw, FILES, LISTS), raw / LISTS[0]
+    rows = _listed(source, archives.read_texts(raw, [*LISTS])[0] if archive == raw else None)
     items = sorted(
         {item for _, item, _ in rows}, key=lambda item: archives.number(item.removeprefix("id_"), str(source))
     )

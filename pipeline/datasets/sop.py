@@ -3,12 +3,13 @@
 The lists in the archive are the split: classes 1-11318 are for training, 11319-22634 for retrieval.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, contents, fetch
+from pipeline.data import archives, contents, mirrors
 from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
@@ -30,6 +31,9 @@ FILES = (
         ),
     ),
 )
+KNOWN = {"bicycle_final/111265328556_0.JPG": "77420a4db9dd9284378d7287a0729edb"}
+"""The MD5 of an image. A mirror with other bytes has encoded the images anew."""
+LISTS = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
 
 EXPECTED = {
     "train": Expected(59551, 11318),
@@ -40,21 +44,26 @@ EXPECTED = {
 
 
 def download(raw: Path) -> None:
-    """Fetch the archive into `raw`."""
-    fetch.fetch_all(FILES, raw)
+    """Fetch the archive into `raw`, unless another form of it is there."""
+    mirrors.download(raw, FILES, LISTS.values())
+
+
+def form(raw: Path) -> str:
+    """Which form of the archive `raw` holds, for the record."""
+    return mirrors.form(raw, mirrors.place(raw, FILES, LISTS.values()) == raw, [FILES[0].name])
 
 
 def images(raw: Path) -> Iterator[SourceImage]:
     """The images of both lists, packed in the order of their ids."""
-    archive, folder = raw / FILES[0].name, "Stanford_Online_Products"
-    parts = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
-    lists = archives.read_texts(archive, [f"{folder}/{name}" for name in parts.values()])
+    archive = mirrors.place(raw, FILES, LISTS.values())
+    folder = "" if archive == raw else "Stanford_Online_Products/"
+    lists = archives.read_texts(archive, [f"{folder}{name}" for name in LISTS.values()])
     annotated: dict[str, tuple[int, int, str]] = {}
     ids: set[int] = set()
-    for part, content in zip(parts, lists, strict=True):
-        source = f"{archive}: {parts[part]}"
+    for part, content in zip(LISTS, lists, strict=True):
+        source = f"{archive}: {LISTS[part]}"
         for image_id, class_id, _, name in archives.rows(content, source, 4, skip=1):
-            path = f"{folder}/{name}"
+            path = f"{folder}{name}"
             if path in annotated:
                 raise BadInputError(f"{source} names {name} twice")
             image = archives.number(image_id, source)
@@ -65,7 +74,10 @@ def images(raw: Path) -> Iterator[SourceImage]:
     for path, (image, label, part), encoded in archives.read_annotated(
         archive, annotated, "Ebay_train.txt, Ebay_test.txt"
     ):
-        name = path.removeprefix(f"{folder}/")
+        name = path.removeprefix(folder)
+        md5 = hashlib.md5(encoded, usedforsecurity=False).hexdigest() if archive == raw and name in KNOWN else ""
+        if md5 and md5 != KNOWN[name]:
+            raise BadInputError(f"{raw}: {name} should have the MD5 {KNOWN[name]}: this mirror has changed the images")
         yield SourceImage(name, label - 1, f"{label:05}", part, encoded, (image,))
 
 
