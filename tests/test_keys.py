@@ -231,6 +231,14 @@ CONCERNS = [
         {"held"},
         {"an", "nca", "gml", "resnet", "chooses"},
     ),
+    (
+        "MAP@R",
+        "metrics/by_name/map_at_r.py",
+        "average_precision.nanmean()",
+        "average_precision.nansum()",
+        NOTHING,
+        SEARCHED,
+    ),
     ("a constant of k-means", "metrics/clustering.py", "ITERATIONS = 20", "ITERATIONS = 21", NOTHING, SEARCHED),
     ("the neighbours that are kept", "work/evaluation.py", "NEIGHBOURS = 8", "NEIGHBOURS = 9", NOTHING, SEARCHED),
     (

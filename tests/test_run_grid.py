@@ -179,8 +179,6 @@ def test_the_held_out_protocol_and_what_a_changed_setting_runs(grid):
     assert settings["protocol"] == "held_out" and settings["recipe"]["dimension"] == 16
     choice = json.loads((grid.shown("one/16/3_choose_epoch") / "run.json").read_text())
     assert record["run"]["content"]["data"]["chosen_by"] == choice["key"] and set(record["metrics"]) == {"held_out"}
-    metrics = json.loads((grid.folder / "metrics/runs/mine/glyphs/one/16/3_choose_epoch.json").read_text())["metrics"]
-    assert {"recall@1", "map@r", "r_precision"} < metrics["held_out_classes"].keys()
     read = choice["content"]["data"]
     assert not any("test" in name for name in read if name != "data/splits/glyphs/held_out_test.csv")
     assert sorted(path.name for path in grid.shown("one/16/3_choose_epoch").iterdir()) == [

@@ -1,9 +1,8 @@
 """Training: one network with one loss and one seed, from the first epoch or from a checkpoint to the last epoch.
 
 It writes `history.csv`, with a line for each epoch: mean loss, learning rates, the first digits of the weights'
-SHA-256, and Recall@K if the recipe evaluates that epoch (for `choose_epoch` also MAP@R and R-Precision). It also writes
-the weights that the run's protocol keeps: `best_test_epoch.pt` and `last_epoch.pt` for `test`, `held_out.pt` for
-`held_out`, and none for `choose_epoch`.
+SHA-256, and Recall@K if the recipe evaluates that epoch. It also writes the weights that the run's protocol keeps:
+`best_test_epoch.pt` and `last_epoch.pt` for `test`, `held_out.pt` for `held_out`, and none for `choose_epoch`.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from pipeline.base.config import Recipe
 from pipeline.base.provenance import Meter, Spent, machine, worked_on
-from pipeline.metrics.retrieval import recall_at_k, retrieval
+from pipeline.metrics.retrieval import recall_at_k
 from pipeline.networks.freezing import set_trainable
 from pipeline.runs.run import Run
 from pipeline.training import checkpoint
@@ -217,8 +216,7 @@ class Training:
         if parts.test and parts.searched is not None and (evaluates(recipe, epoch) or epoch == self.last_epoch):
             embeddings = embed(parts.network, parts.searched, recipe, self.device)
             check_trained([embeddings], "embeddings", epoch, rates)
-            measure = retrieval if self.run.protocol == "choose_epoch" else recall_at_k
-            line |= measure(**parts.test.search(embeddings), ks=recipe.recall_at)
+            line |= recall_at_k(**parts.test.search(embeddings), ks=recipe.recall_at)
             if line["recall@1"] > progress.best:
                 progress.best, progress.best_weights = line["recall@1"], weights
         return line

@@ -47,10 +47,6 @@ GRAPHS_FAILED = 76
 """Exit code of a worker whose CUDA graphs failed. The run goes on from its checkpoint when it is started again."""
 
 
-HISTORY = ("recall@", "map@r", "r_precision")
-"""How the names begin of the metrics in the history of a run that chooses an epoch."""
-
-
 @dataclass(frozen=True)
 class Job:
     """A run to make, its name in messages, and what the machine's owner chose."""
@@ -160,8 +156,8 @@ def evaluate_run(job: Job, key: Key, folder: Path) -> None:
     if run.protocol == "choose_epoch":
         assert trained is not None and record is not None
         epoch = best_epoch(history, trained / "history.csv")
-        measured = {name: value for name, value in history[epoch - 1].items() if name.startswith(HISTORY)}
-        found: dict[str, Any] = {"held_out_classes": {"epoch": epoch, **measured}}
+        recalls = {name: value for name, value in history[epoch - 1].items() if name.startswith("recall@")}
+        found: dict[str, Any] = {"held_out_classes": {"epoch": epoch, **recalls}}
         retrieved = held_out_retrieved(run.held_out)
     else:
         images = TestImages(run.dataset, run.recipe, job.workers, device, job.shared_by)
