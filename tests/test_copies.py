@@ -81,7 +81,7 @@ def test_copies_of_runs_that_are_done_go_and_nothing_else(address, tmp_path):
     assert {path.name for path in tmp_path.glob("copies/*")} == {*names[1:]}
 
 
-def test_an_address_that_is_none_is_one_error_and_a_copy_that_fails_is_said(address, tmp_path, capsys):
+def test_a_bad_address_is_one_error_and_a_failed_copy_is_reported(address, tmp_path, capsys):
     with pytest.raises(BadInputError, match=r"machine\.checkpoints: nosuch://place: ValueError: .*nosuch"):
         copied(KEY, "nosuch://place").__enter__()
     with copied(KEY, address):

@@ -263,5 +263,5 @@ def test_weights_of_another_recipe_are_refused(project, trained):
     path = project.folder / "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt"
     with pytest.raises(BadInputError, match="does not fit the recipe"):
         load_network(recipe, path, CPU)
-    with pytest.raises(BadInputError, match="run the train stage"):
+    with pytest.raises(BadInputError, match="make its run again"):
         load_network(recipe, path.with_name("none.pt"), CPU)

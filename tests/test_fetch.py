@@ -289,7 +289,7 @@ def test_certificates_are_checked(tmp_path, monkeypatch):
     assert TARGET.read_bytes() == CONTENT
 
 
-def test_an_address_that_is_none_and_a_patience_that_is_none(monkeypatch):
+def test_a_bad_address_and_a_bad_time_limit_are_named(monkeypatch):
     monkeypatch.setattr(transfer.time, "sleep", lambda seconds: pytest.fail("tried again"))
     monkeypatch.setenv("PIPELINE_MIRRORS", "mirror.example")
     with pytest.raises(BadInputError, match=r"mirror\.example/raw/cub/birds\.tgz: Invalid URL"):

@@ -306,7 +306,7 @@ def test_an_odd_but_right_answer_is_taken(case, vouched):
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "-inf", "1e9", "", "long", "1,5"])
-def test_a_patience_that_is_none_is_named(monkeypatch, given):
+def test_a_bad_time_limit_is_named(monkeypatch, given):
     monkeypatch.setenv("PIPELINE_TIMEOUT", given)
     with pytest.raises(
         BadInputError, match=r"PIPELINE_TIMEOUT should be a number of seconds: above 0 and up to 3600, fo"
@@ -324,7 +324,7 @@ SECRETS = [
 
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "PIPELINE_MIRRORS"])
-def test_passwords_in_addresses_are_not_told(monkeypatch, capfd, variable, secret):
+def test_passwords_in_addresses_are_not_printed(monkeypatch, capfd, variable, secret):
     monkeypatch.setenv(variable, secret)
     with pytest.raises(BadInputError) as raised:
         fetch.fetch(described("http://birds.invalid/birds", archive(), True), FOLDER)

@@ -68,7 +68,7 @@ class _Limited:
         self.left -= len(content)
         if self.left < 0:
             raise BadInputError(
-                f"{self.path}: more than {HEADER_LIMIT:,} bytes in a row belong to no member, which is absurd: {FIX}"
+                f"{self.path}: more than {HEADER_LIMIT:,} bytes in a row belong to no member, which is too much: {FIX}"
             )
         return content
 
@@ -148,7 +148,7 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
             empty += not member.size
             if count > MOST_MEMBERS or empty > MOST_EMPTY:
                 most = f"{MOST_MEMBERS:,} members" if count > MOST_MEMBERS else f"{MOST_EMPTY:,} empty members"
-                raise BadInputError(f"{path} has more than {most}, which is absurd: {FIX}")
+                raise BadInputError(f"{path} has more than {most}, which is too much: {FIX}")
             name = member.name.removeprefix("./")
             parts = PurePosixPath(name).parts
             if not member.name or (member.kind == "file" and not parts) or member.size < 0:
@@ -163,7 +163,7 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
             chosen = member.kind == "file" and not name.startswith("__MACOSX/") and not parts[-1].startswith("._")
             chosen = chosen and wanted(name)
             if member.size > (READ_LIMIT if chosen else MEMBER_LIMIT) or budget < 0:
-                raise BadInputError(f"{path}: {name!r} takes {member.size:,} bytes unpacked, which is absurd: {FIX}")
+                raise BadInputError(f"{path}: {name!r} takes {member.size:,} bytes unpacked, which is too much: {FIX}")
             if chosen:
                 yield name, member.read()
     except BadInputError:

@@ -131,7 +131,7 @@ def load_network(recipe: Recipe, weights: Path, device: torch.device) -> Embeddi
     try:
         network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     except FileNotFoundError:
-        raise BadInputError(f"{weights} is missing: run the train stage (`dvc repro`)") from None
+        raise BadInputError(f"{weights} is missing: make its run again (`dvc repro`)") from None
     except RuntimeError as error:
         raise BadInputError(f"{weights} does not fit the recipe: train the run again: {error}") from None
     return network.to(device)

@@ -203,7 +203,8 @@ def check_table(path: Path, published: Published, name: str, table: Table) -> No
     (If it has none, its rows are a selection of the printed ones.)"""
     if name not in published.tables:
         raise BadInputError(
-            f"{path}: tables.{name}: there is no such table, choose one of {', '.join(published.tables)}"
+            f"{path}: tables.{name} is missing, which is a table of the params file. There are "
+            f"{', '.join(published.tables)}: rename one of them, or add it"
         )
     lacking = [dataset for dataset in table.datasets if dataset not in published.retrieved]
     if lacking:
