@@ -18,7 +18,6 @@ part of the grid; --dry-run prints what there is to do.
 import argparse
 import os
 import sys
-from contextlib import nullcontext
 
 from pipeline.base.checks import choice_problems
 from pipeline.base.choices import chosen, value_problems
@@ -27,7 +26,6 @@ from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
 from pipeline.engines import slurm
-from pipeline.engines.follow import check_package, followed
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.engines.server import in_server
 from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, chosen_grids, grid_folder, grid_runs
@@ -100,13 +98,10 @@ def work(words: argparse.Namespace, runs: list[GridRun], machines: dict[str, Mac
             int(os.environ.get(f"PIPELINE_{name}", of)) for name, of in (("WORKER", 0), ("SHARED_BY", 1))
         )
         worker = Worker(words.worker_since, number, shared_by)
-    if machine.tensorboard:
-        check_package()
-    with followed(runs, machines) if machine.tensorboard and worker is None else nullcontext():
-        if worker is not None:
-            return Pool(machine, machines, runs, worker).work()
-        outcome: Outcome = chosen("engine", machine.engine)(machine, machines, asked_words(words), runs)
-        return outcome
+    if worker is not None:
+        return Pool(machine, machines, runs, worker).work()
+    outcome: Outcome = chosen("engine", machine.engine)(machine, machines, asked_words(words), runs)
+    return outcome
 
 
 def asked_words(words: argparse.Namespace) -> list[str]:

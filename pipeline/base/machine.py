@@ -82,8 +82,6 @@ class Machine(BaseModel):
     device: Literal["auto", "cpu", "cuda"]
     workers: Annotated[int, Ge(0), Le(MOST_WORKERS)]
     """The number of processes of each run that load images; 0 loads them in the training process."""
-    tensorboard: bool = False
-    """Whether the histories of runs in progress are also written for TensorBoard, under data/tensorboard."""
     engine: Annotated[str, AfterValidator(_engine)] = "local"
     """What starts the workers that do the runs: a file of pipeline/engines with a function `work`, such as local, which
     is this machine, slurm or ray."""
