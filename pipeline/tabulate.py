@@ -16,42 +16,21 @@ from pathlib import Path
 
 from pipeline.base.command import exit_with
 from pipeline.base.files import read_json, write_json, write_text
-from pipeline.tables import claim_lines, formats
-from pipeline.tables.grid import GridContent, read_content
+from pipeline.tables import formats, written
+from pipeline.tables.grid import read_content
 from pipeline.tables.model import TableModel
 
 
 def write_table(table: TableModel) -> None:
     """Write one table in each format, and print it."""
-    out = Path("metrics/tables") / table.grid / table.name
-    lines = formats.page(table)
-    print("\n".join(lines))
+    print("\n".join(formats.page(table)))
     if table.published and table.published.chart:
         # Imported here, because starting without matplotlib is faster and most tables have no chart.
         from pipeline.tables.charts import sweep
 
-        sweep(out.with_suffix(".svg"), table.settings, table.rows, table.published)
-        lines += [f"![ours and the paper's]({out.stem}.svg)", ""]
-    write_text(out.with_suffix(".md"), "\n".join([*lines, *formats.links(table.rows, out.parent), ""]))
-    write_text(out.with_suffix(".tex"), formats.latex(table))
-    write_text(out.with_suffix(".csv"), formats.comma_separated(table))
-    write_json(out.with_suffix(".json"), formats.aggregate(table))
-
-
-def write_claims(content: GridContent, grid: str) -> None:
-    """Write what the runs say to the grid's claims, if it has any, as .md and .json, and print it."""
-    if content.findings:
-        out = Path("metrics/tables") / grid / "claims"
-        lines = [
-            f"# {formats.markdown(content.published.paper if content.published else f'The claims of the grid {grid}')}",
-            "",
-        ]
-        for block in content.claims:
-            lines += formats.block_lines(block)
-        print("\n".join(lines))
-        lines.append(f"All that is known of each claim: [{out.stem}.json]({out.stem}.json).")
-        write_text(out.with_suffix(".md"), "\n".join([*lines, ""]))
-        write_json(out.with_suffix(".json"), claim_lines.aggregate(content.findings, content.rule))
+        sweep(written.place(table).with_suffix(".svg"), table.settings, table.rows, table.published)
+    for path, text in written.table_texts(table).items():
+        write_text(path, text)
 
 
 def write_headlines(folder: Path, tables: list[TableModel]) -> None:
@@ -88,10 +67,13 @@ def main() -> None:
     grid = parser.parse_args().grid
     content = read_content(grid)
     tables = content.tables
-    write_claims(content, grid)
+    for path, text in written.claim_texts(grid, content).items():
+        write_text(path, text)
+    if content.findings:
+        print("\n".join(written.claims_page(grid, content)))
     for table in tables:
         write_table(table)
-    tidy(Path("metrics/tables") / grid, {table.name for table in tables})
+    tidy(written.TABLES / grid, {table.name for table in tables})
     write_headlines(Path("metrics/headlines") / grid, tables)
     write_text(Path("metrics/curves") / f"{grid}.csv", formats.learning_curves(tables))
     sys.stdout.flush()

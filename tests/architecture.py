@@ -21,6 +21,7 @@ ROOMS = {
     "statistics": (3, "spread, verdicts, power"),
     "work": (1, "train, evaluate"),
     "reports": (3, "pages, galleries"),
+    "bundles": (2, "handed on, checked"),
     "engines": (1, "local, SLURM, Ray"),
     "health": (1, "what doctor reports"),
 }

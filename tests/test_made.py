@@ -2,17 +2,20 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline import verify
+from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError, write_json
+from pipeline.bundles import again
 from pipeline.reports.runs import ShownRun
 from pipeline.runs import made, store
 from pipeline.runs.grid import grid_runs
-from pipeline.runs.key import digest
+from pipeline.runs.key import Key, digest
 from pipeline.runs.record import MetricsRecord, read_record
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.records import write_metrics
@@ -145,14 +148,20 @@ def said(monkeypatch, capsys, *words):
 def test_the_same_bytes_are_said_with_both_machines(stored, monkeypatch, capsys):
     code, text = said(monkeypatch, capsys)
     names = f"commit {git('rev-parse', 'HEAD')[:7]} names (Ours here, Theirs there)"
-    assert code == 0 and text == f"default: 1 of 1 runs were made here, 1 of 1 have the bytes that {names}\n"
+    assert code == 0 and text.startswith(
+        f"default: 1 of 1 runs were made here, 1 of 1 have the bytes that {names}\ndefault: 1 of 13 runs have a metrics"
+    )
 
 
 def test_bytes_from_elsewhere_are_not_said_to_be_made_here(stored, monkeypatch, capsys):
     for path in store.STORE.glob("*/made.json"):
         path.unlink()
     code, text = said(monkeypatch, capsys)
-    assert code == 0 and text.startswith("default: 0 of 1 runs were made here, 1 of 1 have") and "(" not in text
+    assert (
+        code == 0
+        and text.startswith("default: 0 of 1 runs were made here, 1 of 1 have")
+        and "(" not in text.splitlines()[0]
+    )
 
 
 def test_other_bytes_under_the_same_key_are_a_failure(stored, monkeypatch, capsys):
@@ -170,27 +179,60 @@ def test_another_run_a_missing_one_and_one_without_commit_are_told_apart(stored,
     run.metrics.write_text(text)
     git("commit", "-qam", "another")
     assert "1 another run: " in said(monkeypatch, capsys)[1]
-    assert said(monkeypatch, capsys, "--revision", "HEAD~1")[1].count("1 of 1") == 2
+    assert said(monkeypatch, capsys, "--revision", "HEAD~1")[1].count("1 of 1 ") == 2
     git("rm", "-q", "--cached", str(run.metrics))
     git("commit", "-qm", "none")
     assert "1 not in the commit: " in said(monkeypatch, capsys)[1]
     folder.rename("elsewhere")
     code, text = said(monkeypatch, capsys)
-    assert code == 0 and "1 not made: " in text and "0 of 1 have the bytes" in text
-    with pytest.raises(BadInputError, match="no run is made, there is nothing to compare with"):
-        said(monkeypatch, capsys, "--remake", "1")
+    assert "1 not made: " in text and "0 of 1 have the bytes" in text
+    assert code == 1 and f"wrong: {run.metrics} is not a record: its key is not the hash of its content" in text
+    with pytest.raises(BadInputError, match="--run nobody/0: no such run has a metrics file"):
+        said(monkeypatch, capsys, "--run", "nobody/0")
     with pytest.raises(BadInputError, match="give 1 or more"):
         said(monkeypatch, capsys, "--remake", "0")
 
 
 def test_runs_made_again_are_compared(stored, monkeypatch, capsys):
     run, _ = stored
-    monkeypatch.setattr(verify, "remake", lambda run, machine: [])
+    monkeypatch.setattr(again, "make_again", lambda known, machine: again.Again(known.run, "Ours"))
     code, text = said(monkeypatch, capsys, "--remake", "5")
-    assert code == 0 and text.endswith("1 of 1 runs made again: same bytes\n")
-    monkeypatch.setattr(verify, "remake", lambda run, machine: ["last_epoch.pt"])
+    assert code == 0 and text.endswith("1 of 1 runs made again: same bytes (Ours here, Theirs there)\n")
+    monkeypatch.setattr(again, "make_again", lambda known, machine: again.Again(known.run, "", ["last_epoch.pt"]))
     code, text = said(monkeypatch, capsys, "--run", f"{run.row}/{run.place.name}")
     assert code == 1 and f"0 of 1 runs made again: same bytes\n{run.place}: other bytes in last_epoch.pt\n" in text
+
+
+def test_on_another_device_metrics_are_compared_with_the_spread(run, monkeypatch):
+    """Its run is made in the store under the key that it has here; another code is another run, which is not made."""
+    write_metrics(Path(), replace(run, run=replace(run.run, seed=1)), {"last_epoch": 0.52})
+    known = next(of for of in again.known_runs("default") if of.run.place == run.place)
+
+    def keys(**changes):
+        for name, record in (("training_key", known.record.run), ("evaluation_key", known.record)):
+            content = record.content | changes
+            monkeypatch.setattr(again, name, lambda *words, content=content: Key(digest(content), content, {}))
+
+    keys(device="cuda")
+    here = known.record.model_copy(update={"metrics": {"last_epoch": {"recall@1": 0.51, "map@r": 0.5}}})
+    monkeypatch.setattr(store, "entry", lambda key, kind: here)
+    made_here = []
+    monkeypatch.setattr(again, "_make", lambda run, machine: made_here.append(run))
+    monkeypatch.setattr(again, "_compare", lambda known, folders, found: found.differ.append("metrics.json"))
+    found = again.make_again(known, read_params(Path("params.yaml")).machine)
+    assert (
+        made_here == [known.run]
+        and not found.differ
+        and found.said
+        == [
+            "made again with other: device",
+            "last_epoch Recall@1: 50.00 there, 51.00 here, +1.00; the 2 seeds have a standard deviation of 1.41",
+            "last_epoch MAP@R: 50.00 there, 50.00 here, +0.00; the 2 seeds have a standard deviation of 1.41",
+        ]
+    )
+    keys(device="cuda", code="1" * 64)
+    found = again.make_again(known, read_params(Path("params.yaml")).machine)
+    assert found.other and found.said == ["another run here, by its code, and not made"] and len(made_here) == 1
 
 
 def test_a_run_made_again_has_the_same_bytes_and_a_changed_one_has_not(project):

@@ -267,8 +267,8 @@ def open_page(browser, pages):
     """Opens a page at a width, and fails in the end where it asked for anything or its console said anything."""
     said, asked, opened = [], [], []
 
-    def open_page(name, width=1440):
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    def open_page(name, width=1440, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, color_scheme=scheme)
         opened.append(context)
         page = context.new_page()
         address = pages[name].as_uri()
@@ -313,6 +313,44 @@ def test_every_picture_is_shown_and_axe_finds_nothing(open_page, name):
     assert results.violations_count == 0, results.generate_report()
 
 
+LINES = """of => [...document.querySelectorAll(of)].map(one => one.getBoundingClientRect())
+    .map(place => [Math.round(place.left), Math.round(place.top)])"""
+
+
+@pytest.mark.chromium
+def test_a_wide_and_dark_window(open_page):
+    """Contents beside the page, sections in two columns, and colours that axe can read."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page("rehearsal", 1920, "dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 24, 39)"
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+    (contents, main), (intervals, curves) = (page.evaluate(LINES, of) for of in ("nav, main", "#intervals, #curves"))
+    assert contents[0] < main[0] and contents[1] == main[1]
+    assert intervals[0] < curves[0] and intervals[1] == curves[1]
+
+
+def test_a_page_begins_with_what_was_found(pages):
+    found = Links(pages["rehearsal"]).text.split("2. Tables")[0]
+    assert re.search(r"cub, ablation: \S+ is the best of \d rows with a Recall@1 of [\d.]+ ", found), found
+    assert re.search(r"Not done, so nothing is known of them: \d+ of \w+", found), found
+    found = Links(pages["default"]).text.split("2. Tables")[0]
+    assert re.search(
+        r"proxy_nca is the best of 2 rows .* above proxy_an \(95 % interval .*\), [\d.]+ above raw_p", found
+    )
+    assert "All planned runs are done." in found
+
+
+def test_a_page_has_the_recipe_and_the_settings_of_each_row(pages, project):
+    text = " ".join(Links(pages["default"]).text.split("Recipe and settings of each row")[1].split())
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    assert f"proxy_an loss proxy_an, alpha {params['losses']['proxy_an']['alpha']}, margin 0.1; seeds 0, 1" in text
+    assert "raw_pixels the images themselves, without any training; seed 0" in text
+    assert "glyphs: what all trained rows share" in text and "learning_rates.network 0.005" in text
+    assert "optimiser.name adamw" in text and "epochs 2" in text
+
+
 @pytest.mark.chromium
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("name", ALL)
@@ -353,6 +391,12 @@ def test_print_needs_no_colour(open_page):
         ".map(of => getComputedStyle(of).borderStyle)"
     )
     assert len(set(frames)) == 3
+    # A heading is on the page of what it is the heading of.
+    kept = page.evaluate(
+        "[...document.querySelectorAll('h2, h3, h4, h5')].map(of => getComputedStyle(of).breakAfter)"
+        ".concat([...document.querySelectorAll('.figures, .answers, .blocks')].map(of => getComputedStyle(of).display))"
+    )
+    assert set(kept) == {"avoid", "block"}
     assert page.pdf()[:5] == b"%PDF-"
 
 

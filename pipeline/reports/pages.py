@@ -17,9 +17,10 @@ from pipeline.reports.cells import seed_lines
 from pipeline.reports.galleries import Answer, Gallery, Picture, Thumbnails, gallery, two_labels
 from pipeline.reports.maps import embedding_map
 from pipeline.reports.runs import ShownGrid, ShownRun
+from pipeline.reports.settings import settings
 from pipeline.runs.grid import GridRun
 from pipeline.runs.protocols import PROTOCOLS
-from pipeline.tables import claim_lines
+from pipeline.tables import claim_lines, summary
 from pipeline.tables.columns import heading
 from pipeline.tables.model import TableModel
 from pipeline.tables.rows import Row, is_extra
@@ -97,6 +98,15 @@ def run_counts(grid: ShownGrid) -> dict[str, int]:
     return found | {name: len(grid.names(kind)) for kind, name in kinds.items()}
 
 
+def not_run(grid: ShownGrid) -> str:
+    """A sentence on the planned runs that no table shows."""
+    lacking = {table.name: sum(len(row.lacking) for row in table.rows) for table in grid.tables}
+    if not any(lacking.values()):
+        return "All planned runs are done."
+    named = ", ".join(f"{count} of {name}" for name, count in lacking.items() if count)
+    return f"Not done, so nothing is known of them: {named}."
+
+
 def costs(runs: list[ShownRun]) -> list[str]:
     """The line of a machine: its runs, hours, seconds for each run (median), images/s in training (median), memory and
     GPU memory in GB (highest), and the GPU's energy in kWh."""
@@ -153,6 +163,8 @@ def report(grid: ShownGrid, folder: Path) -> str:
         grid=grid,
         title=title_of(grid),
         counts=counts(grid),
+        found=[sentence for table in grid.tables for sentence in summary.sentences(table)],
+        not_run=not_run(grid),
         runs=run_counts(grid),
         signs=SIGNS,
         claims=grid.content.claims,
@@ -163,7 +175,7 @@ def report(grid: ShownGrid, folder: Path) -> str:
         gpu_hours=sum(run.seconds or 0 for run in grid.made_once if run.on_gpu) / 3600,
         cpu_hours=sum(run.seconds or 0 for run in grid.made_once if not run.on_gpu) / 3600,
         revisions=sorted({run.revision for run in grid.made_once}),
-        tables=[(table, table_figures(grid, table)) for table in grid.tables],
+        tables=[(table, table_figures(grid, table), settings(table)) for table in grid.tables],
         seeds=lambda number: seed_lines(grid, number, folder) if number else [],
         tables_at=os.path.relpath(Path("metrics/tables") / grid.name, folder),
         peeking=[
@@ -194,12 +206,16 @@ def write_report(name: str) -> Path:
     return path
 
 
+def overview(grids: list[ShownGrid]) -> str:
+    """The page that links to the reports of some grids."""
+    lines = [(grid, title_of(grid), counts(grid), run_counts(grid)) for grid in grids]
+    return render("overview.html", title="Reports", lines=lines, signs=SIGNS)
+
+
 def write_overview(names: list[str]) -> Path:
     """Write the page that links to the existing reports of some grids. Return its path."""
     path = REPORTS / "index.html"
-    grids = [ShownGrid(name) for name in names if (REPORTS / name / "index.html").is_file()]
-    lines = [(grid, title_of(grid), counts(grid), run_counts(grid)) for grid in grids]
-    write_text(path, render("overview.html", title="Reports", lines=lines, signs=SIGNS))
+    write_text(path, overview([ShownGrid(name) for name in names if (REPORTS / name / "index.html").is_file()]))
     return path
 
 
