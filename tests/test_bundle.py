@@ -52,10 +52,9 @@ def test_a_bundle_is_described_whole_and_the_same_again(project, archive, unpack
     assert all(graph[name]["sha256"] == sha256(unpacked / name) for name in files)
     assert graph[RUN]["identifier"] == json.loads(Path(RUN).read_text())["key"]
 
-    monkeypatch.chdir(project.folder)
-    monkeypatch.setattr("sys.argv", ["bundle", "default", "--weights", "--out", str(unpacked / "again.zip")])
-    bundle.main()
+    project.run("python", "-m", "pipeline.bundle", "default", "--weights", "--out", str(unpacked / "again.zip"))
     assert (unpacked / "again.zip").read_bytes() == archive.read_bytes()
+    monkeypatch.chdir(project.folder)
     monkeypatch.setattr("sys.argv", ["verify", str(archive)])
     verify.main()
     said = capsys.readouterr().out
@@ -97,9 +96,9 @@ def test_what_does_not_follow_from_the_metrics_is_named(unpacked, monkeypatch):
     )
     # And the settings of a bundle cannot ask for more than any machine could list.
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["tables"]["glyphs"]["rows"]["alpha"] = [*range(100_000)]
+    params["tables"]["glyphs"]["seeds"] = [*range(60_000)]
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(BadInputError, match="asks for 400,000 runs, more than 100,000"):
+    with pytest.raises(BadInputError, match="asks for 120,000 runs, more than 100,000"):
         problems()
 
 
@@ -207,6 +206,7 @@ def test_what_is_no_bundle_is_one_line(project, archive, tmp_path, monkeypatch):
     monkeypatch.chdir(project.folder)
     for command, words, message in (
         (verify, [str(cut)], "is no bundle, or damaged"),
+        (verify, ["nowhere.zip"], "nowhere.zip is missing, or no file"),
         (verify, ["nobody"], "nobody: neither a revision of git nor the name of an experiment"),
         (verify, [str(archive), "--revision", "HEAD"], "--revision: name a grid"),
         (bundle, ["default", "--out", "params.yaml"], "name a file that ends in .zip"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,19 +82,12 @@ def test_your_own_loss(follow):
     assert "normalised_softmax" in printed.split("# Losses compared on glyphs")[1]
 
 
-def test_use(follow):
-    copy, printed = follow("docs/use.md")
-    with np.load(copy.folder / "data/tried_images.npz") as file:
-        assert len(file["names"]) == len(file["embeddings"]) == 7
-    assert re.search(r"^data/tried_images/3000.png\n  1.0000  data/tried_images/3000.png\n  0\.\d{4}  ", printed, re.M)
-    assert "data:image/webp" in (copy.folder / "data/tried_images.html").read_text()
-    assert copy.run("git", "status", "--porcelain", "data") == ""
-
-
 SCREEN = [
     (r"proxy_gml|proxy_anchor", ""),  # losses that the small project does not have
     (r"differs|cannot say, sees [\d.]+", "a verdict"),
     (r"\bmain\b|\bmaster\b", "branch"),
+    (r"[0-9a-f]{64}", "hash"),
+    (r"\(.+ here, .+ there\)", "(machines)"),
     (r"[-+]?\d+(\.\d+)?(?![\w@])", "0"),
     (r"-{2,}", "--"),
     (r"\s+", " "),
@@ -110,10 +104,45 @@ def shape(line):
     return line.strip()
 
 
+def screens_of(page):
+    return re.findall(r"^```text\n([\s\S]*?)^```$", (ROOT / page).read_text(), re.M)
+
+
+def test_use(follow):
+    """From a training to a check of its results in another clone."""
+    copy, printed = follow("docs/use.md")
+    with np.load(copy.folder / "data/tried_images.npz") as file:
+        assert len(file["names"]) == len(file["embeddings"]) == 7
+    assert re.search(r"^data/tried_images/3000.png\n  1.0000  data/tried_images/3000.png\n  0\.\d{4}  ", printed, re.M)
+    assert "data:image/webp" in (copy.folder / "data/tried_images.html").read_text()
+    assert "the embedding above: 1.0\n" in printed and "1 of 1 runs made again: same bytes (" in printed
+    shapes = {shape(line) for line in printed.splitlines()}
+    lines = [line for screen in screens_of("docs/use.md") for line in screen.splitlines()]
+    assert len(lines) >= 10 and [line for line in lines if shape(line) not in shapes] == [], printed
+    assert copy.run("git", "status", "--porcelain") == ""
+    assert copy.run("git", "-C", "data/tried_clone", "status", "--porcelain") == ""
+
+
+def test_tables_and_weights_from_another_repository(project, tmp_path):
+    part = (ROOT / "docs/papers.md").read_text().split("### From another repository")[1].split("\n## ")[0]
+    (code,) = re.findall(r"^```bash\n([\s\S]*?)^```$", part, re.M)
+    said = project.run(
+        *(
+            "bash",
+            "-c",
+            f"set -e; cd {tmp_path}; git init --quiet; dvc init --quiet; REPOSITORY=$0\nexport REPOSITORY\n{code}",
+        ),
+        str(project.folder),
+    )
+    assert "# glyphs: retrieval among unseen classes, in percent" in said
+    for name in ("metrics/tables/default/glyphs.csv", "data/runs/default/glyphs/glyphs/proxy_an/0/last_epoch.pt"):
+        assert (tmp_path / Path(name).name).read_bytes() == (project.folder / name).read_bytes()
+
+
 def test_settings(follow):
     copy, printed = follow("docs/settings.md")
     shapes = {shape(line) for line in printed.splitlines()}
-    screens = re.findall(r"^```text\n([\s\S]*?)^```$", (ROOT / "docs/settings.md").read_text(), re.M)
+    screens = screens_of("docs/settings.md")
     assert len(screens) == 4
     lines = [
         line

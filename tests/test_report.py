@@ -333,7 +333,7 @@ def test_a_wide_and_dark_window(open_page):
 
 def test_a_page_begins_with_what_was_found(pages):
     found = Links(pages["rehearsal"]).text.split("2. Tables")[0]
-    assert re.search(r"cub, ablation: \S+ is the best of \d rows with a Recall@1 of [\d.]+ ", found), found
+    assert re.search(r"cars, ratio: \S+ is the best of 11 rows with a Recall@1 of [\d.]+ ", found), found
     assert re.search(r"Not done, so nothing is known of them: \d+ of \w+", found), found
     found = Links(pages["default"]).text.split("2. Tables")[0]
     assert re.search(

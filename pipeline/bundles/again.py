@@ -125,7 +125,8 @@ def _compare(known: Known, folders: list[Path], found: Again) -> None:
         found.differ.append(RECORD)
     if (folders[-1] / METRICS).read_bytes() != known.text:
         found.differ.append(METRICS)
-    found.machine = machine_of({"training": read_json(folders[0] / MADE)})
+    if (folders[0] / MADE).is_file():  # which a run from elsewhere lacks
+        found.machine = machine_of({"training": read_json(folders[0] / MADE)})
 
 
 def _differences(known: Known, here: MetricsRecord) -> list[str]:

@@ -64,7 +64,7 @@ def files_of(grid: str, weights: bool) -> dict[str, Path]:
         paths += [run.metrics, run.made, run.error]
     for run in done:
         paths += _kept(run, weights)
-    return {path.as_posix(): path for path in sorted(paths) if path.is_file() and not path.is_symlink()}
+    return {path.as_posix(): path for path in sorted(paths) if path.is_file()}
 
 
 def _kept(run: GridRun, weights: bool) -> list[Path]:

@@ -32,6 +32,8 @@ def bundle(path: Path) -> Iterator[tuple[Path, dict[str, str], list[str]]]:
     """Unpack a bundle and yield the folder, which is removed afterwards, the SHA-256 of each file by its name, and
     what is wrong with them by the bundle's own description. Raises `BadInputError` for what is no bundle, is damaged,
     or would lead out of the folder."""
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing, or no file: name a bundle, a grid or a commit")
     with TemporaryDirectory(prefix="bundle-") as name:
         folder = Path(name)
         try:
