@@ -24,7 +24,7 @@ compare: .venv/requirements ## 16 losses on the embedded dataset
 	python -m pipeline.report comparison_glyphs
 
 # The papers' claims, tried on the embedded dataset. The table is printed even if there is nothing to run.
-claims: .venv/requirements ## the papers' claims, tried on the embedded dataset: half an hour
+claims: .venv/requirements ## the papers' claims, tried on the embedded dataset: ten minutes
 	dvc repro subsets
 	python -m pipeline.run_grid claims glyphs
 	python -m pipeline.tabulate claims

@@ -13,7 +13,7 @@ PAGE = Path("docs/claims.md")
 
 HEAD = """\
 # The papers' claims, tried on glyphs
-`make claims` trains 180 runs, ten seeds each, which took 17 minutes on a 2-core Intel Xeon. `python -m bench.claims`
+`make claims` trains 180 runs, ten seeds each, which took 9 minutes on a 2-core Intel Xeon. `python -m bench.claims`
 makes this page from its results. The claims are in `papers/claims/claims.yaml`, all numbers in
 `metrics/tables/claims/`.
 
