@@ -160,6 +160,7 @@ HARMFUL = {
     "a folder above": (renamed("../out.json"), "leads out of its folder"),
     "a folder above, within": (renamed("metrics/../../out.json"), "leads out of its folder"),
     "an absolute name": (renamed("/tmp/out.json"), "leads out of its folder"),
+    "a repository of git": (renamed(".git/config"), "leads out of its folder, is hidden"),
     "a name of Windows": (renamed("C:\\out.json"), "leads out of its folder"),
     "a name that cannot be printed": (renamed("out\u202e.json"), "leads out of its folder"),
     "a link": (linked, "is a link, a device or encrypted"),

@@ -63,8 +63,10 @@ def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         name, parts = member.filename, PurePosixPath(member.filename).parts
         plain = "/".join(parts) == name and name.isprintable() and not {"\\", ":"} & {*name}
-        if not plain or ".." in parts or name.startswith("/") or not parts:
-            raise BadInputError(f"{path}: the member {name!r} leads out of its folder, or has no plain name")
+        # With a folder .git of its own a bundle could tell git what to run.
+        plain = plain and not any(part.startswith(".") for part in parts)
+        if not plain or name.startswith("/") or not parts:
+            raise BadInputError(f"{path}: the member {name!r} leads out of its folder, is hidden, or has no plain name")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG) or member.flag_bits & 1:
             raise BadInputError(f"{path}: the member {name!r} is a link, a device or encrypted")
         if name in seen:
