@@ -40,7 +40,7 @@ def main() -> None:
     out = words.out or Path("data/bundles") / f"{words.grid}.zip"
     if out.suffix != ".zip":
         raise BadInputError(f"--out {out}: name a file that ends in .zip")
-    check_output("--out", out, _ours)
+    check_output("--out", out, _ours, is_file=True)
     files = contents.files_of(words.grid, words.weights)
     grid = ShownGrid(words.grid)
     place = REPORTS / words.grid / "index.html"

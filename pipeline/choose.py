@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.base.command import exit_with
 from pipeline.base.config import read_yaml
-from pipeline.base.files import write_text
+from pipeline.base.files import BadInputError, write_text
 from pipeline.datasets import module_name
 from pipeline.networks.published import file_name
 from pipeline.runs.grid import CHOSEN, DEFAULT, GridRun, chosen_grids, grid_runs, known_grids
@@ -68,6 +68,8 @@ def main() -> None:
     known = [grid for grid in known_grids() if grid != DEFAULT]
     parser.add_argument("grids", nargs="*", metavar="GRID", help=f"all, none, or some of {', '.join(known)}")
     asked = parser.parse_args().grids
+    if DEFAULT in asked:
+        raise BadInputError(f"{DEFAULT} is a stage without being chosen: leave it out")
     if asked:
         grids = known if asked == ["all"] else [] if asked == ["none"] else list(dict.fromkeys(asked))
         body = yaml.safe_dump(chosen(grids), sort_keys=False, width=120)

@@ -17,6 +17,8 @@ Images that cannot be read are named, and nothing is written; with --leave-out t
 import argparse
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import numpy as np
 from pipeline.base.arrays import write_arrays
 from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, whole
+from pipeline.base.files import BadInputError, check_output, whole
 from pipeline.data import decoding
 from pipeline.data.decoding import BYTE_LIMIT
 from pipeline.data.packed import PackedImages, SourceImage, pack, shown
@@ -89,18 +91,22 @@ def embeddings_of(record: TrainingRecord, weights: Path, packed: PackedImages, d
     return made
 
 
-def read_collection(path: Path, key: str) -> tuple[list[str], np.ndarray]:
-    """The names and embeddings of a file that this command wrote with the run of this key. Raises `BadInputError` for
+def read_collection(path: Path, record: TrainingRecord) -> tuple[list[str], np.ndarray]:
+    """The names and embeddings of a file that this command wrote with this run. Raises `BadInputError` for
     any other file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names, embeddings, own = (arrays[field] for field in FIELDS)
+        if str(own) != record.key:
+            raise BadInputError(f"--among: {path} is of the run {own}, not {record.key}: embed it with this one")
+        unit = embeddings.shape == (names.size, record.recipe.dimension) and embeddings.dtype == np.float32
+        unit = unit and bool(np.isclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3).all())
+        if names.ndim != 1 or names.dtype.kind != "U" or not names.size or not unit:
+            raise ValueError("these are no names and embeddings of images")
     except FileNotFoundError:
         raise BadInputError(f"--among: {path} does not exist") from None
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInputError(f"--among: {path} is not a file that this command wrote ({error})") from None
-    if str(own) != key:
-        raise BadInputError(f"--among: {path} was made with the run {own}, not with {key}: embed it with this run")
     return names.tolist(), embeddings
 
 
@@ -173,8 +179,8 @@ def read_words() -> argparse.Namespace:
     for name, path, ending in (("--out", words.out, ".npz"), ("--page", words.page, ".html")):
         if path is not None and path.suffix != ending:
             raise BadInputError(f"{name} is {path}: name a file that ends in {ending}")
-        if path is not None and path.exists():
-            raise BadInputError(f"{name}: {path} exists already: name another file")
+        if path is not None:
+            check_output(name, path, is_file=True)
     return words
 
 
@@ -184,12 +190,16 @@ def main() -> None:
     record, weights = weights_of(words.run, words.weights)
     device = words.device or read_params(Path("params.yaml")).machine.device
     files = found(words.images)
-    gallery = read_collection(words.among, record.key) if words.among else None
+    gallery = read_collection(words.among, record) if words.among else None
     with tempfile.TemporaryDirectory(prefix="embed-") as scratch:
-        pack(sources(files, words.upright, words.leave_out), Path(scratch, "packed"), words.upright)
-        packed = PackedImages(Path(scratch, "packed"))
-        names = [entry.name for entry in packed.entries]
-        embeddings = embeddings_of(record, weights, packed, device, words.workers)
+        images, folder = sources(files, words.upright, words.leave_out), Path(scratch, "packed")
+        try:
+            pack(images, folder, words.upright, broken_list=Path(f"{scratch}.broken.txt"))
+            packed = PackedImages(folder)
+            names = [entry.name for entry in packed.entries]
+            embeddings = embeddings_of(record, weights, packed, device, words.workers)
+        except BadInputError as error:  # without the name of a folder that is gone when it is read
+            raise BadInputError(str(error).removeprefix(f"{folder}: ")) from None
     if words.out:
         with whole(words.out) as temporary:
             arrays = {"names": np.array(names), "embeddings": embeddings, "key": np.array(record.key)}

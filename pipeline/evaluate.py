@@ -63,11 +63,9 @@ def main() -> None:
 
     if words.untrained and words.keep_embeddings:
         raise BadInputError("--keep-embeddings works only with a run: leave it out with --untrained")
-    check_output("--out", words.out, shown.foreign)
-    if words.out.is_dir():
-        raise BadInputError(f"--out {words.out} is a folder: name a file")
+    check_output("--out", words.out, shown.foreign, is_file=True)
     if words.keep_embeddings:
-        check_output("--keep-embeddings", words.keep_embeddings)
+        check_output("--keep-embeddings", words.keep_embeddings, is_file=True)
         if words.keep_embeddings.absolute() == words.out.absolute():
             raise BadInputError(f"--keep-embeddings: {words.out} is --out already: name another file")
     if words.untrained:

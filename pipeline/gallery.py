@@ -44,7 +44,7 @@ def main() -> None:
         raise BadInputError(f"--count is {words.count}: give 1 or more")
     if words.out.suffix != ".html":
         raise BadInputError(f"--out is {words.out}: name a file that ends in .html")
-    check_output("--out", words.out, foreign_page)
+    check_output("--out", words.out, foreign_page, is_file=True)
     queries, record = queries_of(words.run)
     write_gallery(queries, record.dataset, str(words.run), words.count, words.out)
     print(f"look at {words.out}")

@@ -13,6 +13,7 @@ together, because they usually have the same classes, and metric learning retrie
 import argparse
 import csv
 import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,8 @@ from pipeline.base.names import checked_name
 from pipeline.data import decoding
 from pipeline.data.packed import shown
 from pipeline.datasets import OWN, folder, module_name
+from pipeline.networks.published import FILES
+from pipeline.runs.grid import DEFAULT
 
 PARTS = {"train", "test", "val", "valid", "validation"}
 """Names of folders that split a dataset, not classes."""
@@ -74,9 +77,10 @@ def from_csv(source: Path, path_column: str, label_column: str) -> Classes:
                     "and --label-column"
                 )
             for row in reader:
-                if not row[path_column] or not row[label_column]:
+                path, label = row[path_column] or "", (row[label_column] or "").strip()
+                if not path or not label:
                     raise BadInputError(f"{source} line {reader.line_num}: a path or a label is missing")
-                classes[quoted(row[label_column].strip())].append(source.parent / row[path_column])
+                classes[quoted(label)].append(source.parent / path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInputError(f"{source} is not a CSV file in UTF-8: {error}") from None
     return dict(classes)
@@ -98,8 +102,10 @@ class Readable:
         for name, files in sorted(classes.items()):
             usable = []
             for file in files:
-                encoded, problem = folder.read(file)
                 try:
+                    if {unicodedata.category(sign) for sign in f"{name}{file}"} & {"Cc", "Cs"}:  # as `pack` does
+                        raise ValueError(f"its name, or that of its class {name!r}, holds control characters")
+                    encoded, problem = folder.read(file)
                     if problem:
                         raise ValueError(problem)
                     width, height, _, lost = decoding.check(encoded)
@@ -141,7 +147,9 @@ def link(raw: Path, parts: dict[str, list[str]], classes: Classes) -> None:
                 inside.mkdir(parents=True)
                 taken: set[str] = set()
                 for number, file in enumerate(classes[name]):
-                    own = file.name if file.name not in taken else f"{number}_{file.name}"
+                    own = file.name
+                    while own in taken or own.startswith("."):  # what begins with a dot is not read
+                        own = f"{number}_{own}"
                     taken.add(own)
                     (inside / own).symlink_to(file.resolve())
 
@@ -197,6 +205,8 @@ def main() -> None:
     checked_name("dataset", words.name)
     if module_name(words.name) != OWN:
         raise BadInputError(f"{words.name} is a published dataset: choose another name")
+    if words.name in (DEFAULT, "all", "none", *FILES):
+        raise BadInputError(f"{words.name} means something else to other commands: choose another name")
     raw, params = Path("data/raw") / words.name, Path("papers") / words.name / "params.yaml"
     for path in (raw, params.parent):
         if path.exists() or path.is_symlink():

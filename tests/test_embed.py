@@ -2,15 +2,20 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.base.files import BadInputError
 from pipeline.data.packed import PackedImages
+from pipeline.embed import read_collection
+from pipeline.runs.record import TrainingRecord, read_record
 from tests.conftest import ENVIRONMENT
 
 RUN = "data/runs/default/glyphs/glyphs/proxy_an/0"
@@ -39,7 +44,7 @@ def drawings(project):
     shutil.rmtree(folder)
 
 
-def test_the_same_image_has_the_embedding_of_the_evaluation(project, drawings):
+def test_the_same_image_has_the_embedding_of_the_evaluation(project, drawings, tmp_path):
     done = embed(project, "drawings", "--out", "first.npz", "--nearest", "3", "--page", "page.html")
     assert done.returncode == 0, done.stderr
     with np.load(project.folder / "first.npz", allow_pickle=False) as found:
@@ -65,6 +70,24 @@ def test_the_same_image_has_the_embedding_of_the_evaluation(project, drawings):
         "  1.0000  drawings/more/15.png",
     ]
 
+    record = read_record(project.folder / RUN / "run.json", TrainingRecord)
+    assert read_collection(project.folder / "first.npz", record)[0] == names
+    odd = (
+        {"embeddings": embeddings[:, :32]},
+        {"embeddings": embeddings * np.nan},
+        {"names": np.arange(30)},
+        {"key": "0"},
+    )
+    for number, changes in enumerate(odd):
+        np.savez(tmp_path / f"{number}.npz", **({"names": names, "embeddings": embeddings, "key": key} | changes))
+    damaged = bytearray((project.folder / "first.npz").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    np.save(tmp_path / "array.npy", embeddings)
+    for path in tmp_path.iterdir():
+        with pytest.raises(BadInputError, match=r"--among: .*(is not a file that this command wrote|the run 0, not)"):
+            read_collection(path, record)
+
 
 def test_what_cannot_be_read_is_named_and_can_be_left_out(project, drawings, tmp_path):
     bad = tmp_path / "mine"
@@ -83,6 +106,12 @@ def test_what_cannot_be_read_is_named_and_can_be_left_out(project, drawings, tmp
     assert done.returncode == 0 and done.stderr.count("left out: ") == 2
     with np.load(out) as found:
         assert found["names"].tolist() == [f"{bad}/good.png"]
+    for number in range(20):
+        (bad / f"{number}.txt").write_text("not an image")
+    done = embed(project, str(bad), "--out", str(tmp_path / "other.npz"))
+    listed = Path(re.search(r"^(\S+) names them all$", done.stderr, re.M)[1])
+    assert len(listed.read_text().splitlines()) == 22
+    listed.unlink()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +120,8 @@ def test_what_cannot_be_read_is_named_and_can_be_left_out(project, drawings, tmp
         (("nowhere", "--out", "x.npz"), "nowhere does not exist"),
         (("drawings",), "give --out"),
         (("drawings", "--out", "params.yaml"), "name a file that ends in .npz"),
+        (("drawings", "--out", "data/store/x.npz"), "is inside data/store, where nothing else may be"),
+        (("drawings", "--nearest", "1", "--page", "params.yaml/x.html"), "params.yaml is not a folder"),
         (("drawings", "--nearest", "0"), "--nearest is 0"),
         (("drawings", "--out", "x.npz", "--page", "x.html"), "--among and --page need --nearest"),
         (("drawings", "--nearest", "1", "--among", "params.yaml"), "is not a file that this command wrote"),

@@ -96,6 +96,24 @@ def test_a_list_of_paths_and_labels(tmp_path, monkeypatch, capsys):
     assert read_params(Path("papers/shop/params.yaml"), recipe="shop").recipes["shop"].backbone == "mobilenet_v2"
 
 
+def test_odd_labels_and_names_are_named_or_kept(tmp_path, monkeypatch, capsys):
+    source = images(tmp_path / "shop", ["x", "y"], each=4)
+    (source / "x/0.png").rename(source / "x/.0.png")
+    lines = ["path,label", "x/.0.png,a", "x/1.png,a", "y/1.png,a", "x/2.png,b", "x/3.png,b"]
+    lines += ["y/0.png,c", "y/2.png,c", "y/3.png,d", "x/3.png,d"]
+    for odd, said in (
+        ("y/1.png,  ", "line 11: a path or a label is missing"),
+        ("y/\0.png,a", "its name, or that of its class 'a', holds control characters"),
+        ('y/1.png,"a\nb"', r"that of its class 'a\\nb', holds control characters"),
+    ):
+        (source / "list.csv").write_text("\n".join([*lines, odd]))
+        with pytest.raises(BadInputError, match=said):
+            imported(monkeypatch, capsys, source / "list.csv", "shop")
+    (source / "list.csv").write_text("\n".join(lines))
+    imported(monkeypatch, capsys, source / "list.csv", "shop")
+    assert classes("shop", "train") | classes("shop", "test") == {"a": 3, "b": 2, "c": 2, "d": 2}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -103,6 +121,7 @@ def test_a_list_of_paths_and_labels(tmp_path, monkeypatch, capsys):
         (["nowhere", "cub"], "cub is a published dataset: choose another name"),
         (["nowhere", "../x"], "cannot be the name of a dataset"),
         (["nowhere", "birds", "--test-share", "1"], "--test-share is above 0 and below 1"),
+        (["nowhere", "resnet50"], "resnet50 means something else to other commands"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, words, message):

@@ -1,6 +1,7 @@
 """Nothing of a person's is replaced: what a command may write over is known by its content."""
 
 import hashlib
+import importlib
 import json
 import re
 import subprocess
@@ -89,6 +90,8 @@ def test_an_output_that_is_not_ours_is_refused(folder, place):
     assert everything(folder) == before
     check_output("--out", Path("empty"))
     check_output("--out", Path("new/folder"))
+    with pytest.raises(BadInputError, match="--out empty is a folder: name a file"):
+        check_output("--out", Path("empty"), is_file=True)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +251,26 @@ def test_a_name_from_a_command_line_is_a_name(folder, monkeypatch, name):
             module.main()
     with pytest.raises(BadInputError, match="is missing: choose a grid among default, x"):
         grid_folder("nothing")
+
+
+WORDS = {
+    "check_loss": ([""], "the value is empty"),
+    "report": ([""], "the value is empty"),
+    "verify": (["default", "--run", ""], "the value after --run is empty"),
+    "export": (["x", "--weights="], "the value of --weights= is empty"),
+    "choose": (["default"], "default is a stage without being chosen"),
+    "import_images": ([".", "all"], "all means something else"),
+}
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_an_empty_word_or_one_with_another_meaning_is_one_error(monkeypatch, capsys, command):
+    words, said = WORDS[command]
+    monkeypatch.setattr(sys, "argv", [command, *words])
+    with pytest.raises(SystemExit) as raised:
+        exit_with(importlib.import_module(f"pipeline.{command}").main)
+    printed = capsys.readouterr().err
+    assert raised.value.code == 2 and said in printed and "Traceback" not in printed
 
 
 def test_a_file_of_the_package_that_is_no_dataset_is_none(monkeypatch):

@@ -5,9 +5,10 @@ import errno
 import gc
 import io
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def check_room() -> None:
     """Raise `OSError` if DVC runs this stage and the disk has no room for DVC's record of it."""
     if "DVC_STAGE" in os.environ and shutil.disk_usage(".").free < ROOM_FOR_DVC:
         raise OSError(errno.ENOSPC, f"DVC needs {ROOM_FOR_DVC // 2**20} MB", str(Path.cwd()))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise `BadInputError` for an empty word of a command line. It would count as one that was not given."""
+    for place, word in enumerate(words):
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            after = f" after {words[place - 1]}" if place and not word else f" of {word}" if word else ""
+            raise BadInputError(f"the value{after} is empty, such as a variable that is not set: give one")
 
 
 IN_ASCII = {"±": "+-", "–": "-", "…": "..."}
@@ -99,6 +108,7 @@ def exit_with(main: Callable[[], None]) -> None:
     print_in_any_encoding()
     try:
         check_variables()
+        check_words(sys.argv[1:])
         check_room()
         main()
         sys.stdout.flush()

@@ -128,7 +128,7 @@ NO_OUTPUTS = (Path(".git"), Path(".dvc"), Path("data/store"))
 """Folders in which nobody may name an output."""
 
 
-def check_output(option: str, path: Path, foreign: Foreign = all_of_it) -> None:
+def check_output(option: str, path: Path, foreign: Foreign = all_of_it, is_file: bool = False) -> None:
     """Check, before any work, a place that a command line names for an output. Raises `BadInputError` if it cannot be
     written, if that would replace something that is not ours (see `replaceable`), or if it is inside a folder that
     only this project, git or DVC writes."""
@@ -143,6 +143,8 @@ def check_output(option: str, path: Path, foreign: Foreign = all_of_it) -> None:
     if not above.is_dir():
         raise BadInputError(f"{said}: {above} is not a folder: name another place")
     replaceable(path, foreign)
+    if is_file and path.is_dir():
+        raise BadInputError(f"{said} is a folder: name a file")
     for folder in NO_OUTPUTS:
         if real.is_relative_to(folder.resolve()):
             raise BadInputError(f"{said} is inside {folder}, where nothing else may be: name another place")
@@ -218,7 +220,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise BadInputError(f"{path} cannot be read ({error.strerror}): move it away and run `dvc repro`") from None
     except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{path} is not JSON ({error}): remove it and run `dvc repro`") from None
+        raise BadInputError(f"{path} is not JSON ({error}): move it away and run `dvc repro`") from None
 
 
 def sha256(path: Path) -> str:
