@@ -72,9 +72,9 @@ def numbers(content: dict[str, Any]) -> dict[str, Any]:
     return {"metrics": content["metrics"], "history": content["history"]}
 
 
-def compared(clone: Path) -> tuple[str, str]:
-    """How weights and numbers of the runs in a clone compare with those that are committed."""
-    weights = same = count = 0
+def compared(clone: Path) -> tuple[str, str, str]:
+    """How weights, queries.npz and numbers of the runs in a clone compare with those that are committed."""
+    weights = queries = same = count = 0
     largest = 0.0
     for path in sorted((ROOT / RUNS).glob("*/0.json")):
         ours = json.loads(path.read_text())
@@ -83,11 +83,12 @@ def compared(clone: Path) -> tuple[str, str]:
             continue
         count += 1
         weights += all(ours["run"]["files"][name] == theirs["run"]["files"][name] for name in WEIGHTS)
+        queries += ours["files"]["queries.npz"] == theirs["files"]["queries.npz"]
         same += numbers(ours) == numbers(theirs)
         recalls = [content["metrics"]["last_epoch"]["recall@1"] for content in (ours, theirs)]
         largest = max(largest, abs(recalls[0] - recalls[1]))
     difference = "the same" if same == count else f"{same} of {count} the same; Recall@1 by up to {100 * largest:.2f}"
-    return f"{weights} of {count} the same bytes", difference
+    return f"{weights} of {count} the same bytes", f"{queries} of {count} the same bytes", difference
 
 
 def tried(folder: Path, name: str) -> list[str]:
@@ -99,12 +100,12 @@ def tried(folder: Path, name: str) -> list[str]:
     packages = "the lock" if isinstance(wanted, list) else ", ".join(f"{name} {of}" for name, of in wanted.items())
     problem = installed(clone, f"python{python}", wanted)
     if problem:
-        return [python, packages, f"not installable: {problem}", "", ""]
+        return [python, packages, f"not installable: {problem}", "", "", ""]
     path = {"PATH": f"{clone}/.venv/bin:{os.environ['PATH']}"}
     for stage in ("download", "convert", "split"):
         call(clone, "python", "-m", f"pipeline.{stage}", "glyphs", **path)
     made = call(clone, "python", "-m", "pipeline.run_grid", "default", "glyphs", "--seed", "0", **path)
-    cells = compared(clone) if not made.returncode else (f"failed: {made.stdout.strip().splitlines()[-1]}", "")
+    cells = compared(clone) if not made.returncode else (f"failed: {made.stdout.strip().splitlines()[-1]}", "", "")
     tests = call(clone, "python", "-m", "pytest", "-n0", "-q", *(f"tests/test_{test}.py" for test in TESTS), **path)
     shutil.rmtree(clone)
     failed = [line.split(" - ")[0] for line in tests.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(SETS)}; all if not given")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True)
-    print("| Python | packages | weights | numbers | fast tests |\n|---|---|---|---|---|", flush=True)
+    print("| Python | packages | weights | queries.npz | numbers | fast tests |\n|---|---|---|---|---|---|", flush=True)
     for name in arguments.names or SETS:
         print("|", " | ".join(tried(arguments.folder.resolve(), name)), "|", flush=True)
 
