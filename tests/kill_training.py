@@ -23,7 +23,7 @@ from pipeline.training import checkpoint
 
 
 def die(where: str) -> None:
-    print("killed", where, flush=True)
+    os.write(1, f"killed {where}\n".encode())  # at once, because another thread may print
     os.kill(os.getpid(), signal.SIGKILL)
 
 
