@@ -33,7 +33,7 @@ class Speed:
 
     def __init__(self, tables: list[TableModel]):
         done: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for run in (run for table in tables for row in table.rows for run in row.runs):
+        for run in (run for table in tables for row in table.every for run in row.runs):
             if run.run.trained:
                 seconds = sum(training(run).get("epoch_seconds", []))
                 if seconds:
@@ -111,9 +111,14 @@ def page(grid: str) -> list[str]:
     """The lines that are printed for a grid."""
     content = read_content(grid)
     tables, speed = content.tables, Speed(content.tables)
-    runs = list({run.place: run for table in tables for row in table.rows for run in row.runs}.values())
+    runs = list({run.place: run for table in tables for row in table.every for run in row.runs}.values())
     source = "as fast as the runs made here" if speed.measured else "by a model of an H100 in float32"
     lines = [f"# Plan of {grid}", "", f"{len(runs)} runs, {speed.hours(runs)} hours, {source}.", ""]
+    if any(table.searches and not all(one.best for one in table.searches) for table in tables):
+        lines += [
+            "Not counted: the runs of the settings that a search chooses when its tries are done.",
+            "",
+        ]
     tested = [finding for finding in content.findings if finding.state != "untestable"]
     if tested:
         head = [

@@ -57,7 +57,7 @@ class Wanted:
         self.unclear: dict[str, str] = {}
         for grid in known_grids():
             device = read_params(grid_folder(grid) / "params.yaml").machine.device
-            for run in grid_runs(grid):
+            for run in grid_runs(grid, every_choice=True):
                 self.add(run, device)
         for folder in (Path("data/runs"), Path("data/queries"), CACHED):
             self.keys |= {key for path in folder.glob("**/*.json") if (key := store.key_of(path))}

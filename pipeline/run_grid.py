@@ -1,6 +1,9 @@
 """Stage: make the runs of a grid on one dataset: train each run that is not done yet, and evaluate it. With --all, make
 the runs of all chosen grids.
 
+If a table has a search, its tries are made first, then the runs of the settings that they choose (docs/search.md). A
+try whose training diverges has failed, but the search goes on without it.
+
 A run is done when the store holds its key (pipeline/runs/key.py): the same settings, code that computes, data, versions
 and kind of device. A run that is done is not made again. A retry after a kill or a failure is therefore cheap, and a
 change of one row trains only that row. Several of these commands may run at a time, on one machine or on several
@@ -32,6 +35,7 @@ from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, chosen_grids, grid_fo
 from pipeline.runs.key import NotReadyError
 from pipeline.runs.names import make_folders, note_done, show, take_in, tidy
 from pipeline.runs.states import keys_of
+from pipeline.runs.tried import DIVERGED
 from pipeline.work.copies import clear
 
 
@@ -62,7 +66,7 @@ def asked_for(words: argparse.Namespace) -> list[GridRun]:
     runs = grid_runs(words.grid, words.dataset, words.table)
     # The runs of an ensemble are made with it.
     rows = {words.row, words.row.removeprefix(ENSEMBLE)} if words.row is not None else {run.row for run in runs}
-    asked = [run for run in runs if run.row in rows]
+    asked = [run for run in runs if run.row in rows or run.searched in rows]
     if words.seed is not None:
         # A single seed makes no ensemble.
         asked = [run for run in asked if run.run.seed == words.seed and not run.run.members]
@@ -143,31 +147,35 @@ def read_words() -> argparse.Namespace:
     return words
 
 
-def main() -> None:
-    """Command line of the stage."""
-    words = read_words()
-    asked = asked_for(words)
-    grids = dict.fromkeys([DEFAULT, *(run.grid for run in asked)] if words.all else [words.grid])
-    machines = {grid: read_params(grid_folder(grid) / "params.yaml").machine for grid in grids}
-    if words.all:
-        asked = ready(asked, machines)
+def has_diverged(run: GridRun, machines: dict[str, Machine]) -> bool:
+    """Whether a run belongs to a try, not the first, of a search, and its training diverged. This is a result: it would
+    diverge again."""
+    note = keys_of(run, machines[run.grid].device).failure() if run.judged and run.tried != 1 else None
+    return note is not None and note["error"].startswith(DIVERGED)
+
+
+def make(words: argparse.Namespace, asked: list[GridRun], machines: dict[str, Machine]) -> list[GridRun]:
+    """Make those of the runs that are not done, show all of them by name, and give those that failed. With --dry-run or
+    --print-script nothing is made, and the process ends."""
+    grids = list(machines)
     if words.worker_since is None:
         take_in(asked, machines)
     states = [keys_of(run, machines[run.grid].device).state() for run in asked]
     if words.dry_run:
         print("\n".join(f"{run.place}: {known}" for run, known in zip(asked, states, strict=True)))
-        return
+        sys.exit()
     to_do = [run for run, known in zip(asked, states, strict=True) if known != "done"]
+    to_do = [run for run in to_do if not has_diverged(run, machines)]
     if words.print_script:
         if not to_do:
             print("every run is done: there is nothing to submit", file=sys.stderr)
-            return
-        print(slurm.printed(machines[words.grid or DEFAULT], asked_words(words), len(to_do)), end="")
-        return
+        else:
+            print(slurm.printed(machines[words.grid or DEFAULT], asked_words(words), len(to_do)), end="")
+        sys.exit()
     failed: list[GridRun] = []
     if to_do:
         outcome = work(words, to_do, machines)
-        failed = outcome.failed
+        failed = [run for run in outcome.failed if not has_diverged(run, machines)]
         if outcome.stopped:
             print("asked to stop: running runs have saved; start this command again to resume them", file=sys.stderr)
             sys.exit(TERMINATED)
@@ -180,6 +188,24 @@ def main() -> None:
             show(run, machines[run.grid].device)
         if words.all or (words.table, words.row, words.seed) == (None, None, None):
             tidy(asked)
+    return failed
+
+
+def main() -> None:
+    """Command line of the stage."""
+    words = read_words()
+    asked = asked_for(words)
+    grids = dict.fromkeys([DEFAULT, *(run.grid for run in asked)] if words.all else [words.grid])
+    machines = {grid: read_params(grid_folder(grid) / "params.yaml").machine for grid in grids}
+    if words.all:
+        asked = ready(asked, machines)
+    failed = make(words, asked, machines)
+    if words.worker_since is None and any(run.tried for run in asked):
+        # Which tries are chosen is known now.
+        chosen = ready(asked_for(words), machines)
+        if new := [run for run in chosen if run.place not in {run.place for run in asked}]:
+            failed += make(words, new, machines)
+            asked = chosen
     if failed:
         names = ", ".join(str(run.place) for run in failed)
         print(f"error: {len(failed)} of {len(asked)} runs failed, see above: {names}", file=sys.stderr)

@@ -139,6 +139,7 @@ def main() -> None:
             every += left
             total = counts["done"] + len(left)
             note = f"; {shared} more runs are in tables above" if shared else ""
+            note += "; then the runs of the settings that are chosen" if any(run.judged for run in left) else ""
             numbers = f"{total:5} {counts['done']:5} {counts['running']:7} {counts['failed']:6} {len(left):5}"
             print(f"{grid:18} {table:12} {numbers}  {hours(left, measured)}{note}".rstrip())
     print(f"all: {len(every)} runs left{', ' + hours(every, measured) if every else ''}")

@@ -1,8 +1,8 @@
 """Stage: make the tables of a grid from its runs' metrics files, write them to metrics/tables/<grid>, and print them.
 
-Each table is written as .md, .tex, .csv and .json, and also as .svg if the paper has a chart. metrics/headlines/<grid>
-gets one small file for each row, which `dvc metrics show` and `dvc metrics diff` list. metrics/curves/<grid>.csv gets
-the loss and Recall@1 of every run by epoch, which `dvc plots` draws.
+Each table is written as .md, .tex, .csv and .json, and also as .svg if the paper has a chart or the table a search.
+metrics/headlines/<grid> gets one small file for each row, which `dvc metrics show` and `dvc metrics diff` list.
+metrics/curves/<grid>.csv gets the loss and Recall@1 of every run by epoch, which `dvc plots` draws.
 
 A number is the mean over seeds in percent, with the half-width of its 95 % t-interval. If the grid has a
 published.yaml, each line compares a printed number with ours. Runs of the grid without a metrics file are named, with
@@ -24,11 +24,11 @@ from pipeline.tables.model import TableModel
 def write_table(table: TableModel) -> None:
     """Write one table in each format, and print it."""
     print("\n".join(formats.page(table)))
-    if table.published and table.published.chart:
+    if table.chart:
         # Imported here, because starting without matplotlib is faster and most tables have no chart.
-        from pipeline.tables.charts import sweep
+        from pipeline.tables.charts import chart
 
-        sweep(written.place(table).with_suffix(".svg"), table.settings, table.rows, table.published)
+        chart(written.place(table).with_suffix(".svg"), table)
     for path, text in written.table_texts(table).items():
         write_text(path, text)
 

@@ -14,6 +14,7 @@ from pipeline.base.names import each_once
 from pipeline.base.params import Params, Table
 from pipeline.base.problems import moved_to, problem_lines, unknown
 from pipeline.base.recipe import Recipe, is_recipe_key, replaced, room_of
+from pipeline.base.search import PRIMES, Search
 from pipeline.base.yaml_files import parse_yaml
 
 SUBSETS = ("rate", "gamma")
@@ -86,6 +87,38 @@ def _table_problems(params: Params, table: Table) -> Iterator[str]:
     yield from _axis_problems(params, table, entries & set(params.losses))
     for of in sorted(recipes & set(params.recipes)):
         yield from (f".rows{problem}" for problem in _variant_problems(params.recipes[of], of, axes))
+    if table.search:
+        known = {of: params.recipes[of] for of in sorted(recipes & set(params.recipes))}
+        problems = _search_problems(params, table, table.search, entries & set(params.losses), known)
+        yield from (f".{problem}" for problem in problems)
+
+
+def _search_problems(
+    params: Params, table: Table, search: Search, entries: set[str], recipes: dict[str, Recipe]
+) -> Iterator[str]:
+    """The problems of a table's search, whose rows have some entries of losses and recipes."""
+    for key, default in (("protocols", ["test"]), ("ensembles", False), ("layout", "rows")):
+        if getattr(table, key) != default:
+            yield f"{key}: a search has its own, remove this key"
+    yield from (
+        f"rows.{key}: a search chooses the training images, remove this" for key in SUBSETS if key in table.rows
+    )
+    yield from (f"search.losses.{name}: no row has this loss" for name in sorted(search.losses.keys() - entries))
+    for entry in sorted(entries):
+        spaces = search.of_loss(entry)
+        if not 1 <= len(search.recipe) + len(spaces) <= len(PRIMES):
+            yield f"search: {entry} has no setting to try in search.recipe or search.losses, or more than {len(PRIMES)}"
+        keywords = arguments("loss", str(params.loss(entry)[0]))
+        unknown_keys = [key for key in spaces if keywords is not None and key.partition(".")[0] not in keywords]
+        yield from (f"search.losses.{entry}.{key}: {unknown(key, keywords or [])}" for key in unknown_keys)
+        yield from (f"search.losses.{entry}.{key}: the rows set it" for key in spaces if key in table.rows)
+    for key, space in search.recipe.items():
+        if not is_recipe_key(key) or key in table.rows:
+            yield f"search.recipe.{key}: {'the rows set it' if key in table.rows else 'recipes have no such key'}"
+        else:
+            for name, recipe in recipes.items():
+                found = _variant_problems(recipe, name, {key: space.ends()})
+                yield from (f"search.recipe{problem}" for problem in found)
 
 
 def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, PlainValidator
 from pipeline.base.machine import Machine
 from pipeline.base.names import Name, Text, distinct_rows, each_once
 from pipeline.base.recipe import STRICT, Recipe
+from pipeline.base.search import Search
 
 LARGEST_SEED = 2**31 - 1
 """The largest seed that every k-means accepts: scikit-learn's seeds have 32 bits, faiss's have 31 and a sign."""
@@ -72,6 +73,9 @@ class Table(BaseModel):
     number of each metric of the recipes."""
     layout: Annotated[str, AfterValidator(_layout)] = "rows"
     """rows keeps the order of the rows; ranked sorts them, best first, and tests each against the best."""
+    search: Search | None = None
+    """A search of settings on held-out classes, for each row. The table then shows each row with its settings as they
+    are, and with those that were chosen (docs/search.md)."""
 
 
 class Params(BaseModel):

@@ -38,7 +38,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
 def make(task: dict[str, Any]) -> int:
     """Make the run and return the exit code. Raises `BadInputError` if this clone does not have the run, or would make
     it with other keys."""
-    runs = {str(run.place): run for run in grid_runs(task["grid"], task["dataset"], task["table"])}
+    runs = {str(run.place): run for run in grid_runs(task["grid"], task["dataset"], task["table"], True)}
     if task["place"] not in runs:
         raise BadInputError(f"{task['place']} is not a run of this clone: commit the params file that defines it")
     run, machine = runs[task["place"]], Machine.model_validate(task["machine"])

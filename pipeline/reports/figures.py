@@ -19,7 +19,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from pipeline.reports.runs import ShownRun, rule_of
-from pipeline.tables.charts import STYLE, sweep
+from pipeline.tables.charts import STYLE, chart
 from pipeline.tables.model import TableModel
 from pipeline.tables.rows import Cell, Row, is_extra
 
@@ -82,12 +82,11 @@ def peeking(rows: list[Row]) -> str:
     return dots([(row.key, row.peeking("last_epoch"), None) for row in rows], "best test epoch less last epoch, points")
 
 
-def sweep_chart(table: TableModel) -> str:
-    """The figure of the paper's sweep under ours. It is the same as the file beside the table."""
-    assert table.published is not None
+def chart_of(table: TableModel) -> str:
+    """The chart of a table. It is the same as the file beside the table."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sweep.svg"
-        sweep(path, table.settings, table.rows, table.published)
+        path = Path(folder) / "chart.svg"
+        chart(path, table)
         return data_address("image/svg+xml", path.read_bytes())
 
 

@@ -93,14 +93,14 @@ def counts(grid: ShownGrid) -> dict[str, int]:
 def run_counts(grid: ShownGrid) -> dict[str, int]:
     """The numbers of planned runs, of done runs, and of runs that failed, are missing, have other settings, or were
     taken over."""
-    found = {"planned": sum(len(row.runs) for table in grid.tables for row in table.rows), "done": len(grid.runs)}
+    found = {"planned": sum(len(row.runs) for table in grid.tables for row in table.every), "done": len(grid.runs)}
     kinds = {"failures": "failed", "missing": "not run", "outdated": "of other settings", "taken_over": "taken over"}
     return found | {name: len(grid.names(kind)) for kind, name in kinds.items()}
 
 
 def not_run(grid: ShownGrid) -> str:
     """A sentence on the planned runs that no table shows."""
-    lacking = {table.name: sum(len(row.lacking) for row in table.rows) for table in grid.tables}
+    lacking = {table.name: sum(len(row.lacking) for row in table.every) for table in grid.tables}
     if not any(lacking.values()):
         return "All planned runs are done."
     named = ", ".join(f"{count} of {name}" for name, count in lacking.items() if count)
@@ -143,8 +143,8 @@ def table_figures(grid: ShownGrid, table: TableModel) -> dict[str, list[tuple[st
         for metric, label in (("recall@1", "Recall@1, percent"), ("loss", "training loss")):
             if address := figures.curves(rows, metric, label, own if metric == "recall@1" else {}):
                 learning.append((address, f"{label} by epoch of all runs of {table.name} on {dataset}"))
-    if table.published and table.published.chart:
-        drawn.append((figures.sweep_chart(table), f"The paper's sweep under ours: {table.name}"))
+    if table.chart:
+        drawn.append((figures.chart_of(table), f"{table.name}: {table.chart}"))
     return {"intervals": drawn, "curves": learning}
 
 
@@ -157,7 +157,7 @@ def report(grid: ShownGrid, folder: Path) -> str:
     """The page of a grid, with links for a page in `folder`."""
     stored: dict[str, str] = {}
     looks = [look(grid, dataset, stored) for dataset in grid.datasets]
-    failures = {name: error for table in grid.tables for row in table.rows for name, error in row.failures.items()}
+    failures = {name: error for table in grid.tables for row in table.every for name, error in row.failures.items()}
     return render(
         "report.html",
         grid=grid,
@@ -193,7 +193,7 @@ def report(grid: ShownGrid, folder: Path) -> str:
             if verdict.kind in ("differs", "cannot say")
         ],
         taken_over={
-            name: because for table in grid.tables for row in table.rows for name, because in row.taken_over.items()
+            name: because for table in grid.tables for row in table.every for name, because in row.taken_over.items()
         },
     )
 

@@ -107,7 +107,7 @@ class ShownGrid:
         """The runs that the tables show, by their metrics files."""
         shown: dict[Path, ShownRun] = {}
         for table in self.tables:
-            for row in table.rows:
+            for row in table.every:
                 for run in row.runs:
                     if f"{row.key}/{run.place.name}" not in row.lacking:
                         record = read_record(run.metrics, MetricsRecord)
@@ -121,7 +121,7 @@ class ShownGrid:
 
     def names(self, kind: str) -> list[str]:
         """The names of the runs that are `missing` or `outdated`, or that have `failures`."""
-        return [f"{table.name}: {name}" for table in self.tables for row in table.rows for name in getattr(row, kind)]
+        return [f"{table.name}: {name}" for table in self.tables for row in table.every for name in getattr(row, kind)]
 
     def by_machine(self) -> dict[str, list[ShownRun]]:
         """The runs of each machine."""

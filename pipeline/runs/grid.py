@@ -6,7 +6,7 @@ params.yaml.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ from pipeline.base.checks import with_values
 from pipeline.base.config import Params, Recipe, Table, folder_name, problem_lines, read_params
 from pipeline.base.files import BadInputError, elsewhere
 from pipeline.base.names import checked_name
-from pipeline.base.recipe import is_recipe_key
+from pipeline.base.recipe import is_recipe_key, replaced
 from pipeline.base.yaml_files import read_yaml
 from pipeline.runs.protocols import PROTOCOLS
 from pipeline.runs.run import Run, make_run
+from pipeline.runs.tried import best_try, result
 
 DEFAULT = "default"
 RAW_PIXELS, UNTRAINED, ENSEMBLE = "raw_pixels", "untrained", "ensemble_of_"
 """The names of the rows that tables add. The last one is followed by the name of the row whose runs are combined."""
+
+TRY = ".try_"
+"""What follows the name of a table's row, and is followed by a number, in the name of a row of a search."""
 
 CACHED = Path("data/cached")
 """What DVC's cache gets of the runs. DVC removes these folders before it makes them anew, so people find the same files
@@ -69,11 +73,23 @@ class GridRun:
     run: Run
     values: tuple[str, ...] = ()
     """The row's values as text, one for each axis of the table. Empty if the row is not a row of the grid."""
+    tried: int | None = None
+    """The number of the try, counted from 1, whose settings the run has, if the table has a search."""
+    point: dict[str, Any] = field(default_factory=dict)
+    """What this try changes: keys of the recipe or of the loss -> values."""
+    judged: bool = False
+    """Whether the search judges the try by this run. The other runs of a try follow if it is the first or is chosen."""
+
+    @property
+    def searched(self) -> str:
+        """The name of the table's row, without that of a try."""
+        return self.row.partition(TRY)[0]
 
     @property
     def place(self) -> Path:
         """The run's name below data/runs and similar folders: <grid>/<dataset>/<table>/<row>/<seed>."""
-        seed = f"{self.run.seed}{PROTOCOLS[self.run.protocol].ending}"
+        fold = f"_fold_{self.run.fold}" if self.run.fold else ""
+        seed = f"{self.run.seed}{fold}{PROTOCOLS[self.run.protocol].ending}"
         return Path(self.grid, self.run.dataset, self.table, self.row, seed)
 
     @property
@@ -118,17 +134,18 @@ def rows_of(table: Table) -> Iterator[tuple[Any, ...]]:
     return itertools.product(*table.rows.values())
 
 
-def _changed(path: Path, table: str, run: Run, changes: dict[str, Any]) -> Run:
-    """A run with some keys of its recipe or its loss changed, as a row says. Raises `BadInputError` if the changed
+def _changed(source: str, run: Run, recipe: dict[str, Any], loss: dict[str, Any]) -> Run:
+    """A run with some keys of its recipe and of its loss changed. Raises `BadInputError` with `source` if the changed
     recipe is impossible."""
-    recipe = {key: value for key, value in changes.items() if is_recipe_key(key)}
-    loss = {key: value for key, value in changes.items() if key not in recipe}
     try:
         changed = with_values(run.recipe, recipe)
     except ValidationError as error:
         lines = problem_lines(error, "", Recipe)
-        raise BadInputError(f"{path}: tables.{table}.rows: {'; '.join(lines)}") from None
-    return replace(run, recipe=changed, loss_settings=run.loss_settings | loss)
+        raise BadInputError(f"{source}: {'; '.join(lines)}") from None
+    settings = run.loss_settings
+    for key, value in loss.items():
+        settings = replaced(settings, key, value)
+    return replace(run, recipe=changed, loss_settings=settings)
 
 
 def row_run(path: Path, params: Params, name: str, dataset: str, values: tuple[Any, ...], seed: int) -> Run:
@@ -138,12 +155,21 @@ def row_run(path: Path, params: Params, name: str, dataset: str, values: tuple[A
     recipe = f"{row.pop('recipe')}_{dataset}" if "recipe" in row else None
     loss = params.loss_entry(row.pop("loss", table.loss), dataset)
     subset = {key: row.pop(key) for key in ("rate", "gamma") if key in row}
-    return _changed(path, name, make_run(path, params, dataset, loss, seed, recipe, **subset), row)
+    changes = (
+        {key: value for key, value in row.items() if is_recipe_key(key)},
+        {key: value for key, value in row.items() if not is_recipe_key(key)},
+    )
+    run = make_run(path, params, dataset, loss, seed, recipe, **subset)
+    return _changed(f"{path}: tables.{name}.rows", run, *changes)
 
 
-def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -> list[GridRun]:
-    """The runs of a grid, or of one dataset or one table of it, in the order of the params file. Raises `BadInputError`
-    for an unknown grid, dataset or table."""
+def grid_runs(
+    grid: str, dataset: str | None = None, table: str | None = None, every_choice: bool = False
+) -> list[GridRun]:
+    """The runs of a grid, or of one dataset or one table of it, in the order of the params file. Of a search these are
+    its tries, and the final runs of the first try and, as soon as it is known, of the one that is chosen; with
+    `every_choice` those of each try, whatever is chosen. Raises `BadInputError` for an unknown grid, dataset or
+    table."""
     path = grid_folder(grid) / "params.yaml"
     params = read_params(path)
     if table is not None and table not in params.tables:
@@ -155,7 +181,7 @@ def grid_runs(grid: str, dataset: str | None = None, table: str | None = None) -
     for name, of in params.tables.items():
         for known in of.datasets:
             if dataset in (None, known) and table in (None, name):
-                found += _table_runs(grid, path, params, name, known)
+                found += _table_runs(grid, path, params, name, known, every_choice)
     return found
 
 
@@ -184,7 +210,39 @@ def _members(path: Path, params: Params, name: str, dataset: str, values: tuple[
     )
 
 
-def _table_runs(grid: str, path: Path, params: Params, name: str, dataset: str) -> Iterator[GridRun]:
+def _search_runs(
+    grid: str, path: Path, params: Params, name: str, dataset: str, values: tuple[Any, ...], every_choice: bool
+) -> Iterator[GridRun]:
+    """The runs of the search of one row."""
+    table, row = params.tables[name], folder_name(values)
+    search = table.search
+    assert search is not None
+    entry = params.loss_entry(str(dict(zip(table.rows, values, strict=True)).get("loss", table.loss)), dataset)
+
+    def made(number: int, judged: bool, seed: int, **changes: Any) -> GridRun:
+        point = search.point(row, entry, number)
+        run = _changed(f"{path}: tables.{name}.search", row_run(path, params, name, dataset, values, seed), *point)
+        if changes["protocol"] == "held_out":
+            changes["chosen_by"] = replace(run, protocol="choose_epoch")
+        place = grid, name, f"{row}{TRY}{number}"
+        return GridRun(*place, replace(run, **changes), texts, number, point[0] | point[1], judged)
+
+    texts, first = tuple(map(str, values)), table.seeds[0]
+    folds = [f"{k + 1}of{search.folds}" for k in range(search.folds)] if search.folds > 1 else [None]
+    numbers = range(1, search.tries + 1)
+    tries = {n: [made(n, True, first, protocol="choose_epoch", fold=fold) for fold in folds] for n in numbers}
+    yield from itertools.chain.from_iterable(tries.values())
+    results = {n: [result(run.run, run.metrics, run.error) for run in tries[n]] for n in numbers}
+    for number in numbers if every_choice else sorted({1, best_try(results) or 1}):
+        for seed in table.seeds:
+            if search.folds > 1 or seed != first:  # otherwise the try itself chooses the epoch
+                yield made(number, False, seed, protocol="choose_epoch")
+            yield made(number, False, seed, protocol="held_out")
+
+
+def _table_runs(
+    grid: str, path: Path, params: Params, name: str, dataset: str, every_choice: bool
+) -> Iterator[GridRun]:
     """The runs of one table on one dataset."""
     table = params.tables[name]
     if table.raw_pixels:
@@ -197,6 +255,9 @@ def _table_runs(grid: str, path: Path, params: Params, name: str, dataset: str) 
             values = (row, *[""] * (len(table.rows) - 1))
             yield GridRun(grid, name, row, untrained_run(path, params, dataset, entry), values)
     for values in rows_of(table):
+        if table.search:
+            yield from _search_runs(grid, path, params, name, dataset, values, every_choice)
+            continue
         if table.ensembles and (members := _members(path, params, name, dataset, values)):
             run = replace(members[0], protocol="ensemble", members=members, chosen_by=None)
             texts = (f"{ENSEMBLE}{values[0]}", *map(str, values[1:]))

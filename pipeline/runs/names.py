@@ -74,8 +74,10 @@ def note_done(runs: list[GridRun]) -> None:
     find every metrics file and make no run."""
     for grid, dataset in sorted({(run.grid, run.run.dataset) for run in runs}):
         every = grid_runs(grid, dataset)
-        if all(run.metrics.is_file() for run in every):
-            hashes = {str(run.place): sha256(run.metrics) for run in every}
+        # A try of a search that diverged has only an error, as it always will.
+        files = {run.place: run.error if run.judged and run.error.is_file() else run.metrics for run in every}
+        if all(file.is_file() for file in files.values()):
+            hashes = {str(place): sha256(file) for place, file in files.items()}
             write_json(CACHED / "done" / grid / f"{dataset}.json", hashes)
 
 

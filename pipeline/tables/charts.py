@@ -1,4 +1,4 @@
-"""Charts of a paper's sweeps as SVG, our numbers drawn over the printed ones. The same runs give the same bytes."""
+"""Charts as SVG: ours over the points of a paper's sweep, and tries of a search. The same runs give the same bytes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from matplotlib import pyplot
 
 from pipeline.base.config import Table
 from pipeline.base.files import whole
+from pipeline.tables.model import TableModel
 from pipeline.tables.published import PublishedTable
 from pipeline.tables.rows import Row, is_extra
+from pipeline.tables.searches import Searched, expected_best
 
 STYLE: Any = {
     "svg.hashsalt": "sweep",
@@ -20,6 +22,46 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+def chart(path: Path, table: TableModel) -> None:
+    """Write the chart of a table that has one to `path`."""
+    if table.searches:
+        tries(path, table.searches, table.settings)
+    elif table.published is not None:
+        sweep(path, table.settings, table.rows, table.published)
+
+
+def tries(path: Path, of: list[Searched], table: Table) -> None:
+    """Draw what the tries of each row gave on held-out classes, by their number, and beside it the expected best of so
+    many tries (`searches.expected_best`), and write it to `path`. There are two panels for each dataset. A filled sign
+    is the chosen try; tries that diverged are left out on the left, and count as 0 on the right."""
+    with matplotlib.rc_context(STYLE):
+        shape: Any = {"figsize": (11, 4 * len(table.datasets)), "squeeze": False, "layout": "constrained"}
+        figure, panels = pyplot.subplots(len(table.datasets), 2, sharey="row", **shape)
+        for (left, right), dataset in zip(panels, table.datasets, strict=True):
+            members = [one for one in of if one.dataset == dataset]
+            for place, one in enumerate(members):
+                colour, style = f"C{place % 10}", ("-", "--", ":")[place // 10 % 3]
+                shown = {number: 100 * mean for number, mean in one.trained.items()}
+                left.plot([*shown], [*shown.values()], "o", color=colour, markerfacecolor="none", markersize=4)
+                if one.chosen in shown:
+                    left.plot(one.chosen, shown[one.chosen], "o", color=colour, markersize=6)
+                best = [100 * value for value in expected_best([*one.means.values()])]
+                right.plot(range(1, len(best) + 1), best, style, color=colour, label=one.name)
+            results = [100 * mean for one in members for mean in one.trained.values()]
+            if results:
+                margin = 0.05 * (max(results) - min(results)) + 0.1
+                left.set_ylim(min(results) - margin, max(results) + margin)
+                right.legend(fontsize=7, ncols=2)
+            left.set(
+                xlabel="try; the first has the settings as they are", ylabel="Recall@1 on held-out classes, percent"
+            )
+            left.set_title(dataset, parse_math=False)
+            right.set(xlabel="number of tries", title="expected best")
+        with whole(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def sweep(path: Path, table: Table, rows: list[Row], of: PublishedTable) -> None:

@@ -7,8 +7,8 @@ from types import ModuleType
 
 from pipeline.base.config import Params, Table, read_params
 from pipeline.base.files import BadInputError
-from pipeline.runs.grid import grid_folder, grid_runs
-from pipeline.tables import claim_lines, notes
+from pipeline.runs.grid import GridRun, grid_folder, grid_runs
+from pipeline.tables import claim_lines, notes, search_blocks
 from pipeline.tables.claims import FILE as CLAIMS
 from pipeline.tables.claims import Claims, Finding, findings, read_claims
 from pipeline.tables.class_chance import both_kinds
@@ -16,15 +16,16 @@ from pipeline.tables.columns import columns_of, numbers_of
 from pipeline.tables.layouts import Content
 from pipeline.tables.model import Block, Number, TableModel
 from pipeline.tables.published import Published, PublishedTable, check_table, read_published
-from pipeline.tables.rows import SELECTIONS, Row, collect_table
+from pipeline.tables.rows import SELECTIONS, Row, collect_table, final_runs
+from pipeline.tables.searches import searches
 from pipeline.tables.spreads import Pools
 from pipeline.tables.verdicts import RULE as JUDGED_RULE
 from pipeline.tables.verdicts import judged
 
 
 def layout_of(table: Table) -> ModuleType:
-    """The file of pipeline/tables/layouts that a table names."""
-    return importlib.import_module(f"pipeline.tables.layouts.{table.layout}")
+    """The file of pipeline/tables/layouts that a table names, or that of tables with a search."""
+    return search_blocks if table.search else importlib.import_module(f"pipeline.tables.layouts.{table.layout}")
 
 
 def read_grid(grid: str) -> tuple[Params, Published | None]:
@@ -97,22 +98,28 @@ def read_content(grid: str) -> GridContent:
     stated = published.spread.points if published and published.spread else None
     if claims and claims.spread is not None:
         stated = claims.spread
-    rows = {name: collect_table(grid_runs(grid, table=name), published) for name in params.tables}
+    runs = {name: grid_runs(grid, table=name) for name in params.tables}
+    rows = {name: collect_table(final_runs(of), published) for name, of in runs.items()}
     pools = Pools(rows, stated)
     for row in (row for of in rows.values() for row in of):
         row.shared = pools.of
-    tables = [_table(grid, name, params, published, pools) for name in params.tables]
+    tables = [_table(grid, name, params, published, pools, runs[name]) for name in params.tables]
     found = findings(claims, pools, published) if claims else []
     return GridContent(published, tables, found, claims.selection if claims else "", pools)
 
 
-def _table(grid: str, name: str, params: Params, published: Published | None, pools: Pools) -> TableModel:
+def _table(
+    grid: str, name: str, params: Params, published: Published | None, pools: Pools, runs: list[GridRun]
+) -> TableModel:
     table, rows = params.tables[name], pools.tables[name]
     layout, columns = layout_of(table), columns_of(params, table)
     own = published.tables.get(name) if published and layout.COMPARES else None
     printed = notes.others(own, table.datasets, []) if own else []
     if published and own is None and "loss" in table.rows:
         printed = notes.others_with_our_networks(published, table.datasets, rows)
+    shown = {run.place for run in final_runs(runs)}
+    tries = collect_table([run for run in runs if run.place not in shown], published)
+    found = searches(runs, rows) if table.search else []
     return TableModel(
         grid=grid,
         name=name,
@@ -121,22 +128,24 @@ def _table(grid: str, name: str, params: Params, published: Published | None, po
         rows=rows,
         numbers=[number for row in rows for number in _numbers(row, numbers_of(params, table), own, pools)],
         published=own,
-        results=layout.blocks(Content(table, rows, columns, own, pools)),
+        results=layout.blocks(Content(table, rows, columns, own, pools, found)),
         curves=notes.curves(rows, own) if own else [],
         printed=printed,
         peeking=notes.peeking(rows),
         chance=both_kinds(rows),
         warnings=notes.warnings(rows),
-        mixtures=notes.mixtures(rows),
+        mixtures=notes.mixtures(rows + tries),
         notes=[
             *([notes.numbers_mean(rows, pools)] if layout.COMPARES else []),
             *notes.groups_explained(columns),
             *(notes.verdicts_explained(own, pools.stated) if own else []),
-            *notes.made_on(rows),
+            *notes.made_on(rows + tries),
         ],
         remarks=own.notes if own else [],
-        complete=notes.how_complete(rows),
-        lacks=notes.what_lacks(rows),
+        complete=notes.how_complete(rows + tries),
+        lacks=notes.what_lacks(rows + tries),
+        tries=tries,
+        searches=found,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.base.config import Table
 from pipeline.tables.published import PublishedTable
 from pipeline.tables.rows import Cell, Row
+from pipeline.tables.searches import Searched
 from pipeline.tables.verdicts import Verdict
 
 
@@ -97,6 +98,22 @@ class TableModel:
     """How many of the planned runs are in the table; empty if all are."""
     lacks: list[str]
     """Sentences on runs that are not in the table, or that were taken over from other code."""
+    tries: list[Row] = field(default_factory=list)
+    """The runs that only judge tries of a search, by try."""
+    searches: list[Searched] = field(default_factory=list)
+    """The search of each row, if the table has one."""
+
+    @property
+    def every(self) -> list[Row]:
+        """The rows, and what judges tries."""
+        return self.rows + self.tries
+
+    @property
+    def chart(self) -> str:
+        """What its chart shows; empty if it has none."""
+        if self.searches:
+            return "held-out result by try, and the expected best of so many tries"
+        return "ours and the paper's" if self.published and self.published.chart else ""
 
     @property
     def judged(self) -> list[tuple[Row, str, Verdict]]:

@@ -12,6 +12,7 @@ from pipeline.runs.grid import GridRun
 from pipeline.runs.key import settings_of
 from pipeline.runs.protocols import PROTOCOLS, Description
 from pipeline.runs.record import MetricsRecord, read_record
+from pipeline.runs.tried import settings_differ
 from pipeline.statistics.spread import Spread
 from pipeline.statistics.verdicts import quantile
 from pipeline.tables.published import Published
@@ -158,11 +159,6 @@ class Row:
         return Cell(values, [other[0] for _, other in pairs], self.planned, never_negative=subtracted == "last_epoch")
 
 
-def _settings_differ(run: GridRun, record: MetricsRecord) -> bool:
-    """Whether a metrics file has other settings than its run has now."""
-    return any(record.settings.get(name) != value for name, value in settings_of(run.run).items())
-
-
 def _misplaced(run: GridRun, record: MetricsRecord) -> str:
     """Why a metrics file is in the place of another run; empty if it is not."""
     wanted = settings_of(run.run)
@@ -202,7 +198,7 @@ def collect(runs: list[GridRun], published: Published | None) -> Row:
         if misplaced := _misplaced(run, record):
             row.failures[name] = misplaced
             continue
-        if _settings_differ(run, record):
+        if settings_differ(run.run, record):
             row.outdated.append(name)
             continue
         for selection, metrics in record.metrics.items():
@@ -227,6 +223,12 @@ def collect_table(runs: list[GridRun], published: Published | None) -> list[Row]
     for run in runs:
         rows.setdefault((run.run.dataset, run.row), []).append(run)
     return [collect(of_row, published) for of_row in rows.values()]
+
+
+def final_runs(runs: list[GridRun]) -> list[GridRun]:
+    """The runs of a table without those of a search that only judge tries: what its numbers come from."""
+    chosen = {(run.run.dataset, run.row) for run in runs if run.tried is not None and not run.judged}
+    return [run for run in runs if run.tried is None or (run.run.fold is None and (run.run.dataset, run.row) in chosen)]
 
 
 def gpus_of(rows: list[Row]) -> list[str]:

@@ -48,10 +48,10 @@ def claim_texts(grid: str, content: GridContent) -> dict[Path, str]:
 def table_texts(table: TableModel) -> dict[Path, str]:
     """Path -> text of the files of a table in each format."""
     out, lines = place(table), formats.page(table)
-    if table.published and table.published.chart:
-        lines += [f"![ours and the paper's]({out.stem}.svg)", ""]
+    if table.chart:
+        lines += [f"![{table.chart}]({out.stem}.svg)", ""]
     return {
-        out.with_suffix(".md"): "\n".join([*lines, *formats.links(table.rows, out.parent), ""]),
+        out.with_suffix(".md"): "\n".join([*lines, *formats.links(table.every, out.parent), ""]),
         out.with_suffix(".tex"): formats.latex(table),
         out.with_suffix(".csv"): formats.comma_separated(table),
         out.with_suffix(".json"): _json(formats.aggregate(table)),

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pipeline.base.config import Table
 from pipeline.tables.published import PublishedTable
 from pipeline.tables.rows import Row, is_extra, protocol_of
+from pipeline.tables.searches import Searched
 from pipeline.tables.spreads import Pools
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a layout arranges: the rows of a table, its settings, the numbers to show, the printed numbers, and the
-    spreads over seeds."""
+    """What a layout arranges: the rows of a table, its settings, the numbers to show, the printed numbers, the spreads
+    over seeds, and the searches."""
 
     settings: Table
     rows: list[Row]
     columns: list[str]
     published: PublishedTable | None
     pools: Pools
+    searches: list[Searched]
 
     def of(self, dataset: str) -> list[Row]:
         """The rows of one dataset."""
