@@ -166,11 +166,12 @@ def grid(name: str, photographs: bool, files: list[Path]) -> dict[str, Any]:
     default, which trains a small network from scratch, for everything else."""
     template = yaml.safe_load(Path("papers/photos/params.yaml" if photographs else "params.yaml").read_text("utf-8"))
     recipe = template["recipes"]["photos" if photographs else "glyphs"]
+    losses = template["losses"]
     table: dict[str, Any] = {
         "title": f"{name}: unseen classes",
         "layout": "ranked",
         "datasets": [name],
-        "rows": {"loss": ["proxy_an", "proxy_anchor"]},
+        "rows": {"loss": [loss for loss in ("proxy_an", "proxy_anchor") if loss in losses] or [*losses][:2]},
         "seeds": [0, 1, 2],
         "raw_pixels": True,
     }
@@ -182,7 +183,7 @@ def grid(name: str, photographs: bool, files: list[Path]) -> dict[str, Any]:
         recipe |= {"mean": [mean], "std": [std], "test_resize": recipe["input_size"]}
         recipe |= {"augment": [{"name": "random_resized_crop", "smallest": 0.8}]}
         recipe["metrics"] = ["recall", "map_at_r", "nmi"]
-    losses = {loss: template["losses"][loss] for loss in table["rows"]["loss"]}
+    losses = {loss: losses[loss] for loss in table["rows"]["loss"]}
     machine = {"device": "cpu", "workers": 0}
     return {"tables": {"losses": table}, "machine": machine, "recipes": {name: recipe}, "losses": losses}
 

@@ -208,10 +208,15 @@ def draw(folder):
 
 def test_your_own_dataset(follow):
     copy, printed = follow("docs/own_dataset.md", prepare=draw)
+    assert "characters: 13 classes with 104 images for training, 12 with 96 for retrieval (seed 0)" in printed
+    seen = re.findall(r"^(?:\?\?| M) (\S+)$", printed, re.M)
+    assert {"papers/characters/", "metrics/runs/characters/"} <= {*seen}
+    assert [path for path in seen if not re.match(r"papers/|metrics/|data/dvc\.lock$|dvc\.lock$", path)] == []
     assert "drawings train: 120 images, 15 classes" in printed and "drawings test: 80 images, 10 classes" in printed
     first, experiment = printed.split("Reproducing experiment")
     places = [f"{loss}/{seed}" for loss in ("proxy_an", "proxy_nca") for seed in (0, 1)]
-    assert sorted(place.split("/", 3)[3] for place in RUN.findall(first)) == [*places, "raw_pixels/0"]
+    by_hand = [place for place in RUN.findall(first) if place.startswith("mine/")]
+    assert sorted(place.split("/", 3)[3] for place in by_hand) == [*places, "raw_pixels/0"]
     assert [place.split("/", 3)[3] for place in RUN.findall(experiment)] == ["proxy_an/0", "proxy_an/1"]
     found = table(copy, "mine/unseen")["drawings"]
     assert 0.1 < found["raw_pixels"]["last_epoch"]["recall@1"]["mean"] < 1
@@ -289,7 +294,7 @@ def photographs(folder):
     grid = folder / "papers/photos/params.yaml"
     params = yaml.safe_load(grid.read_text())
     params["tables"]["losses"].update(rows={"loss": ["proxy_anchor"]}, seeds=[0, 1])
-    small = {"epochs": 2, "schedule": {"name": "constant"}, "batch_size": 8, "cpu_threads": 1}
+    small = {"epochs": 2, "epoch_steps": 5, "batch_size": 8, "cpu_threads": 1}
     small |= {"input_size": 32, "test_resize": 36}
     params["recipes"]["photos"].update(small)
     grid.write_text(yaml.safe_dump(params, sort_keys=False))
@@ -299,12 +304,13 @@ def test_photographs(follow):
     copy, printed = follow("docs/photos.md", prepare=photographs)
     assert "photos train: 48 images, 6 classes" in printed and "photos test: 48 images, 6 classes" in printed
     first, experiment = printed.split("Reproducing experiment")
-    places = ["ensemble_of_proxy_anchor/0_ensemble", "proxy_anchor/0", "proxy_anchor/1", "untrained/0"]
+    trained = ["ensemble_of_proxy_anchor/0_ensemble", "proxy_anchor/0", "proxy_anchor/1"]
+    places = [*trained, "raw_pixels/0", "untrained/0"]
     assert sorted(place.split("/", 3)[3] for place in RUN.findall(first)) == places
     # The untrained network is the same under another learning rate.
-    assert sorted(place.split("/", 3)[3] for place in RUN.findall(experiment)) == places[:3]
+    assert sorted(place.split("/", 3)[3] for place in RUN.findall(experiment)) == trained
     found = table(copy, "photos/losses")["photos"]
-    assert found.keys() == {"proxy_anchor", "untrained", "ensemble_of_proxy_anchor"}
+    assert found.keys() == {"proxy_anchor", "untrained", "raw_pixels", "ensemble_of_proxy_anchor"}
     assert all(0 < of["last_epoch"]["recall@1"]["mean"] < 1 for of in found.values())
     assert re.search(r"^\| untrained +\| \d", first, re.M)
     assert "Running stage" not in copy.run("dvc", "repro", "papers/dvc.yaml")

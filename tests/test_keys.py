@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.config import read_params
-from pipeline.runs.key import evaluation_key, training_key
+from pipeline.runs.key import NotReadyError, evaluation_key, training_key
 from pipeline.runs.run import make_run
 from tests import GRID
 from tests.package import Package
@@ -73,6 +73,12 @@ def package(tmp_path_factory):
         made.keys = keys()
         yield made
         made.close()
+
+
+def test_missing_data_name_their_stage():
+    assert str(NotReadyError(Path("data/splits/glyphs/test.csv"))).endswith("(`dvc repro split`)")
+    said = str(NotReadyError(Path("data/subsets/cub/partial_0.1.csv")))
+    assert said.endswith("(`dvc repro data/dvc.yaml:subsets@cub`, after `python -m pipeline.choose GRID`)")
 
 
 TRAINED = {"an", "nca", "gml", "resnet", "chooses", "held"}

@@ -111,6 +111,7 @@ def test_a_damaged_manifest_is_named_with_its_line_and_stage(path, damage):
     [
         (b"", "does not begin with the columns image,label,name"),
         (b"<html></html>\n", "does not begin with the columns image,label,name"),
+        (b"\xef\xbb\xbfimage,label,name\n", "does not begin with the columns image,label,name, but with a byte order"),
         (b"image,label,name\n\xff\xfe", "line 2 is not UTF-8 text"),
         (
             b'image,label,name\n0,0,"train/a/0.png\n',
@@ -118,7 +119,7 @@ def test_a_damaged_manifest_is_named_with_its_line_and_stage(path, damage):
         ),
         (b"image,label,name\n0,0," + b"x" * 200_000, "line 2 cannot be read (field larger than"),
     ],
-    ids=["empty", "web page", "binary", "quote", "long field"],
+    ids=["empty", "web page", "byte order mark", "binary", "quote", "long field"],
 )
 def test_what_is_no_manifest_is_named(content, reason):
     path = SPLITS / "test.csv"

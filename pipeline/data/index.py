@@ -95,7 +95,10 @@ def read_rows(path: Path, headers: Sequence[list[str]], again: str) -> Iterator[
     lines = csv.reader(io.StringIO(text, newline=""))
     try:
         if next(lines, None) not in headers:
-            raise BadInputError(f"{path} does not begin with the columns {','.join(headers[-1])}: {again}")
+            raise BadInputError(
+                f"{path} does not begin with the columns {','.join(headers[-1])}"
+                f"{', but with a byte order mark, as Excel writes it' * text.startswith(chr(0xFEFF))}: {again}"
+            )
         for row in lines:
             yield lines.line_num, row
     except csv.Error as error:

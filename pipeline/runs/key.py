@@ -92,7 +92,11 @@ class NotReadyError(BadInputError):
 
     def __init__(self, path: Path):
         self.path = path
-        super().__init__(f"{path} is missing: run the stages that make it (`dvc repro`)")
+        _, folder, dataset, *_ = (*path.parts, "", "")
+        stage = "subsets" if folder == "subsets" else "split"
+        cure = f"dvc repro {stage}" if dataset == "glyphs" else f"dvc repro data/dvc.yaml:{stage}@{dataset}"
+        first = "" if dataset == "glyphs" else ", after `python -m pipeline.choose GRID`"
+        super().__init__(f"{path} is missing: run the stages that make it (`{cure}`{first})")
 
 
 def retrieved_manifests(dataset: str) -> list[Path]:
