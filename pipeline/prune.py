@@ -15,6 +15,7 @@ a removed run.
 
 import argparse
 import json
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +95,11 @@ class Wanted:
             return False
 
 
+OURS = re.compile(r"|\.(checkpoint(\.damaged)?|history\.csv|log|error\.json|graphs|checked|damaged(-\d+)?)")
+"""What follows the key in names of the store that can be removed. A lock is empty and never removed, because another
+process may be about to lock it."""
+
+
 def keys_in(text: bytes) -> set[str]:
     """The keys of an evaluation and of its training in a metrics file."""
     try:
@@ -151,8 +157,7 @@ def removable(wanted: Wanted) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted(store.STORE.iterdir()):
         key, ending = path.name[:64], path.name[65:]
-        # A lock is empty and never removed, because another process may be about to lock it.
-        if not store.is_key(key) or ending == "lock" or store.holder(key):
+        if not store.is_key(key) or not OURS.fullmatch(path.name[64:]) or store.holder(key):
             continue
         record = said(path) if path.is_dir() else {}
         if not ending or key not in kept:

@@ -303,6 +303,8 @@ def test_what_an_experiment_names_is_kept_and_what_is_not_known_is_not_removed(f
         prune.removable(wanted)
     wanted.unclear = {}
     store.beside(keys[0], "damaged").mkdir()
+    store.beside(keys[1], "mine").mkdir()
+    store.beside(keys[1], "lock").touch()
     assert sorted(path.name[:70] for path, _ in prune.removable(wanted)) == sorted(
         [keys[1], f"{keys[1]}.checked"[:70], f"{keys[0]}.damag"]
     )
