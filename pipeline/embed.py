@@ -191,6 +191,8 @@ def main() -> None:
     device = words.device or read_params(Path("params.yaml")).machine.device
     files = found(words.images)
     gallery = read_collection(words.among, record) if words.among else None
+    if words.nearest and gallery is None and len(files) < 2:
+        raise BadInputError("--nearest: one image has no others: name more images, or search with --among")
     with tempfile.TemporaryDirectory(prefix="embed-") as scratch:
         images, folder = sources(files, words.upright, words.leave_out), Path(scratch, "packed")
         try:

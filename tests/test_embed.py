@@ -123,6 +123,7 @@ def test_what_cannot_be_read_is_named_and_can_be_left_out(project, drawings, tmp
         (("drawings", "--out", "data/store/x.npz"), "is inside data/store, where nothing else may be"),
         (("drawings", "--nearest", "1", "--page", "params.yaml/x.html"), "params.yaml is not a folder"),
         (("drawings", "--nearest", "0"), "--nearest is 0"),
+        (("drawings/a/00.png", "--nearest", "1"), "--nearest: one image has no others"),
         (("drawings", "--out", "x.npz", "--page", "x.html"), "--among and --page need --nearest"),
         (("drawings", "--nearest", "1", "--among", "params.yaml"), "is not a file that this command wrote"),
         (("drawings", "--out", "x.npz", "--weights", "held_out"), "choose among"),
