@@ -44,12 +44,12 @@ def main() -> None:
         metavar="recipe.KEY=VALUE",
         help="or loss.KEY=VALUE: change settings for this run only",
     )
-    subset = parser.add_mutually_exclusive_group()
-    subset.add_argument("--partial", type=float, metavar="RATE", help="train on this share of each class's images")
-    subset.add_argument("--imbalanced", type=int, metavar="GAMMA", help="train on classes with long-tailed sizes")
-    protocol = parser.add_mutually_exclusive_group()
-    protocol.add_argument("--choose-epoch", action="store_true", help="choose the epoch on held-out training classes")
-    protocol.add_argument(
+    # A subset has images of the classes that would be held out, so it goes with neither of the last two.
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--partial", type=float, metavar="RATE", help="train on this share of each class's images")
+    one.add_argument("--imbalanced", type=int, metavar="GAMMA", help="train on classes with long-tailed sizes")
+    one.add_argument("--choose-epoch", action="store_true", help="choose the epoch on held-out training classes")
+    one.add_argument(
         "--held-out", action="store_true", help="end after the epoch that the same run with --choose-epoch chose"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="instead of the params file's machine.device")

@@ -322,6 +322,7 @@ TABLES = [
     ("gamma: 10^400", table(loss="proxy_an", rows={"gamma": [10**400]}), r"rows.*gamma|tables\.glyphs\.rows: "),
     ("gamma: 0", table(loss="proxy_an", rows={"gamma": [0]}), r"rows\.gamma: found 0, give whole numbers"),
     ("gamma: 10.5", table(loss="proxy_an", rows={"gamma": [10.5]}), r"rows\.gamma: found 10\.5, give whole numbers"),
+    ("a subset, held out", table(loss="proxy_an", rows={"rate": [0.1]}, protocols=["held_out"]), "leave held_out out"),
     ("rate and gamma", table(loss="proxy_an", rows={"rate": [0.1], "gamma": [10]}), "rate and gamma each choose"),
     (
         "-0.1 first",

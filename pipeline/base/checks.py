@@ -145,6 +145,12 @@ def _axis_problems(params: Params, table: Table, losses: set[str]) -> Iterator[s
             yield f".rows.{key}: found {wrong[0]!r}, give {range_}"
     if all(key in table.rows for key in SUBSETS):
         yield ".rows: rate and gamma each choose the training images, keep one of them"
+    if "held_out" in table.protocols:
+        yield from (
+            f".rows.{key}: the epoch would be chosen on classes that these images are of, too, leave held_out out"
+            for key in SUBSETS
+            if key in table.rows
+        )
 
 
 def _fits_subset(key: str, value: str | int | float) -> bool:
