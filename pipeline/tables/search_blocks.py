@@ -83,7 +83,8 @@ def _tried(dataset: str, of: list[Searched], search: Search, seeds: int) -> Bloc
         f"Budget: {search.tries} tries for each row, the settings as they are among them, with one seed. best try: the "
         f"highest Recall@1 on held-out training classes ({folds}), by which a try is chosen; it "
         "flatters a little. spread over tries: the standard deviation, in points, without tries that diverged. within "
-        f"a point: the share of tries that are at most a point below the best. The final runs have {seeds} seeds."
+        f"a point: the share of tries that are at most a point below the best. Seeds of each "
+        f"final row: {seeds}."
     )
     title = f"The search on {dataset}: Recall@1 on held-out training classes, in percent"
     return Block(title, head, lines, notes=[note])
