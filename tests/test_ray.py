@@ -17,7 +17,7 @@ from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
 from pipeline.engines import ray_node
 from pipeline.engines.one_run import differences
-from pipeline.engines.ray import Head, joined, work
+from pipeline.engines.ray import work
 from pipeline.engines.ray_tasks import Clones, Workers, needs, packed_code, room
 from pipeline.health.engines import engines
 from pipeline.runs.grid import grid_runs
@@ -187,19 +187,35 @@ def test_clones_without_a_common_file_system(project, tmp_path, ray, sequential,
     assert files_of(grid.folder) == sequential
 
 
+AWAY = """
+import sys
+import time
+from pipeline.base.command import exit_with
+from pipeline.base.machine import Machine
+from pipeline.engines.ray import Head, joined
+
+def main():
+    with joined(Machine(device="cpu", workers=0, engine="ray", ray_address=sys.argv[1])) as package:
+        head = Head(package, sys.argv[1])
+        while True:
+            print(head.answers(3), flush=True)
+            time.sleep(0.5)
+
+exit_with(main)
+"""
+"""Waits for a head, as a command does."""
+
+
 @pytest.mark.ray
 def test_a_head_that_goes_away_is_one_error(ray):
     """The last test on this cluster. Ray itself would wait, and abort the process after a minute."""
-    with (
-        pytest.raises(BadInputError, match=r"head at .* has not answered for 30 s .*: 3 runs are left\. Start this"),
-        joined(Machine(device="cpu", workers=0, engine="ray", ray_address=ray.address)) as package,
-    ):
-        head = Head(package, ray.address)
-        assert head.answers(3)
-        ray.ask("kill head")
-        while True:
-            assert not head.answers(3)
-            time.sleep(0.5)
+    command = [sys.executable, "-c", AWAY, ray.address]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "True\n"
+    ray.ask("kill head")
+    _, errors = process.communicate(timeout=240)
+    assert re.search(r"^error: .*head at \S+ has not answered for 30 s .*: 3 runs are left\. Start this", errors, re.M)
+    assert process.returncode == 2 and "Traceback" not in errors, errors
 
 
 NODES = [

@@ -73,11 +73,11 @@ class Grid:
 
     def caught(self, process: subprocess.Popen) -> None:
         """Wait until a run of this command is in a step that does not end."""
-        until(self.hold.caught, 120, "no run is in a step", process)
+        until(self.hold.caught, 300, "no run is in a step", process)
 
     def asked(self, process: subprocess.Popen | None = None) -> None:
         """Wait until that run knows that it has been asked to stop."""
-        until(self.hold.asked, 120, "no run is asked to stop", process)
+        until(self.hold.asked, 300, "no run is asked to stop", process)
 
     def states(self, table: str | None = "two") -> dict[str, str]:
         lines = self.run("--dry-run", table=table).splitlines()

@@ -67,7 +67,7 @@ class Held:
     def caught(self):
         """Wait until the run is in a step that does not end; gives its task, the only one that is left."""
         self.grid.caught(self.process)
-        until(lambda: len(tasks("RUNNING")) == 1, 120, "the other worker does not end", self.process)
+        until(lambda: len(tasks("RUNNING")) == 1, 300, "the other worker does not end", self.process)
         return tasks("RUNNING")[0]
 
     def let_go(self):
@@ -178,7 +178,7 @@ def test_a_task_that_stops_requeues_itself_and_no_other(held, grid, project, tmp
 
     grid.settings(edit)
     held.start("many")
-    until(lambda: grid.hold.caught(3) and len(tasks()) == 3, 120, "one has to end, three have to wait", held.process)
+    until(lambda: grid.hold.caught(3) and len(tasks()) == 3, 300, "one has to end, three have to wait", held.process)
     array = sorted(tasks("RUNNING"))
     grid.hold.let_go_asked()
     for task in (array[0], array[-1], array[1]):

@@ -11,6 +11,7 @@ started again. A stop is passed on by `ray.cancel`: at the first stop the runs s
 import importlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ def reach(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=5).close()
 
 
+class HeadAwayError(BadInputError):
+    """The head of the cluster does not answer. Nothing may be asked of Ray any more, not even to leave the cluster."""
+
+
 class Head:
     """The head of the cluster that this process has joined."""
 
@@ -56,12 +61,12 @@ class Head:
 
     def answers(self, left: int) -> bool:
         """Whether the head answers now. If it does not, nothing may be asked of Ray, which would wait or abort. Raises
-        `BadInputError` if it has not answered for too long; `left` runs are left then."""
+        `HeadAwayError` if it has not answered for too long; `left` runs are left then."""
         try:
             reach(self.address)
         except OSError as error:
             if time.monotonic() > self.heard + HEAD_AWAY:
-                raise BadInputError(
+                raise HeadAwayError(
                     f"Ray's head at {self.address} has not answered for {HEAD_AWAY} s ({first_line(error)}): {left} "
                     "runs are left. Start this command again when the cluster is up: runs go on from their checkpoints"
                 ) from None
@@ -73,7 +78,8 @@ class Head:
 @contextmanager
 def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
     """Join the cluster at `machine.ray_address` while the block runs, and yield Ray's package. `show` says whether the
-    output of tasks is shown. Raises `BadInputError` if there is no cluster."""
+    output of tasks is shown. Raises `BadInputError` if there is no cluster. After a `HeadAwayError` in the block the
+    process ends with exit code 2."""
     ray = package()
     address = machine.ray_address
     try:
@@ -87,8 +93,16 @@ def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
         ) from None
     try:
         yield ray
-    finally:
+    except HeadAwayError as error:
+        # To leave the cluster, Ray would wait for the head, and abort this process after a minute, often before this
+        # message. Without that Python's own end crashes, because of Ray's threads. So this is the end.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def check(machine: Machine) -> None:
