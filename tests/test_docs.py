@@ -43,7 +43,7 @@ def follow(project, tmp_path):
             elif language == "bash":
                 script += code
             executed += bool(name) or language == "bash"
-        assert executed >= 2
+        assert executed >= 3
         printed = copy.run("bash", "-c", script)
         left_for_git(copy)
         return copy, printed
