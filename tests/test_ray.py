@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from pipeline.base.files import BadInputError
 from pipeline.base.machine import Machine
 from pipeline.engines import ray_node
 from pipeline.engines.one_run import differences
-from pipeline.engines.ray import work
+from pipeline.engines.ray import quiet_threads, work
 from pipeline.engines.ray_tasks import Clones, Workers, needs, packed_code, room
 from pipeline.health.engines import engines
 from pipeline.runs.grid import grid_runs
@@ -216,6 +217,22 @@ def test_a_head_that_goes_away_is_one_error(ray):
     _, errors = process.communicate(timeout=240)
     assert re.search(r"^error: .*head at \S+ has not answered for 30 s .*: 3 runs are left\. Start this", errors, re.M)
     assert process.returncode == 2 and "Traceback" not in errors, errors
+
+
+def test_rays_threads_are_silent_when_the_connection_breaks(monkeypatch):
+    ray = pytest.importorskip("ray")
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda error: shown.append(error.exc_type))
+
+    def fail(error):
+        raise error
+
+    with quiet_threads(ray):
+        for error in (ray.exceptions.RpcError("Connection reset by peer"), ZeroDivisionError("of ours")):
+            thread = threading.Thread(target=fail, args=[error])
+            thread.start()
+            thread.join()
+    assert shown == [ZeroDivisionError]
 
 
 NODES = [

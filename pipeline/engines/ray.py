@@ -12,6 +12,7 @@ import importlib
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,23 @@ class Head:
 
 
 @contextmanager
+def quiet_threads(ray: Any) -> Iterator[None]:
+    """While the block runs, Ray's own threads do not print a traceback when the connection to the head breaks: `Head`
+    says that, in one sentence."""
+    usual = threading.excepthook
+
+    def show(error: threading.ExceptHookArgs) -> None:
+        if not issubclass(error.exc_type, ray.exceptions.RpcError):
+            usual(error)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
+
+
+@contextmanager
 def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
     """Join the cluster at `machine.ray_address` while the block runs, and yield Ray's package. `show` says whether the
     output of tasks is shown. Raises `BadInputError` if there is no cluster. After a `HeadAwayError` in the block the
@@ -92,7 +110,8 @@ def joined(machine: Machine, show: bool = True) -> Iterator[Any]:
             f"--head), or set {variable('ray_address')}"
         ) from None
     try:
-        yield ray
+        with quiet_threads(ray):
+            yield ray
     except HeadAwayError as error:
         # To leave the cluster, Ray would wait for the head, and abort this process after a minute, often before this
         # message. Without that Python's own end crashes, because of Ray's threads. So this is the end.
