@@ -57,4 +57,4 @@ LABEL org.opencontainers.image.title="Proxy losses, reproduced" \
       org.opencontainers.image.revision=$REVISION
 USER 1000:1000
 ENTRYPOINT ["/usr/local/bin/entrypoint"]
-CMD ["dvc", "repro"]
+CMD ["docker/default.sh"]

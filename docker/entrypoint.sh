@@ -1,6 +1,6 @@
 #!/bin/sh
 # Every start of the container: places to write caches to, a word on small shared memory, the image's identity, and
-# then the command, which is `dvc repro` where none is given.
+# then the command, which is docker/default.sh where none is given.
 set -eu
 
 # Of DVC's index of file hashes each user has one, for nobody else can write to it.
