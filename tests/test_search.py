@@ -18,8 +18,9 @@ from pipeline.base.search import PRIMES, Search, halton
 from pipeline.runs import tried
 from pipeline.runs.grid import grid_runs
 from pipeline.tables.charts import tries as chart
+from pipeline.tables.layouts import Content
 from pipeline.tables.rows import collect_table, final_runs
-from pipeline.tables.search_blocks import RULE, _order
+from pipeline.tables.search_blocks import RULE, _order, blocks
 from pipeline.tables.searches import expected_best, searches
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.hold import until
@@ -99,7 +100,7 @@ LOSSES = ("proxy_an", "proxy_anchor", "proxy_nca")
 
 def test_the_final_runs_are_those_of_the_chosen_try(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = written(tmp_path, {"tries": 3, "folds": 2, "recipe": RATE}, LOSSES)
+    path = written(tmp_path, {"tries": 3, "folds": 2, "recipe": RATE}, LOSSES, raw_pixels=True)
     results = {}
     monkeypatch.setattr("pipeline.runs.grid.result", lambda run, metrics, *_: results.get(metrics.parent.name))
     monkeypatch.setattr("pipeline.tables.searches.result", lambda run, metrics, *_: results.get(metrics.parent.name))
@@ -125,11 +126,20 @@ def test_the_final_runs_are_those_of_the_chosen_try(tmp_path, monkeypatch):
     values = {"proxy_an.try_1": 0.7, "proxy_anchor.try_1": 0.6, "proxy_nca.try_1": 0.5}
     values |= {"proxy_an.try_2": 0.9, "proxy_anchor.try_2": 0.7, "proxy_nca.try_2": 0.8}
     for row in rows:
-        row.found[RULE] = {seed: (Path("a.json"), {"recall@1": values[row.name]}) for seed in (0, 1)}
+        rule = RULE if row.name in values else "last_epoch"
+        metrics = {"recall@1": values.get(row.name, 0.65)}
+        row.found[rule] = {run.run.seed: (Path("a.json"), metrics) for run in row.runs}
     table = read_params(path).tables["one"]
     found = searches(runs, rows)
     assert [(one.name, one.chosen, one.near) for one in found] == [(loss, 2, 1 / 3) for loss in LOSSES]
     assert "by Recall@1 as they are and as chosen: 0.50." in _order(found)[0] and _order(found[:2]) == []
+    content = Content(table, rows, ["recall@1"], None, {}, found)
+    block = blocks(content)[0]
+    shown = [[entry.text for entry in line.entries] for line in block.lines]
+    assert [line[0] for line in shown] == ["proxy_an", "proxy_nca", "proxy_anchor", "raw_pixels"]
+    assert [line[3].split()[0] for line in shown] == ["best", "-10.00", "-20.00", "–"] and shown[2][4] == "<0.001"
+    assert block.notes[-1].startswith("Not better than") and "raw_pixels" in block.notes[-1], block.notes
+    assert "proxy_anchor.try_1, proxy_nca.try_1" in block.notes[-1]
     for name in ("once", "again"):
         chart(tmp_path / f"{name}.svg", [replace(found[0], best=None), *found[1:]], table)
     drawn = (tmp_path / "once.svg").read_bytes()

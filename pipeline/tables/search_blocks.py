@@ -1,12 +1,14 @@
 """The layout of a table with a search: for each dataset, what the rows give on the test set with their settings as they
-are and with the chosen ones, and what the search found."""
+are and with the chosen ones, best first and tested against the best, and what the search found."""
 
 import statistics
 
 from pipeline.base.search import Search
 from pipeline.tables.columns import RANKED_BY, heading
-from pipeline.tables.layouts import Content, not_better
+from pipeline.tables.layouts import Content, not_better, rule_of
+from pipeline.tables.layouts.ranked import complete, explained, less_the_best
 from pipeline.tables.model import Block, Entry, Line, Number
+from pipeline.tables.ranking import ranked
 from pipeline.tables.rows import SELECTIONS, is_extra
 from pipeline.tables.searches import Searched
 
@@ -27,20 +29,40 @@ def blocks(content: Content) -> list[Block]:
 
 def _final(content: Content, dataset: str, of: list[Searched]) -> Block:
     columns = content.settings.columns or [name for name in (RANKED_BY, "map@r") if name in content.columns]
+    best = complete([one.best for one in of if one.best], RULE)
+    places = {place.row.name: place for place in ranked(best, RULE)} if best else {}
+    order = {
+        name: place for place, name in enumerate(places)
+    }  # rows that lack runs come last, in the order of the grid
+    of = sorted(of, key=lambda one: order.get(one.best.name, len(order)) if one.best else len(order))
+    left = [one.name for one in of if one.best is None or one.best.name not in places]
+    tested = any(place.test for place in places.values())
+    nothing = ["–", *[""] * tested] if places else []
     lines = []
     for one in of:
         numbers = [Number(row, RULE, metric) for metric in columns for row in (one.first, one.best or one.first)]
         entries = [Entry(number.cell.text(), number) for number in numbers]
         if one.best is None:  # what is chosen is not known
             entries[1::2] = [Entry("not known yet") for _ in columns]
-        lines.append(Line([Entry(one.name), *entries], one.first))
-    for row in (row for row in content.of(dataset) if is_extra(row)):
-        texts = [(number.cell.text(), number) for metric in columns for number in [Number(row, "last_epoch", metric)]]
-        lines.append(Line([Entry(row.name), *(e for t in texts for e in (Entry(*t), Entry("–")))], row))
+        tests: dict[str, dict[str, float]] = {}
+        if one.name in left:
+            entries += map(Entry, nothing)
+        elif one.best:
+            less, p, tests = less_the_best(places[one.best.name])
+            entries += [Entry(less), *([Entry(p)] if tested else [])]
+        lines.append(Line([Entry(one.name), *entries], one.first, tests))
+    extra = [row for row in content.of(dataset) if is_extra(row)]
+    for row in extra:
+        numbers = [Number(row, rule_of(row, RULE), metric) for metric in columns]
+        entries = [entry for of in numbers for entry in (Entry(of.cell.text(), of), Entry("–"))]
+        lines.append(Line([Entry(row.name), *entries, *(Entry(text) for text in nothing)], row))
     head = ["", *(f"{heading(metric)}, {which}" for metric in columns for which in ("as it is", "chosen"))]
+    head += ["Recall@1, chosen, less the best's", *(["p"] if tested else [])] if places else []
     notes = [
         "As it is: the settings of the params file, which are the first try. Chosen: those of the try that was best on "
         "held-out classes. Each run looked at the test set once, after the epoch that held-out classes chose.",
+        *explained([*places.values()], extra),
+        *([f"Not compared, because runs are missing: {', '.join(left)}."] if left and places else []),
         *_order(of),
         *not_better(content.of(dataset), RULE),
     ]

@@ -2,7 +2,7 @@
 Rows that the table added are shown below the others and not tested."""
 
 from pipeline.tables.columns import RANKED_BY, heading
-from pipeline.tables.layouts import Content, not_better
+from pipeline.tables.layouts import Content, not_better, rule_of
 from pipeline.tables.model import Block, Entry, Line, Number
 from pipeline.tables.ranking import Ranked, ranked
 from pipeline.tables.rows import SELECTIONS, Row, is_extra, protocol_of, ranking_rule
@@ -34,12 +34,14 @@ def _block(content: Content, dataset: str, rule: str) -> Block:
     tested = any(place.test for place in places)
     lines = [_ranked_line(place, rule, metrics, tested) for place in places]
     for row in extra:
-        # Without training there is nothing that a rule could choose.
-        own = rule if rule != "held_out" or row.found[rule] else "last_epoch"
-        lines.append(Line([Entry(row.name), *_numbers(row, own, metrics), *map(Entry, ["–", *[""] * tested])], row))
+        lines.append(
+            Line(
+                [Entry(row.name), *_numbers(row, rule_of(row, rule), metrics), *map(Entry, ["–", *[""] * tested])], row
+            )
+        )
     head = ["", *map(heading, metrics), "Recall@1 less the best's", *(["p"] if tested else [])]
     title = f"{SELECTIONS[rule]}. In percent"
-    notes = [*_explained(places, extra), *not_better(rows, rule)]
+    notes = [*explained(places, extra), *not_better(rows, rule)]
     left = [row.name for row in rows if row not in shown]
     notes += [f"Not compared, because runs are missing: {', '.join(left)}."] if left and places else []
     return Block(title, head, lines if metrics else [], dataset, notes)
@@ -49,7 +51,8 @@ def _numbers(row: Row, rule: str, metrics: list[str]) -> list[Entry]:
     return [Entry(row.cell(rule, metric).text(), Number(row, rule, metric)) for metric in metrics]
 
 
-def _ranked_line(place: Ranked, rule: str, metrics: list[str], tested: bool) -> Line:
+def less_the_best(place: Ranked) -> tuple[str, str, dict[str, dict[str, float]]]:
+    """What a row has less than the best one, with its interval; its p; and both for the .json file."""
     first, p, tests = "best", "", {}
     if place.difference is not None:
         first = f"{place.difference:+.2f}"
@@ -59,11 +62,16 @@ def _ranked_line(place: Ranked, rule: str, metrics: list[str], tested: bool) -> 
         p = "<0.001" if place.test.p < 0.001 else f"{place.test.p:.3f}"
         interval = {"low": round(place.test.low / 100, 4), "high": round(place.test.high / 100, 4)}
         tests["less_the_best"] |= interval | {"p": round(place.test.p, 3)}
+    return first, p, tests
+
+
+def _ranked_line(place: Ranked, rule: str, metrics: list[str], tested: bool) -> Line:
+    first, p, tests = less_the_best(place)
     shown = [Entry(first), *([Entry(p)] if tested else [])]
     return Line([Entry(place.row.name), *_numbers(place.row, rule, metrics), *shown], place.row, tests)
 
 
-def _explained(places: list[Ranked], extra: list[Row]) -> list[str]:
+def explained(places: list[Ranked], extra: list[Row]) -> list[str]:
     """Sentences on what the columns mean."""
     notes = []
     if not places:
