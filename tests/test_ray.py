@@ -219,8 +219,10 @@ def test_a_head_that_goes_away_is_one_error(ray):
     assert process.returncode == 2 and "Traceback" not in errors, errors
 
 
+@pytest.mark.ray
 def test_rays_threads_are_silent_when_the_connection_breaks(monkeypatch):
-    ray = pytest.importorskip("ray")
+    import ray
+
     shown = []
     monkeypatch.setattr(threading, "excepthook", lambda error: shown.append(error.exc_type))
 
