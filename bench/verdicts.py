@@ -95,7 +95,7 @@ table answers *consistent*, *differs* or *cannot say*:
 
 - The **prediction interval** for one more run is our mean ± t·s·sqrt(1 + 1/n), with n seeds and a spread s that all
   rows with the same training images share, unless a row's spread is grossly larger (Cochran's test at 1 %). It is never
-  narrower than with the spread that the ledger states, and it includes the error of reading a chart.
+  narrower than with the spread that `published.yaml` states, and it includes the error of reading a chart.
 - **consistent**: the printed number is no further from our mean than chance explains at the *stated* spread, and the
   interval is no wider than the table's limit. The limit is the size of the effects that the table is read for.
 - **differs by x**: the printed number is outside the interval.
@@ -114,8 +114,8 @@ Then only a difference of several points can be called different, and nothing is
 ## How to read the simulation
 A cell is the share, in percent, of *consistent* / *differs* / *cannot say*, and in brackets the share of "reproduced"
 by the rule that this project had before: within {tolerance} points, or within the interval of our own mean. The method
-behind the printed number is truly better by so many points. The table has {rows} rows; the ledger states a spread of
-{stated}; the limit is {limit} point. Each cell has {times} tables, so a share is known to about 1.5 points.
+behind the printed number is truly better by so many points. The table has {rows} rows; `published.yaml` states a spread
+of {stated}; the limit is {limit} point. Each cell has {times} tables, so a share is known to about 1.5 points.
 
 A sound check rarely says *consistent* where the method is 2 or 3 points short, at any spread. The rule before said
 "reproduced" the more often the noisier the runs were.
