@@ -1,5 +1,6 @@
 """What the project says of itself: one version, and whose work it builds on, as the installed packages say it."""
 
+import datetime
 import importlib.metadata
 import re
 import subprocess
@@ -17,10 +18,15 @@ NOTICED = re.findall(
 
 
 def test_one_version():
-    """Of pyproject.toml, of the citation, and the newest in the list of changes."""
+    """Of pyproject.toml, of the citation, and the newest in the list of changes, whose dates are days."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
-    assert re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
+    releases = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    parts = [re.fullmatch(r"(\d+\.\d+\.\d+) \((20\d\d-\d\d-\d\d)\)", line).groups() for line in releases]
+    numbers, dates = zip(*parts, strict=True)
+    assert numbers[0] == version
+    assert [*numbers] == sorted(numbers, key=lambda number: [*map(int, number.split("."))], reverse=True)
+    assert [*dates] == sorted(map(str, map(datetime.date.fromisoformat, dates)), reverse=True)
 
 
 def test_make_and_the_package_list_what_there_is():
