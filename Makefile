@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # pip compiles no modules here, so Python has to keep what it compiles: without that each process starts seconds later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help repro compare claims papers tables rehearse setup ray test test-fast lint bench-gpu doctor pictures image image-test lock clean
+.PHONY: help repro compare claims papers tables rehearse setup ray test test-fast lint bench-gpu doctor pictures site image image-test lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'python -m pipeline lists the commands. Where to begin: README.md'
@@ -82,6 +82,10 @@ doctor: .venv/requirements ## is this machine fit for the pipeline?
 pictures: .venv/tests ## README's pictures, with chromium
 	dvc repro
 	python -m tests.pictures
+
+# README, pages, tables and reports in site/html: open site/html/index.html, or put the folder on a server.
+site: .venv/tests ## all pages, tables and reports as one site, with a search
+	python -m tests.site site
 
 # Builds a container image of the last commit. For more options, such as another base image: docs/container.md.
 ENGINE ?= docker

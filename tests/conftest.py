@@ -154,3 +154,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests that are marked so."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        path = shutil.which("chromium") or shutil.which("chromium-browser")
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -29,7 +29,6 @@ from pipeline.work.evaluation import kept_embeddings, query_results
 from tests.conftest import ROOT
 from tests.records import write_metrics
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\u202egnp.evil", "plain & simple", "{{ 7*7 }}")
 """Of images and classes."""
 SECTIONS = 8
@@ -250,16 +249,6 @@ def test_a_map_has_images_of_every_class():
     rows = spread(labels, 23)
     assert len(rows) == 23 and np.bincount(labels[rows])[7:].tolist() == [10, 3, 10]
     assert spread(labels, 200).tolist() == list(range(103))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
