@@ -15,15 +15,14 @@ code at the end is 1.
 with exit code 143; a second one ends them at once.
 
 At the end data/runs, data/queries and metrics/runs show the grid's runs by name. --table, --row and --seed make only a
-part of the grid; --dry-run prints what there is to do.
+part of the grid; --dry-run checks their settings and prints what there is to do.
 """
 
 import argparse
 import os
 import sys
 
-from pipeline.base.checks import choice_problems
-from pipeline.base.choices import chosen, value_problems
+from pipeline.base.choices import chosen
 from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
@@ -31,32 +30,12 @@ from pipeline.base.machine import Machine
 from pipeline.engines import slurm
 from pipeline.engines.local import TERMINATED, Outcome, Pool, Worker
 from pipeline.engines.server import in_server
-from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, chosen_grids, grid_folder, grid_runs
+from pipeline.runs.grid import DEFAULT, ENSEMBLE, GridRun, check, chosen_grids, grid_folder, grid_runs
 from pipeline.runs.key import NotReadyError
 from pipeline.runs.names import make_folders, note_done, show, take_in, tidy
 from pipeline.runs.states import keys_of
 from pipeline.runs.tried import DIVERGED
 from pipeline.work.copies import clear
-
-
-def check(grid: str, runs: list[GridRun]) -> None:
-    """Check all runs of a grid, including their networks and losses, before the first one is started. It is called in
-    the server, which has torch. Raises `BadInputError` with all problems."""
-    from pipeline.networks.outline import backbone_problems  # here, because only this function needs torch
-
-    problems: dict[str, None] = {}
-    for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
-        problems |= dict.fromkeys(f"{source.split(': ')[-1]}.{problem}" for problem in backbone_problems(recipe))
-    # A row may change a recipe, so its values are checked once for each recipe that comes of it.
-    for run in {(run.run.source, str(run.run.recipe.choices())): run for run in runs}.values():
-        place = run.run.source.split(": ")[-1]
-        problems |= dict.fromkeys(f"{place}.{problem}" for problem in choice_problems(run.run.recipe))
-    for run in runs:
-        if run.run.trained:
-            name = f"{run.run.loss_source.split(': ')[-1]}"
-            problems |= dict.fromkeys(value_problems("loss", run.run.loss, run.run.loss_settings, name))
-    if problems:
-        raise BadInputError("\n  ".join([f"{grid_folder(grid) / 'params.yaml'}:", *problems]))
 
 
 def asked_for(words: argparse.Namespace) -> list[GridRun]:
@@ -127,7 +106,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--table", help="make only the runs of this table")
     parser.add_argument("--row", help="make only this row, such as 512 or proxy_an-12.0-0.1")
     parser.add_argument("--seed", type=int, help="make only this seed")
-    parser.add_argument("--dry-run", action="store_true", help="print every run and whether it is done")
+    parser.add_argument("--dry-run", action="store_true", help="print each run's state, such as stopped in epoch 3")
     parser.add_argument(
         "--print-script", action="store_true", help="print the script that the engine slurm would submit with sbatch"
     )
@@ -160,11 +139,13 @@ def make(words: argparse.Namespace, asked: list[GridRun], machines: dict[str, Ma
     grids = list(machines)
     if words.worker_since is None:
         take_in(asked, machines)
-    states = [keys_of(run, machines[run.grid].device).state() for run in asked]
+    keys = {run.place: keys_of(run, machines[run.grid].device) for run in asked}
+    to_do = [run for run in asked if not keys[run.place].done()]
     if words.dry_run:
-        print("\n".join(f"{run.place}: {known}" for run, known in zip(asked, states, strict=True)))
+        for grid in dict.fromkeys(run.grid for run in to_do):
+            check(grid, [run for run in to_do if run.grid == grid])
+        print("\n".join(f"{run.place}: {keys[run.place].shown()}" for run in asked))
         sys.exit()
-    to_do = [run for run, known in zip(asked, states, strict=True) if known != "done"]
     to_do = [run for run in to_do if not has_diverged(run, machines)]
     if words.print_script:
         if not to_do:

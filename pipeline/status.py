@@ -6,7 +6,8 @@ named and counts as left. The time is estimated from the runs of the
 same dataset and network that are done here. For each epoch of the recipe it is the number of training images divided by
 the median images/s, plus the median of the other time of an epoch. The evaluation at the end is not included. The time
 is unknown if no such run is done, or if the list of a run's training images is not made yet. A run that two tables
-share counts once, in the first table.
+share counts once, in the first table. The settings of runs that are not done are checked for the grids that are named,
+or for the chosen ones.
 
 --why adds, for runs that are not done, what they have other than the nearest run in the store: settings, data, code by
 the names of definitions, versions of packages. Runs of which this is the same stand in one line.
@@ -21,14 +22,14 @@ from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
 from pipeline.runs import store
 from pipeline.runs.cost import images_in
-from pipeline.runs.grid import GridRun, grid_folder, grid_runs, known_grids
+from pipeline.runs.grid import GridRun, check, chosen_grids, grid_folder, grid_runs, known_grids
 from pipeline.runs.key import NotReadyError, evaluation_key, training_key
 from pipeline.runs.made import training
 from pipeline.runs.record import MetricsRecord, TrainingRecord
 from pipeline.runs.states import keys_of
 from pipeline.runs.why import differences
 
-STATES = ("done", "running", "failed")
+STATES = ("done", "running", "failed", "stopped")
 
 
 def kind(run: GridRun) -> str:
@@ -114,18 +115,22 @@ def main() -> None:
     grids = words.grids or known_grids()
     by_grid = {grid: grid_runs(grid) for grid in grids}
     measured = speeds([run for runs in by_grid.values() for run in runs])
+    devices = {grid: read_params(grid_folder(grid) / "params.yaml").machine.device for grid in grids}
+    states = {run.place: state_of(run, devices[grid]) for grid, runs in by_grid.items() for run in runs}
+    for grid in words.grids or chosen_grids():
+        if left := [run for run in by_grid.get(grid, []) if states[run.place][0] != "done"]:
+            check(grid, left)
     print(
         f"{'grid':18} {'table':12} {'runs':>5} {'done':>5} {'running':>7} {'failed':>6} {'left':>5}  time for the rest"
     )
     seen: set[str] = set()
     every: list[GridRun] = []
     damaged: dict[Path, str] = {}
-    devices = {grid: read_params(grid_folder(grid) / "params.yaml").machine.device for grid in grids}
     for grid, runs in by_grid.items():
         for table in dict.fromkeys(run.table for run in runs):
             counts, left, shared = dict.fromkeys(STATES, 0), [], 0
             for run in (run for run in runs if run.table == table):
-                known, key, wrong = state_of(run, devices[grid])
+                known, key, wrong = states[run.place]
                 if key in seen:
                     shared += 1
                     continue
@@ -139,6 +144,7 @@ def main() -> None:
             every += left
             total = counts["done"] + len(left)
             note = f"; {shared} more runs are in tables above" if shared else ""
+            note += f"; {counts['stopped']} were stopped and go on" if counts["stopped"] else ""
             note += "; then the runs of the settings that are chosen" if any(run.judged for run in left) else ""
             numbers = f"{total:5} {counts['done']:5} {counts['running']:7} {counts['failed']:6} {len(left):5}"
             print(f"{grid:18} {table:12} {numbers}  {hours(left, measured)}{note}".rstrip())

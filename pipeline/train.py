@@ -21,8 +21,9 @@ from pipeline.base.config import read_params
 from pipeline.base.files import check_output
 from pipeline.base.machine import workers
 from pipeline.runs import shown
+from pipeline.runs.cost import images_in
 from pipeline.runs.key import training_key
-from pipeline.runs.run import checked_run
+from pipeline.runs.run import checked_run, read_history
 
 
 def main() -> None:
@@ -76,6 +77,13 @@ def main() -> None:
     params = read_params(words.params, words.recipe or words.dataset, words.loss, words.set)
     device = words.device or params.machine.device
     key = training_key(run, device)
+    most = "at most " if words.held_out else ""
+    print(
+        f"{words.out}: trains {run.recipe.backbone} with {words.loss} on {images_in(run.manifest):,} images of "
+        f"{run.dataset} for {most}{run.recipe.epochs} epochs (seed {run.seed}, {device})",
+        file=sys.stderr,
+        flush=True,
+    )
     # Here, because they import torch: help and errors come a second sooner.
     from pipeline.training.checkpoint import TERMINATED, StoppedError
     from pipeline.training.graphs import GraphsFailedError
@@ -90,6 +98,11 @@ def main() -> None:
         print(f"CUDA graphs failed {error}: the run goes on without them in a new process", file=sys.stderr)
         os.execv(sys.executable, [sys.executable, "-m", "pipeline.train", *sys.argv[1:]])
     shown.show(key.digest, words.out)
+    last = read_history(words.out / "history.csv")[-1]
+    searched = "held-out" if words.choose_epoch else "test"
+    recall = f", {searched} Recall@1 {last['recall@1']:.2%}" if "recall@1" in last else ""
+    every = words.out / "history.csv"
+    print(f"{words.out}: after epoch {last['epoch']} loss {last['loss']:.4f}{recall} (all epochs: {every})")
 
 
 if __name__ == "__main__":

@@ -162,12 +162,20 @@ def test_a_stop_reaches_the_run_and_the_next_start_goes_on(grid, number):
     grid.hold.start()
     process = grid.start("--row", "moody")
     grid.caught(process)
+    assert grid.states() == {"two/moody/0": "running in epoch 1", "two/proxy_an/0": "not run"}
     process.send_signal(number)
     grid.asked(process)
     grid.hold.let_go()
     errors = process.communicate()[1]
     assert process.returncode == 143 and "asked to stop, saved at epoch 1, step 1" in errors
-    assert "Traceback" not in errors and grid.states()["two/moody/0"] == "not run"
+    assert "Traceback" not in errors and grid.states()["two/moody/0"] == "stopped in epoch 1"
+    status = ("python", "-m", "pipeline.status", "mine")
+    assert "; 1 were stopped and go on" in grid.project.run(*status)
+    grid.settings(lambda content: content["losses"]["proxy_an"].update(alpha=-3.0))
+    wrong = r"error: papers/mine/params.yaml:\n  losses.proxy_an.alpha: input should be greater than 0, found -3.0\n$"
+    for said in (grid.run("--dry-run", fails=2), grid.project.run(*status, fails=2)):
+        assert re.search(wrong, said) and "Traceback" not in said
+    grid.settings(lambda content: content["losses"]["proxy_an"].update(alpha=32.0))
     assert "goes on from epoch 1, step 2" in grid.run("--row", "moody", "--seed", "0")
 
 

@@ -102,7 +102,7 @@ def test_requeue_time_limit_scancel_and_ctrl_c_end_with_the_bytes_of_a_sequentia
     held.let_go()
     errors = held.process.communicate()[1]
     assert held.process.returncode == 143 and "start this command again to resume them" in errors, errors
-    assert tasks() == [] and grid.states() == {"two/moody/0": "not run", "two/proxy_an/0": "done"}
+    assert tasks() == [] and grid.states() == {"two/moody/0": "stopped in epoch 1", "two/proxy_an/0": "done"}
 
     held.start()
     for break_off in (

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.base.checks import with_values
+from pipeline.base.checks import choice_problems, with_values
+from pipeline.base.choices import value_problems
 from pipeline.base.config import Params, Recipe, Table, folder_name, problem_lines, read_params
 from pipeline.base.files import BadInputError, elsewhere
 from pipeline.base.names import checked_name
@@ -183,6 +184,26 @@ def grid_runs(
             if dataset in (None, known) and table in (None, name):
                 found += _table_runs(grid, path, params, name, known, every_choice)
     return found
+
+
+def check(grid: str, runs: list[GridRun]) -> None:
+    """Check runs of a grid, including their networks and losses, before the first one is started. It imports torch.
+    Raises `BadInputError` with all problems."""
+    from pipeline.networks.outline import backbone_problems  # here, because it imports torch, which takes a second
+
+    problems: dict[str, None] = {}
+    for recipe, source in {run.run.source: (run.run.recipe, run.run.source) for run in runs}.values():
+        problems |= dict.fromkeys(f"{source.split(': ')[-1]}.{problem}" for problem in backbone_problems(recipe))
+    # A row may change a recipe, so its values are checked once for each recipe that comes of it.
+    for run in {(run.run.source, str(run.run.recipe.choices())): run for run in runs}.values():
+        place = run.run.source.split(": ")[-1]
+        problems |= dict.fromkeys(f"{place}.{problem}" for problem in choice_problems(run.run.recipe))
+    for run in runs:
+        if run.run.trained:
+            name = f"{run.run.loss_source.split(': ')[-1]}"
+            problems |= dict.fromkeys(value_problems("loss", run.run.loss, run.run.loss_settings, name))
+    if problems:
+        raise BadInputError("\n  ".join([f"{grid_folder(grid) / 'params.yaml'}:", *problems]))
 
 
 def untrained_run(path: Path, params: Params, dataset: str, recipe: str) -> Run:

@@ -1,5 +1,6 @@
 """The state of a run, found by what the store has for its keys."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ class Keys:
     """The keys of its training, if it is trained, and of its evaluation."""
     awaited: tuple[str, ...]
     """The keys that must be done before: of the training that chooses its epoch, or of all runs of an ensemble."""
+    epochs: int = 1
+    """The most epochs of its training."""
 
     def done(self) -> bool:
         """Whether the run's training and evaluation are done."""
@@ -24,7 +27,7 @@ class Keys:
 
     def state(self) -> str:
         """One of "done", "running", "failed", "not evaluated", "waits" (for another run that must be done first),
-        "not run"."""
+        "stopped" (it has a checkpoint), "not run"."""
         if self.done():
             return "done"
         if any(map(store.holder, self.own)):
@@ -35,7 +38,17 @@ class Keys:
             return "not evaluated"
         if not all(map(store.is_done, self.awaited)):
             return "waits"
-        return "not run"
+        return "stopped" if store.beside(self.own[0], "checkpoint").is_file() else "not run"
+
+    def shown(self) -> str:
+        """The state, and the epoch in which a training is or was stopped, such as "stopped in epoch 3"."""
+        state = self.state()
+        if state in ("running", "stopped"):
+            with suppress(FileNotFoundError):  # there is none before the first step, nor during an evaluation
+                lines = store.beside(self.own[0], "history.csv").read_bytes().count(b"\n")
+                # There is a heading, and a line for each epoch that is done.
+                return f"{state} in epoch {min(lines, self.epochs)}"
+        return state
 
     def damage(self) -> str:
         """What is wrong with what the store has of the run; empty if nothing is."""
@@ -55,4 +68,4 @@ def keys_of(run: GridRun, device: str) -> Keys:
     awaited = [training_key(of, device) for of in ([chooser] if chooser else members)]
     awaited += [evaluation_key(member, device) for member in members]
     own = (training, evaluation) if training else (evaluation,)
-    return Keys(own, tuple(key.digest for key in awaited))
+    return Keys(own, tuple(key.digest for key in awaited), run.run.recipe.epochs)
