@@ -1,13 +1,15 @@
-"""Take in your own images: a folder with a folder for each class, or a CSV file of paths and labels.
+"""Take in your own images: a folder with a folder for each class, a CSV file of paths and labels, or Parquet files with
+images and labels, as the library `datasets` writes them.
 
     python -m pipeline.import_images photographs birds
     python -m pipeline.choose birds
     dvc repro papers/dvc.yaml
 
 The first command reads every image, splits the classes into training and retrieval, shows both as links in
-data/raw/birds, and writes the grid papers/birds/params.yaml; the others make the first table. A class is every folder
-that holds files, however deep it lies. Folders called train, test, val, valid or validation at the top are put
-together, because they usually have the same classes, and metric learning retrieves classes that training never saw.
+data/raw/birds, and writes the grid papers/birds/params.yaml; the others make the first table. Images of Parquet files
+are written to data/raw/birds. In a folder a class is every folder that holds files, however deep it lies. Folders
+called train, test, val, valid or validation at the top are put together, and so are all Parquet files, because these
+parts usually have the same classes, and metric learning retrieves classes that training never saw.
 """
 
 import argparse
@@ -24,10 +26,10 @@ import yaml
 
 from pipeline.base import sampling
 from pipeline.base.command import exit_with
-from pipeline.base.files import BadInputError, whole, write_text
+from pipeline.base.files import BadInputError, remove, whole, write_text
 from pipeline.base.lists import listed
 from pipeline.base.names import checked_name
-from pipeline.data import decoding
+from pipeline.data import decoding, parquet
 from pipeline.data.packed import shown
 from pipeline.datasets import OWN, folder, module_name
 from pipeline.networks.published import FILES
@@ -41,6 +43,15 @@ MEASURED = 500
 
 PHOTOGRAPH = 64
 """Images are taken for photographs if most are in colour and their shorter side has more pixels."""
+
+UNPACKED = "unpacked"
+"""The folder of images from Parquet files until they are in their classes."""
+
+STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
+"""The first bytes of an image file -> the end of its name."""
+
+LONGEST = 255
+"""The most bytes of a file's name."""
 
 Classes = dict[str, list[Path]]
 
@@ -86,16 +97,40 @@ def from_csv(source: Path, path_column: str, label_column: str) -> Classes:
     return dict(classes)
 
 
+def from_parquet(files: list[Path], to: Path, image: str, label: str) -> tuple[Classes, dict[Path, str]]:
+    """Class -> its files, which are written to the folder `to`, from the rows of Parquet files; and where each file
+    comes from. They are called by their number, because nothing in the rows is a path. Raises `BadInputError` for what
+    cannot be used."""
+    classes: Classes = defaultdict(list)
+    places: dict[Path, str] = {}
+    to.mkdir(parents=True)
+    for path in files:
+        for row in parquet.read(path, image, label):
+            kind = next((kind for start, kind in STARTS.items() if row.encoded.startswith(start)), "")
+            file = to / f"{len(places) + 1:07}{kind}"
+            file.write_bytes(row.encoded)
+            places[file] = row.place
+            classes[quoted(row.label)].append(file)
+    if len(files) > 1:
+        print(f"{len(files)} Parquet files are put together", file=sys.stderr)
+    return dict(classes), places
+
+
 def quoted(label: str) -> str:
-    """A label as the name of a folder, which the folder dataset reads as the same label."""
+    """A label as the name of a folder, which the folder dataset reads as the same label. Raises `BadInputError` for one
+    that is too long."""
     safe = label.replace("%", "%25").replace("/", "%2F")
-    return f"%2E{safe[1:]}" if safe.startswith(".") else safe
+    safe = f"%2E{safe[1:]}" if safe.startswith(".") else safe
+    if len(safe.encode(errors="replace")) > LONGEST:
+        raise BadInputError(f"the label {shown(label[:80])}… is too long for the name of a folder: shorten it")
+    return safe
 
 
 class Readable:
-    """The images that can be decoded, what is wrong with the others, and whether most are photographs."""
+    """The images that can be decoded, what is wrong with the others, and whether most are photographs. `places` says
+    where files come from that are not a person's own."""
 
-    def __init__(self, classes: Classes):
+    def __init__(self, classes: Classes, places: dict[Path, str]):
         self.classes: Classes = {}
         self.broken: list[str] = []
         photographs = count = 0
@@ -112,7 +147,7 @@ class Readable:
                     if lost:
                         raise ValueError(f"pixels are lost ({lost})")
                 except ValueError as error:
-                    self.broken.append(f"{shown(str(file))}: {error}")
+                    self.broken.append(f"{shown(places.get(file, str(file)))}: {error}")
                     continue
                 usable.append(file)
                 colours = decoding.decode(encoded, 3)
@@ -138,19 +173,21 @@ def split(classes: Classes, share: float, seed: int) -> tuple[list[str], list[st
     return train, test
 
 
-def link(raw: Path, parts: dict[str, list[str]], classes: Classes) -> None:
-    """Make `raw`/<part>/<class>/<file> for every image, as links to where it is."""
-    with whole(raw) as place:
-        for part, names in parts.items():
-            for name in names:
-                inside = place / part / name
-                inside.mkdir(parents=True)
-                taken: set[str] = set()
-                for number, file in enumerate(classes[name]):
-                    own = file.name
-                    while own in taken or own.startswith("."):  # what begins with a dot is not read
-                        own = f"{number}_{own}"
-                    taken.add(own)
+def link(place: Path, parts: dict[str, list[str]], classes: Classes) -> None:
+    """Make `place`/<part>/<class>/<file> for every image, as a link to where it is; a file in `place` is moved."""
+    for part, names in parts.items():
+        for name in names:
+            inside = place / part / name
+            inside.mkdir(parents=True)
+            taken: set[str] = set()
+            for number, file in enumerate(classes[name]):
+                own = file.name
+                while own in taken or own.startswith("."):  # what begins with a dot is not read
+                    own = f"{number}_{own}"
+                taken.add(own)
+                if file.is_relative_to(place):
+                    file.rename(inside / own)
+                else:
                     (inside / own).symlink_to(file.resolve())
 
 
@@ -195,13 +232,16 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="a folder of class folders, or a CSV file")
+    parser.add_argument(
+        "source", type=Path, help="a folder of class folders or of Parquet files, a CSV or a Parquet file"
+    )
     parser.add_argument("name", help="the name of the dataset and of its grid, such as birds")
     parser.add_argument("--seed", type=int, default=0, help="decides which classes are for retrieval; 0 if not given")
     parser.add_argument("--test-share", type=float, default=0.5, help="the share of the classes for retrieval; 0.5")
     parser.add_argument("--leave-out-broken", action="store_true", help="leave out images that cannot be used")
     parser.add_argument("--path-column", default="path", help="the CSV file's column of paths; path if not given")
-    parser.add_argument("--label-column", default="label", help="the CSV file's column of labels; label if not given")
+    parser.add_argument("--label-column", default="label", help="the column of labels; label if not given")
+    parser.add_argument("--image-column", default="image", help="the Parquet column of images; image if not given")
     words = parser.parse_args()
     checked_name("dataset", words.name)
     if module_name(words.name) != OWN:
@@ -214,27 +254,32 @@ def main() -> None:
             raise BadInputError(f"{path} exists: choose another name, or remove it")
     if not 0 < words.test_share < 1:
         raise BadInputError(f"--test-share is above 0 and below 1, not {words.test_share}")
-    if words.source.is_dir():
-        classes = from_folder(words.source, raw)
-    elif words.source.is_file():
-        classes = from_csv(words.source, words.path_column, words.label_column)
-    else:
-        raise BadInputError(f"{words.source} is neither a folder nor a CSV file")
-    found = Readable(classes)
-    if found.broken:
-        named = f"{len(found.broken):,}{listed(found.broken, raw.with_suffix('.broken.txt'))}"
-        if not words.leave_out_broken:
-            raise BadInputError(f"images that cannot be used, fix them or add --leave-out-broken: {named}")
-        print(f"images that are left out: {named}", file=sys.stderr)
-    train, test = split(found.classes, words.test_share, words.seed)
-    link(raw, {"train": train, "test": test}, found.classes)
-    content = grid(words.name, found.photographs, [file for name in train for file in found.classes[name]])
+    if not words.source.is_dir() and not words.source.is_file():
+        raise BadInputError(f"{words.source} is neither a folder nor a file")
+    with whole(raw) as place:
+        places: dict[Path, str] = {}
+        if files := parquet.files(words.source):
+            classes, places = from_parquet(files, place / UNPACKED, words.image_column, words.label_column)
+        elif words.source.is_dir():
+            classes = from_folder(words.source, raw)
+        else:
+            classes = from_csv(words.source, words.path_column, words.label_column)
+        found = Readable(classes, places)
+        if found.broken:
+            named = f"{len(found.broken):,}{listed(found.broken, raw.with_suffix('.broken.txt'))}"
+            if not words.leave_out_broken:
+                raise BadInputError(f"images that cannot be used, fix them or add --leave-out-broken: {named}")
+            print(f"images that are left out: {named}", file=sys.stderr)
+        train, test = split(found.classes, words.test_share, words.seed)
+        content = grid(words.name, found.photographs, [file for name in train for file in found.classes[name]])
+        link(place, {"train": train, "test": test}, found.classes)
+        remove(place / UNPACKED)
     head = f"# Written by `python -m pipeline.import_images`; the classes are split by seed {words.seed}.\n"
     write_text(params, head + yaml.safe_dump(content, sort_keys=False, width=120))
     counts = [sum(len(found.classes[name]) for name in part) for part in (train, test)]
     print(
         f"{words.name}: {len(train)} classes with {counts[0]:,} images for training, {len(test)} with {counts[1]:,} "
-        f"for retrieval (seed {words.seed}), as links in {raw}; settings in {params}. Now run\n"
+        f"for retrieval (seed {words.seed}), {'' if places else 'as links '}in {raw}; settings in {params}. Now run\n"
         f"python -m pipeline.choose {words.name}\ndvc repro papers/dvc.yaml"
     )
 

@@ -114,6 +114,7 @@ def rezipped(raw: Path, root: str, *into: str) -> None:
         (cars, lookalikes.cars_official, "stanford_cars/", ["archive.zip"]),
         (cars, lookalikes.cars_official, "", ["."]),
         (cars, lookalikes.cars_by_class, "car_data/", ["archive.zip"]),
+        (cars, lookalikes.cars_on_the_hub, "", []),
     ],
 )
 def test_mirrors_pack_to_the_same_bytes(tmp_path, monkeypatch, dataset, build, root, into):
@@ -123,13 +124,14 @@ def test_mirrors_pack_to_the_same_bytes(tmp_path, monkeypatch, dataset, build, r
     published(tmp_path / "published" / name)
     raw = tmp_path / "mirror" / name
     build(raw)
-    rezipped(raw, root, *into)
+    if into:
+        rezipped(raw, root, *into)
     dataset.download(raw)
     found = []
     for place in (tmp_path / "published" / name, raw):
         form = dataset.form(place)
         assert form.startswith(mirrors.OTHER if place == raw else "published: ")
-        assert place != raw or into[0].strip(".") in form
+        assert place != raw or (into[0].strip(".") if into else "cars_meta.mat (SHA") in form
         pack(dataset.images(place), packed := place.with_name("packed"), form=form)
         assert (packed / "form.txt").read_text() == form
         found.append([(packed / file).read_bytes() for file in ("index.csv", "images.bin")])
@@ -165,6 +167,16 @@ def test_mirrors_that_are_refused(tmp_path, monkeypatch):
     lookalikes.zipped(raw / "by_class.zip", {name: of for name, of in files.items() if name != "names.csv"})
     with pytest.raises(BadInputError, match=r"does not hold Cars196\. A mirror's form .* with anno_train\.csv,"):
         list(cars.images(raw))
+    hub = tmp_path / "hub/cars"
+    lookalikes.cars_on_the_hub(hub)
+    with pytest.raises(BadInputError, match="hub/cars: no image has the MD5 2d44a28f071aeaac9c0802fddcde452e"):
+        list(cars.images(hub))
+    extra = lookalikes.parquet(hub / "data/x.parquet", [(lookalikes.picture(1), 3)])
+    with pytest.raises(BadInputError, match=r"data/x\.parquet row 1: '3' is no class of Cars196\. The labels must"):
+        list(cars.images(hub))
+    extra.write_bytes(b"PAR1")
+    with pytest.raises(BadInputError, match=r"data/x\.parquet is damaged, or no Parquet file"):
+        list(cars.images(hub))
     lookalikes.sop(tmp_path / "sop")
     rezipped(tmp_path / "sop", "", "sop.zip")
     monkeypatch.setattr(sop, "KNOWN", {"bicycle_final/111085122871_0.JPG": "0" * 32})

@@ -8,8 +8,9 @@ import pytest
 from pipeline import import_images
 from pipeline.base.config import read_params
 from pipeline.base.files import BadInputError
+from pipeline.data import archives
 from pipeline.datasets import folder
-from tests.lookalikes import REPOSITORY, picture
+from tests.lookalikes import REPOSITORY, parquet, picture
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,67 @@ def test_a_list_of_paths_and_labels(tmp_path, monkeypatch, capsys):
     assert read_params(Path("papers/shop/params.yaml"), recipe="shop").recipes["shop"].backbone == "mobilenet_v2"
 
 
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_files_become_a_dataset(tmp_path, monkeypatch, capsys, struct):
+    names = ["../a", "b/c", ".d", "e"]
+    # A path in the file is not used. The last image of each file is cut short.
+    images = [[picture(4 * part + n, format="JPEG") for n in range(9)] for part in range(2)]
+    for part, of in enumerate(images):
+        of[8] = of[8][:300]
+        columns = [{"bytes": image, "path": "/etc/evil.png"} if struct else image for image in of]
+        labels = [n % 4 for n in range(9)] if struct else [names[n % 4] for n in range(9)]
+        file = tmp_path / f"hub/data/{'train' if part else 'test'}-00000-of-00001.parquet"
+        parquet(file, list(zip(columns, labels, strict=True)), names if struct else None)
+    (tmp_path / "hub/README.md").write_text("dataset_info: ...")
+    with pytest.raises(BadInputError, match=r"broken: 2\n.*/hub/data/test-0.*\.parquet row 9: .*\n.*train-0.* row 9: "):
+        imported(monkeypatch, capsys, tmp_path / "hub", "cards")
+    assert [*Path("data/raw").iterdir()] == []
+    out, errors = imported(monkeypatch, capsys, tmp_path / "hub", "cards", "--leave-out-broken")
+    assert "2 Parquet files are put together" in errors and "8 images for training" in out and "as links" not in out
+    assert classes("cards", "train") | classes("cards", "test") == dict.fromkeys(names, 4)
+    written = {path.read_bytes() for path in Path("data/raw/cards").rglob("*.jpg")}
+    assert written == {image for of in images for image in of[:8]}
+    assert sorted(path.name for path in Path("data/raw/cards").iterdir()) == ["test", "train"]
+    assert not list(tmp_path.rglob("*evil*"))
+
+    single = ["--image-column", "photo", "--label-column", "kind"]
+    with pytest.raises(
+        BadInputError, match=r"test-0.*parquet has no single column photo, its columns are image, label"
+    ):
+        imported(monkeypatch, capsys, tmp_path / "hub/data/test-00000-of-00001.parquet", "other", *single)
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "said"),
+    [
+        ([(None, 0)], None, r"the column image holds null, not the bytes of images"),
+        ([(b"x", 0), (None, 1)], None, r"row 2 has no image: the file must hold the bytes of each image"),
+        ([({"bytes": b"x", "path": ""}, 0), ({"bytes": None, "path": "a"}, 0)], None, r"row 2 has no image"),
+        ([(b"x", 0), (b"x", None)], None, r"row 2: its label should be text or a whole number, found None"),
+        ([(b"x", 0), (b"x", -1)], ["a", "b"], r"row 2: .* a whole number among 2 classes, found -1"),
+        ([(b"x", 2)], ["a", "b"], r"row 1: .* a whole number among 2 classes, found 2"),
+        ([(b"x", 0.5)], None, r"row 1: its label should be text or a whole number, found 0\.5"),
+        ([(b"x", " ")], None, r"row 1: its label should be text"),
+        ([(b"x", "y" * 300)], None, r"the label y+… is too long for the name of a folder"),
+        ([(b"x", 0)], ["a", "a"], r"the names of the classes in its metadata are damaged, or two are the same"),
+        ([("text", 0)], None, r"the column image holds string, not the bytes of images"),
+        ([(bytes(10**5), 0)] * 200, None, r"row 1\d\d: its images take too many bytes"),
+        ([(b"x", 0)] * 201, None, r"x\.parquet has more than 200 rows, which is too much"),
+    ],
+)
+def test_parquet_files_that_are_refused(tmp_path, monkeypatch, capsys, rows, names, said):
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 10**7)
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 200)
+    file = parquet(tmp_path / "x.parquet", rows, names)
+    with pytest.raises(BadInputError, match=said):
+        imported(monkeypatch, capsys, file, "cards")
+    for content in (file.read_bytes()[:-20], b"PAR1" + bytes(100) + b"PAR1", b""):
+        file.write_bytes(content)
+        with pytest.raises(BadInputError, match=r"x\.parquet is damaged, or no Parquet file \("):
+            imported(monkeypatch, capsys, file, "cards")
+    assert [*Path("data/raw").iterdir()] == []
+
+
 def test_odd_labels_and_names_are_named_or_kept(tmp_path, monkeypatch, capsys):
     source = images(tmp_path / "shop", ["x", "y"], each=4)
     (source / "x/0.png").rename(source / "x/.0.png")
@@ -117,7 +179,7 @@ def test_odd_labels_and_names_are_named_or_kept(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "birds"], "nowhere is neither a folder nor a CSV file"),
+        (["nowhere", "birds"], "nowhere is neither a folder nor a file"),
         (["nowhere", "cub"], "cub is a published dataset: choose another name"),
         (["nowhere", "../x"], "cannot be the name of a dataset"),
         (["nowhere", "birds", "--test-share", "1"], "--test-share is above 0 and below 1"),

@@ -111,7 +111,7 @@ def _zip(path: Path) -> Iterator[_Member]:
             yield _Member(info.filename, kind, info.file_size, functools.partial(archive.read, info))
 
 
-def _files(top: Path) -> list[Path]:
+def files(top: Path) -> list[Path]:
     """The files below a folder that are no archives, after those that are. Links to folders are followed only in the
     folder itself, so that no circle is walked."""
     tops = [top, *sorted(path for path in top.iterdir() if path.is_symlink() and path.is_dir())]
@@ -137,7 +137,7 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     """
     if not (path.is_file() or path.is_dir()):
         raise BadInputError(f"{path} is missing: run the download stage")
-    loose = _files(path) if path.is_dir() else []
+    loose = files(path) if path.is_dir() else []
     while loose and loose[0].name.endswith(ARCHIVES):
         yield from read(loose.pop(0), wanted)
     budget = math.inf if path.is_dir() else MEMBER_LIMIT + GROWTH_LIMIT * path.stat().st_size

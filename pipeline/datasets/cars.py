@@ -3,13 +3,14 @@
 Classes 1-98 are for training and 99-196 for retrieval, whatever folder an image is in: the published cars_train and
 cars_test are the classification split. There are three layouts of the archives, each with its own image names: car_ims
 (one archive), the official split (two archives and a devkit), and Kaggle's zip of the official folders. Mirrors have
-other folders around them, or a folder for each class. All are packed to the same bytes, because an image is named and
-ordered within its class by the SHA-256 of its file.
+other folders around them, a folder for each class, or Parquet files, as on the hub. All are packed to the same bytes,
+because an image is named and ordered within its class by the SHA-256 of its file.
 """
 
 import csv
 import hashlib
 import io
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import scipy.io
 
 from pipeline import datasets
 from pipeline.base.files import BadInputError
-from pipeline.data import archives, contents, fetch, mirrors
+from pipeline.data import archives, contents, fetch, mirrors, parquet
 from pipeline.data.file import File
 from pipeline.data.index import Entry
 from pipeline.data.packed import SourceImage
@@ -87,7 +88,8 @@ FILES = (
         check=lambda path: _labels(_matlab(path.read_bytes(), str(path)), str(path), "fname", ""),
     ),
 )
-LABELS = ("car_devkit.tgz", "cars_test_annos_withlabels.mat")
+DEVKIT, META = "car_devkit.tgz", "cars_meta.mat"
+LABELS = (DEVKIT, "cars_test_annos_withlabels.mat")
 LAYOUTS = (
     ("car_ims.tgz", "cars_annos.mat"),
     ("cars_train.tgz", "cars_test.tgz", *LABELS),
@@ -109,7 +111,7 @@ PARTS = ("cars_train", "cars_test", "train", "test")
 CONTENT = (
     "all images as car_ims/000001.jpg with cars_annos.mat, or as cars_train/00001.jpg and cars_test/00001.jpg (or "
     "train/<class>/00001.jpg and test/<class>/00001.jpg) with the devkit's lists and cars_test_annos_withlabels.mat or "
-    "with anno_train.csv, anno_test.csv and names.csv (Parquet files cannot be read)"
+    "with anno_train.csv, anno_test.csv and names.csv, or as Parquet files with the columns image and label"
 )
 KNOWN = {"2d44a28f071aeaac9c0802fddcde452e", "bab296d5e4b2290d024920bf4dc23d07"}
 """The MD5 of the first and the last image of car_ims. A mirror without them has encoded the images anew."""
@@ -127,7 +129,12 @@ def download(raw: Path) -> None:
     that can be fetched. Raises `BadInputError` if none can."""
     begun = _begun(raw)
     failures: dict[str, str] = {}
-    if not begun and any(map(_image, members := mirrors.members(raw))):
+    if _in_parquet(raw):
+        print(f"{raw}: Parquet files, whose labels are checked against {META}")
+        if any(archives.ending(member, [META]) for member in mirrors.members(raw)):
+            return
+        begun = [(DEVKIT,)]
+    elif not begun and any(map(_image, members := mirrors.members(raw))):
         print(f"{raw}: another form than the published archives, so `convert` checks that every image is there")
         if _lists(members):
             return
@@ -149,6 +156,11 @@ def download(raw: Path) -> None:
 def _begun(raw: Path) -> list[tuple[str, ...]]:
     """The published layouts whose images are in `raw`. Without one, `raw` holds a mirror's form, or nothing."""
     return [layout for layout in LAYOUTS if (raw / layout[0]).exists()]
+
+
+def _in_parquet(raw: Path) -> list[Path]:
+    """The Parquet files of `raw`; empty if it holds a published layout."""
+    return parquet.files(raw) if raw.is_dir() and not _begun(raw) else []
 
 
 def form(raw: Path) -> str:
@@ -271,22 +283,49 @@ def _layout(raw: Path) -> tuple[list[str], list[tuple[Path, str, dict[str, int]]
     return class_names, annotated
 
 
+def _plain(name: str) -> str:
+    """The name of a class as mirrors may write it: without signs, in small letters."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _rows(files: list[Path], class_names: list[str]) -> Iterator[tuple[str, int, bytes]]:
+    """Place, class counted from 1 and bytes of the images of Parquet files. Raises `BadInputError` for a label that is
+    not the name of a class."""
+    labels = {_plain(name): number for number, name in enumerate(class_names, 1)}
+    for file in files:
+        for number, row in enumerate(parquet.read(file), 1):
+            label = labels.get(_plain(row.label))
+            if label is None:
+                raise BadInputError(
+                    f"{row.place}: {row.label[:80]!r} is no class of Cars196. The labels must be the names of classes, "
+                    "or numbers whose names are in the file's metadata"
+                )
+            yield f"{file.name}/{number:06}", label, row.encoded
+
+
 def images(raw: Path) -> Iterator[SourceImage]:
     """The annotated images, packed in the order of their class and the SHA-256 of their bytes."""
-    class_names, annotated = _layout(raw)
     seen: Counter[str] = Counter()
-    lacking = KNOWN if annotated[0][0] == raw else set()
-    for archive, source, labels in annotated:
-        key = _image if archive == raw else archives.ending
-        for original, label, encoded in archives.read_annotated(archive, labels, source, key):
-            lacking = lacking and lacking - {hashlib.md5(encoded, usedforsecurity=False).hexdigest()}
-            digest = hashlib.sha256(encoded).hexdigest()
-            name = f"{label:03}/{digest[:16]}"
-            seen[name] += 1
-            # A class may hold the same file twice.
-            name += f"_{seen[name]}.jpg" if seen[name] > 1 else ".jpg"
-            order = (label, digest)
-            yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, order, original=original)
+    if files := _in_parquet(raw):
+        variables = _matlab(archives.read_texts(raw, [META])[0], f"{raw}: {META}")
+        class_names = [str(name) for name in np.atleast_1d(variables.get("class_names", []))]
+        found, lacking = _rows(files, class_names), KNOWN
+    else:
+        class_names, annotated = _layout(raw)
+        lacking = KNOWN if annotated[0][0] == raw else set()
+        found = itertools.chain.from_iterable(
+            archives.read_annotated(archive, labels, source, _image if archive == raw else archives.ending)
+            for archive, source, labels in annotated
+        )
+    for original, label, encoded in found:
+        lacking = lacking and lacking - {hashlib.md5(encoded, usedforsecurity=False).hexdigest()}
+        digest = hashlib.sha256(encoded).hexdigest()
+        name = f"{label:03}/{digest[:16]}"
+        seen[name] += 1
+        # A class may hold the same file twice.
+        name += f"_{seen[name]}.jpg" if seen[name] > 1 else ".jpg"
+        order = (label, digest)
+        yield SourceImage(name, label - 1, class_names[label - 1], "", encoded, order, original=original)
     if lacking:
         raise BadInputError(
             f"{raw}: no image has the MD5 {min(lacking)}, as one of Cars196 has: this mirror changed them"
