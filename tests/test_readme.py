@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.doctor import UNTRIED, tried_line
+from pipeline.runs.grid import grid_runs
 from tests import GRID
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,14 @@ def test_readme_shows_the_committed_table():
 def test_the_comparison_shows_the_committed_table():
     table = re.search(r"\|.*\|\n(?:\|.*\|\n)+", (ROOT / "metrics/tables/comparison_glyphs/glyphs.md").read_text())
     assert table and table[0] in (ROOT / "docs/comparison.md").read_text()
+
+
+@pytest.mark.parametrize("grid", ["proxygml", "proxy_an", "comparison"])
+def test_the_head_of_a_grid_says_how_many_runs_it_has(grid, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    head = (ROOT / f"papers/{grid}/params.yaml").read_text().split("\n\n")[0]
+    (runs,) = re.findall(r"(\d+) runs", head)
+    assert int(runs) == len(grid_runs(grid))
 
 
 def test_what_was_never_run_is_said_in_readme_and_by_doctor():
