@@ -132,7 +132,7 @@ def test_cut_at_random_offsets_it_is_resumed_until_whole(seed, etag, known):
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"v1"'])
-def test_what_nothing_vouches_for_is_begun_again_until_it_comes_whole(etag):
+def test_a_download_without_checksum_restarts_until_it_comes_whole(etag):
     served = Served(CONTENT, cuts=[100_000, 50_000, None], etag=etag)
     with serve({"/birds": served}) as base:
         fetch.fetch(published(f"{base}/birds", size=None, sha256=None), FOLDER)
@@ -289,13 +289,10 @@ def test_certificates_are_checked(tmp_path, monkeypatch):
     assert TARGET.read_bytes() == CONTENT
 
 
-def test_a_bad_address_and_a_bad_time_limit_are_named(monkeypatch):
+def test_a_bad_address_is_named(monkeypatch):
     monkeypatch.setattr(transfer.time, "sleep", lambda seconds: pytest.fail("tried again"))
     monkeypatch.setenv("PIPELINE_MIRRORS", "mirror.example")
     with pytest.raises(BadInputError, match=r"mirror\.example/raw/cub/birds\.tgz: Invalid URL"):
-        fetch.fetch(published(), FOLDER)
-    monkeypatch.setenv("PIPELINE_TIMEOUT", "long")
-    with pytest.raises(BadInputError, match=r"PIPELINE_TIMEOUT should be a number of seconds: .*'long'"):
         fetch.fetch(published(), FOLDER)
 
 

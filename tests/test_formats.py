@@ -13,7 +13,7 @@ import yaml
 from pipeline.reports.pages import write_report
 from pipeline.runs.grid import grid_runs
 from pipeline.tables import formats
-from pipeline.tables.grid import read_tables
+from pipeline.tables.grid import read_content
 from pipeline.tabulate import write_table
 from tests import GRID
 from tests.records import write_metrics
@@ -68,7 +68,7 @@ def table(request, tmp_path, monkeypatch):
             write_metrics(tmp_path, run, {"last_epoch": 0.55})
         elif not run.run.trained:
             write_metrics(tmp_path, run, {"no_training": 0.3})
-    _, (table,) = read_tables("mine")
+    (table,) = read_content("mine").tables
     write_table(table)
     return table
 
@@ -176,7 +176,7 @@ def test_the_rows_that_the_table_added_are_in_every_format(table):
 def test_where_no_row_is_better_than_no_training_a_sentence_says_so(table, monkeypatch):
     run = next(run for run in grid_runs("mine") if run.row == "raw_pixels")
     write_metrics(Path(), run, {"no_training": 0.9})
-    _, (table,) = read_tables("mine")
+    (table,) = read_content("mine").tables
     said = "No row is better than glyphs/raw_pixels, Recall@1 90.00, which is reached without training."
     assert f"\n{said}\n" in "\n".join(formats.page(table)) and f"% {said}" in formats.latex(table)
 
@@ -187,6 +187,6 @@ def test_a_table_depends_only_on_what_its_stage_declares(table):
     made.parent.mkdir(parents=True)
     made.write_text("{}")
     shutil.rmtree("data", ignore_errors=True)
-    _, (again,) = read_tables("mine")
+    (again,) = read_content("mine").tables
     write_table(again)
     assert {ending: file(ending) for ending in before} == before

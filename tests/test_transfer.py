@@ -289,7 +289,7 @@ def test_a_server_that_is_never_done_is_left(monkeypatch, case, vouched):
 
 
 @pytest.mark.parametrize("case", UNVOUCHED)
-def test_what_no_checksum_vouches_for_is_pinned_only_if_it_holds_what_it_must(case):
+def test_without_a_checksum_a_file_is_pinned_only_if_it_holds_what_it_must(case):
     script, message = UNVOUCHED[case]
     with pytest.raises(BadInputError, match=rf"/birds: .*({message})"):
         fetched(script, False)

@@ -23,7 +23,7 @@ from pipeline.base.yaml_files import parse_yaml, read_yaml
 
 __all__ = [  # noqa: RUF022 - in the order of their use
     "STRICT", "Positive", "Name", "Recipe", "Table", "Machine", "Params", "folder_name",
-    "problem_lines", "read_yaml", "read_params", "read_table",
+    "problem_lines", "read_yaml", "read_params",
 ]  # fmt: skip
 
 
@@ -70,13 +70,3 @@ def read_params(path: Path, recipe: str | None = None, loss: str | None = None, 
     if problems:
         raise BadInputError("\n  ".join([f"{path}:", *problems]))
     return params
-
-
-def read_table(path: Path, name: str, dataset: str | None = None) -> Table:
-    """A table of a params.yaml. Raises `BadInputError` if there is no such table, or if it lacks the given dataset."""
-    tables = read_params(path).tables
-    if name not in tables:
-        raise BadInputError(f"{path}: tables.{name}: there is no such table, choose one of {', '.join(tables)}")
-    if dataset and dataset not in (known := tables[name].datasets):
-        raise BadInputError(f"{path}: tables.{name}.datasets: {dataset} is not among {', '.join(known)}, add it")
-    return tables[name]

@@ -65,13 +65,6 @@ def read_claims_of(grid: str, params: Params, published: Published | None) -> Cl
     return read_claims(file, params, published)
 
 
-def read_tables(grid: str) -> tuple[Published | None, list[TableModel]]:
-    """The printed numbers of a grid's paper, if it has any, and the grid's tables. Raises `BadInputError` as
-    `read_grid` does."""
-    content = read_content(grid)
-    return content.published, content.tables
-
-
 @dataclass(frozen=True)
 class GridContent:
     """All that a grid's tables and claims show."""
