@@ -17,8 +17,8 @@ class Spread:
     """A standard deviation between runs, and how well it is known.
 
     `df` are its degrees of freedom, `rows` the number of rows that share it. `source` says where it comes from:
-    `pooled` over rows, a row's `own`, or `stated` in the ledger. A stated spread was measured elsewhere, so it counts
-    as if it had one degree of freedom."""
+    `pooled` over rows, a row's `own`, or `stated` in `published.yaml`. A stated spread was measured elsewhere, so
+    it counts as if it had one degree of freedom."""
 
     value: float
     df: float

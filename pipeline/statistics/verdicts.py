@@ -3,8 +3,8 @@
 A printed number is one run, unless its paper says otherwise. So the question is: could it be one more run of ours? The
 answer is one of three:
 
-- *consistent*: it is no further from our mean than chance explains at the spread that the ledger states, and the
-  prediction interval for one more run is no wider than the limit;
+- *consistent*: it is no further from our mean than chance explains at the spread that `published.yaml` states, and
+  the prediction interval for one more run is no wider than the limit;
 - *differs*: it is outside the prediction interval;
 - *cannot say*: anything else.
 
@@ -85,7 +85,7 @@ def judge(difference: float, n: int, spread: Spread, stated: float, limit: float
     """The verdict on one printed run.
 
     `difference` is our mean over n runs less the printed number, `spread` that of our runs, `stated` the spread that
-    the ledger states for such runs, `limit` the widest interval that says anything, `error` the error of reading.
+    `published.yaml` states for such runs, `limit` the widest interval that says anything, `error` the error of reading.
     """
     return Verdict(
         decide(difference, n, spread, stated, limit, error),
