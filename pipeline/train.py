@@ -21,7 +21,6 @@ from pipeline.base.config import read_params
 from pipeline.base.files import check_output
 from pipeline.base.machine import workers
 from pipeline.runs import shown
-from pipeline.runs.cost import images_in
 from pipeline.runs.key import training_key
 from pipeline.runs.run import checked_run, read_history
 
@@ -79,8 +78,8 @@ def main() -> None:
     key = training_key(run, device)
     most = "at most " if words.held_out else ""
     print(
-        f"{words.out}: trains {run.recipe.backbone} with {words.loss} on {images_in(run.manifest):,} images of "
-        f"{run.dataset} for {most}{run.recipe.epochs} epochs (seed {run.seed}, {device})",
+        f"{words.out}: trains {run.recipe.backbone} with {words.loss} on {run.manifest} for "
+        f"{most}{run.recipe.epochs} epochs (seed {run.seed}, {device})",
         file=sys.stderr,
         flush=True,
     )

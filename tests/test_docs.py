@@ -75,7 +75,7 @@ def test_your_own_loss(follow):
     copy, printed = follow("docs/own_loss.md")
     verdicts = re.findall(r"^(ok|fail)  ", printed, re.M)
     assert verdicts == ["ok"] * 14, printed
-    assert re.search(r"^data/tried: trains small with \w+ on 3,114 images of glyphs for 2 epochs ", printed, re.M)
+    assert re.search(r"^data/tried: trains small with \w+ on data/splits/glyphs/train.csv for 2 epochs ", printed, re.M)
     assert re.search(
         r"^data/tried: after epoch 2 loss \d\.\d+, test Recall@1 [34]\d\.\d\d% \(all epochs: ", printed, re.M
     )
