@@ -14,6 +14,7 @@ NOT_COMPUTING = {
     "pyyaml": "reads YAML: settings are in the key",
     "pydantic": "checks settings, which are in the key",
     "annotated-types": "checks settings, which are in the key",
+    "pyarrow": "reads Parquet: the images are in the key by their hashes",
     "pyfiglet": "draws glyphs: the images are in the key by their hashes",
     "requests": "downloads: the files are in the key by their hashes",
     "urllib3": "downloads: the files are in the key by their hashes",
