@@ -17,8 +17,8 @@ repro: .venv/requirements ## the embedded default, from its fonts to the table: 
 	@python -m pipeline.report
 	@! git rev-parse --git-dir >/dev/null 2>&1 || python -m pipeline.verify default || true
 
-# All losses on the embedded dataset. The table is printed even if there is nothing to run.
-compare: .venv/requirements ## 16 losses on the embedded dataset
+# All losses on the embedded dataset, with a search. The table is printed even if there is nothing to run.
+compare: .venv/requirements ## 16 losses on the embedded dataset, 12 tries each: an hour
 	python -m pipeline.run_grid comparison_glyphs glyphs
 	python -m pipeline.tabulate comparison_glyphs
 	python -m pipeline.report comparison_glyphs
