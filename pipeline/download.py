@@ -4,9 +4,11 @@ PIPELINE_MIRRORS names your own mirrors, and PIPELINE_TIMEOUT says how long a se
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from pipeline.base.command import exit_with
+from pipeline.base.files import BadInputError
 from pipeline.data import fetch
 from pipeline.datasets import dataset_module
 from pipeline.networks.published import FILES
@@ -24,10 +26,15 @@ def main() -> None:
         "its weights, such as timm/resnet18.a1_in1k",
     )
     name = parser.parse_args().name
+    raw = Path("data/raw") / name
     if name in FILES or "/" in name:
+        if name in FILES and os.path.lexists(raw):
+            raise BadInputError(
+                f"{name} is the name of a network's weights and of the dataset {raw}: rename the dataset"
+            )
         fetch.fetch(published_file(name), FOLDER)
     else:
-        dataset_module(name).download(Path("data/raw") / name)
+        dataset_module(name).download(raw)
 
 
 if __name__ == "__main__":

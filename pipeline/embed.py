@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy as np
 from pipeline.base.arrays import write_arrays
 from pipeline.base.command import exit_with
 from pipeline.base.config import read_params
-from pipeline.base.files import BadInputError, check_output, whole
+from pipeline.base.files import BadInputError, check_apart, check_output, whole
 from pipeline.data import decoding
 from pipeline.data.decoding import BYTE_LIMIT
 from pipeline.data.packed import PackedImages, SourceImage, pack, shown
@@ -133,11 +134,12 @@ def write_page(
     from pipeline.reports.pages import write_nearest
 
     shown_names = sorted({name for query, near in answers for name in (query, *(other for other, _ in near))})
-    stored = {
-        f"image-{number}": thumbnail(decoding.decode(pictures[name].read_bytes(), 3))
-        for number, name in enumerate(shown_names)
-        if name in pictures and pictures[name].is_file()
-    }
+    stored = {}
+    for number, name in enumerate(shown_names):
+        # An image of --among may be another file by now, or none.
+        with suppress(OSError, ValueError):
+            if pictures[name].is_file() and pictures[name].stat().st_size <= BYTE_LIMIT:
+                stored[f"image-{number}"] = thumbnail(decoding.decode(pictures[name].read_bytes(), 3))
     numbers = {name: f"image-{number}" for number, name in enumerate(shown_names)}
 
     def picture(name: str, similarity: float = 1.0) -> Picture:
@@ -181,6 +183,7 @@ def read_words() -> argparse.Namespace:
             raise BadInputError(f"{name} is {path}: name a file that ends in {ending}")
         if path is not None:
             check_output(name, path, is_file=True)
+    check_apart(out=words.out, page=words.page)
     return words
 
 

@@ -21,7 +21,7 @@ from pipeline.base.arrays import write_arrays
 from pipeline.base.checks import problems_of, with_values
 from pipeline.base.command import exit_with
 from pipeline.base.config import Recipe, problem_lines, read_params
-from pipeline.base.files import BadInputError, check_output, read_json, whole
+from pipeline.base.files import BadInputError, check_apart, check_output, read_json, whole
 from pipeline.base.machine import workers
 from pipeline.base.yaml_files import parse_yaml
 from pipeline.networks.network import prepare
@@ -66,8 +66,7 @@ def main() -> None:
     check_output("--out", words.out, shown.foreign, is_file=True)
     if words.keep_embeddings:
         check_output("--keep-embeddings", words.keep_embeddings, is_file=True)
-        if words.keep_embeddings.absolute() == words.out.absolute():
-            raise BadInputError(f"--keep-embeddings: {words.out} is --out already: name another file")
+    check_apart(keep_embeddings=words.keep_embeddings, out=words.out)
     if words.untrained:
         dataset = words.dataset or words.untrained
         params = read_params(words.params, words.untrained)

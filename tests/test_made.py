@@ -17,7 +17,8 @@ from pipeline.runs import made, store
 from pipeline.runs.grid import grid_runs
 from pipeline.runs.key import Key, digest
 from pipeline.runs.record import MetricsRecord, read_record
-from tests.conftest import ENVIRONMENT, ROOT
+from tests import GRID
+from tests.conftest import ENVIRONMENT
 from tests.records import write_metrics
 
 NOTE = {
@@ -39,7 +40,7 @@ def git(*words):
 def run(tmp_path, monkeypatch):
     """A committed run with their note, and ours in the store."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes((GRID / "params.yaml").read_bytes())
     run = next(run for run in grid_runs("default") if run.row == "proxy_an")
     write_metrics(tmp_path, run, {"last_epoch": 0.5})
     record = read_record(run.metrics, MetricsRecord)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import convert, evaluate, export, gallery, split, subsets, train
+from pipeline import convert, embed, evaluate, export, gallery, split, subsets, train
 from pipeline.base.command import exit_with
 from pipeline.base.files import BadInputError, _sibling, check_output, whole, write_text
 from pipeline.data.checksums import foreign, pins, write_sums
@@ -110,6 +110,20 @@ def test_every_command_refuses_them_before_any_work(folder, monkeypatch, command
     for place in ("thesis.txt", "../theirs", "marked", "link", "data/store/new.json", "x" * 300):
         monkeypatch.setattr(sys, "argv", ["command", *words, place])
         with pytest.raises(BadInputError, match=f"{place[:9]}"):
+            module.main()
+    assert everything(folder) == before
+
+
+def test_two_outputs_of_a_command_are_not_one_inside_the_other(folder, monkeypatch):
+    before = everything(folder)
+    for module, command in (
+        (evaluate, "evaluate run --out new.json --keep-embeddings empty/../new.json"),
+        (evaluate, "evaluate run --out new.json --keep-embeddings new.json/new.npz"),
+        (evaluate, "evaluate run --out new/new.json --keep-embeddings new"),
+        (embed, "embed run images --nearest 1 --out new.npz --page new.npz/new.html"),
+    ):
+        monkeypatch.setattr(sys, "argv", command.split())
+        with pytest.raises(BadInputError, match=r"is (also|inside) --\S+: name another place"):
             module.main()
     assert everything(folder) == before
 

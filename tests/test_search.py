@@ -22,7 +22,8 @@ from pipeline.tables.layouts import Content
 from pipeline.tables.rows import collect_table, final_runs
 from pipeline.tables.search_blocks import RULE, _order, blocks
 from pipeline.tables.searches import expected_best, searches
-from tests.conftest import ENVIRONMENT, ROOT
+from tests import GRID
+from tests.conftest import ENVIRONMENT
 from tests.hold import until
 
 RATE = {"learning_rates.network": {"log_uniform": [0.001, 0.1]}}
@@ -34,7 +35,7 @@ GOLDEN = {"learning_rates.network": 0.00552}, {"alpha": 52, "margin": 0.4165}
 
 def written(folder, search, losses=("proxy_an",), **table):
     """A grid `mine` in a folder, with a table that has a search; gives its params file."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml.safe_load((GRID / "params.yaml").read_text())
     of = {"datasets": ["glyphs"], "rows": {"loss": [*losses]}, "seeds": [0, 1], "search": search}
     params["tables"] = {"one": of | table}
     params["recipes"]["glyphs"] |= {"epochs": 1, "schedule": {"name": "constant"}}

@@ -157,3 +157,6 @@ def test_the_stage_fetches_and_refuses_what_is_not_published(tmp_path):
     assert done.returncode == 2
     assert "resnet50.pth: SHA256 0676ba61b6795bbe" in done.stderr
     assert not list((folder / "data/weights").iterdir())
+    (folder / "data/raw/resnet50").mkdir(parents=True)
+    done = stage(folder, "pipeline.download", "resnet50")
+    assert done.returncode == 2 and "of the dataset data/raw/resnet50: rename the dataset" in done.stderr

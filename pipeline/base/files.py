@@ -5,6 +5,7 @@ import faulthandler
 import glob
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -148,6 +149,20 @@ def check_output(option: str, path: Path, foreign: Foreign = all_of_it, is_file:
     for folder in NO_OUTPUTS:
         if real.is_relative_to(folder.resolve()):
             raise BadInputError(f"{said} is inside {folder}, where nothing else may be: name another place")
+
+
+def check_apart(**outputs: Path | None) -> None:
+    """Check, before any work, the places that a command line names for several outputs: option -> place, if it names
+    one. Raises `BadInputError` if two are the same, or if one is inside the other."""
+    real = [
+        (f"--{option.replace('_', '-')}", path, path.parent.resolve() / path.name)
+        for option, path in outputs.items()
+        if path
+    ]
+    for (option, path, place), (other, _, above) in itertools.permutations(real, 2):
+        if place.is_relative_to(above):
+            where = "is also" if place == above else "is inside"
+            raise BadInputError(f"{option} {path} {where} {other}: name another place")
 
 
 def _sibling(path: Path, process: str, old: str = "") -> Path:
