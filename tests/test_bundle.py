@@ -179,6 +179,14 @@ HARMFUL = {
         lambda member, content: b"[]" if member.filename == METADATA else content,
         "is no description of a bundle",
     ),
+    "a description with a file twice": (
+        lambda member, content: (
+            content.replace(b'"@graph": [', b'"@graph": [' + 2 * b'{"@type": "File", "@id": "a", "sha256": "b"},')
+            if member.filename == METADATA
+            else content
+        ),
+        "names a File twice",
+    ),
     "a description that is nested without end": (
         lambda member, content: b"[" * 200_000 if member.filename == METADATA else content,
         "is not JSON",

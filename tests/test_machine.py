@@ -50,7 +50,7 @@ GOOD = [
 ]
 BAD = [
     ("cuda_graphs", "always", "'auto'.*'never'.* found 'always'"),
-    ("engine", "slrum", "choose among local, ray, slurm, found 'slrum'"),
+    ("engine", "slrum", "choose among .*local.*, found 'slrum'"),
     ("gpus", "0", "write all, a number of GPUs"),
     ("gpus", "[]", "write all, a number of GPUs"),
     ("gpus", "[1, 1]", "twice"),

@@ -49,7 +49,9 @@ def bounded_runs(grid: str) -> list[GridRun]:
     absurd number of runs."""
     params = read_params(grid_folder(checked_name("grid", grid)) / "params.yaml")
     sizes = [
-        len(of.datasets) * len(of.seeds) * len(of.protocols) * math.prod(map(len, of.rows.values()))
+        len(of.datasets)
+        * (len(of.seeds) * len(of.protocols) + (of.search.tries * of.search.folds if of.search else 0))
+        * math.prod(map(len, of.rows.values()))
         for of in params.tables.values()
     ]
     if sum(sizes) > MOST_RUNS:

@@ -110,7 +110,10 @@ def _described(path: Path) -> dict[str, str]:
     files = [entity for entity in graph if entity.get("@type") == "File"]
     if not all(isinstance(entity.get(name), str) for entity in files for name in ("@id", "sha256")):
         raise BadInputError(f"{path.name} is no description of a bundle: a File lacks its @id or sha256")
-    return {unquote(entity["@id"]): entity["sha256"] for entity in files}
+    described = {unquote(entity["@id"]): entity["sha256"] for entity in files}
+    if len(described) < len(files):
+        raise BadInputError(f"{path.name} is no description of a bundle: it names a File twice")
+    return described
 
 
 def _differ(described: dict[str, str], hashes: dict[str, str]) -> list[str]:
