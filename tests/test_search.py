@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from pipeline.tables.layouts import Content
 from pipeline.tables.rows import collect_table, final_runs
 from pipeline.tables.search_blocks import RULE, _order, blocks
 from pipeline.tables.searches import expected_best, searches
+from pipeline.tables.summary import sentences
 from tests import GRID
 from tests.conftest import ENVIRONMENT
 from tests.hold import until
@@ -141,6 +143,8 @@ def test_the_final_runs_are_those_of_the_chosen_try(tmp_path, monkeypatch):
     assert [line[3].split()[0] for line in shown] == ["best", "-10.00", "-20.00", "–"] and shown[2][4] == "<0.001"
     assert block.notes[-1].startswith("Not better than") and "raw_pixels" in block.notes[-1], block.notes
     assert "proxy_anchor.try_1, proxy_nca.try_1" in block.notes[-1]
+    said = sentences(SimpleNamespace(name="one", settings=table, rows=rows, searches=found))
+    assert said[0].startswith("glyphs, one: proxy_an.try_2 is the best of 3 rows") and len(said) == 1
     for name in ("once", "again"):
         chart(tmp_path / f"{name}.svg", [replace(found[0], best=None), *found[1:]], table)
     drawn = (tmp_path / "once.svg").read_bytes()

@@ -1,7 +1,7 @@
 """What a table found, in sentences: its best row and by how much, and whether any row beats what needs no training."""
 
 from pipeline.tables.columns import RANKED_BY
-from pipeline.tables.layouts import not_better
+from pipeline.tables.layouts import not_better, rule_of
 from pipeline.tables.model import TableModel
 from pipeline.tables.ranking import ranked
 from pipeline.tables.rows import Row, is_extra, protocol_of, ranking_rule
@@ -11,10 +11,13 @@ MOST_TESTED = 20
 
 
 def sentences(table: TableModel) -> list[str]:
-    """The sentences on each dataset of a table of which a row has all its runs."""
+    """The sentences on each dataset of a table of which a row has all its runs. Of a search the chosen rows count."""
     rule, found = ranking_rule(table.rows), []
+    chosen = [id(one.best) for one in table.searches]
     for dataset in table.settings.datasets:
         rows = [row for row in table.rows if row.dataset == dataset]
+        if chosen:
+            rows = [row for row in rows if is_extra(row) or id(row) in chosen]
         whole = [row for row in rows if not is_extra(row) and 0 < len(row.found[rule]) == row.planned]
         if whole:
             found.append(_best(table, rows, whole, rule))
@@ -33,7 +36,7 @@ def _best(table: TableModel, rows: list[Row], whole: list[Row], rule: str) -> st
             chance = "more than chance over seeds explains" if test.high < 0 else "chance over seeds could explain it"
             apart += f" (95 % interval {-test.high:+.2f} to {-test.low:+.2f}: {chance})"
     for plain in rows:
-        cell = plain.cell(rule, RANKED_BY)
+        cell = plain.cell(rule_of(plain, rule), RANKED_BY)
         if protocol_of(plain).plain and cell.values and cell.mean < mean:
             apart += f", {100 * (mean - cell.mean):.2f} above {plain.name}"
     return (
