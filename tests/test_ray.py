@@ -62,7 +62,7 @@ class Command:
         return found
 
     def ends(self, code: int) -> str:
-        assert self.process.wait(600) == code, self.said()
+        assert self.process.wait(240) == code, self.said()
         return self.said()
 
 
@@ -214,7 +214,7 @@ def test_a_head_that_goes_away_is_one_error(ray):
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "True\n"
     ray.ask("kill head")
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=240)
     assert re.search(r"^error: .*head at \S+ has not answered for 30 s .*: 3 runs are left\. Start this", errors, re.M)
     assert process.returncode == 2 and "Traceback" not in errors, errors
 
