@@ -306,10 +306,49 @@ def test_workers_without_a_partition_do_every_run_once(grid, sequential, workers
     many(grid)
     processes = [grid.start() for _ in range(workers)]
     errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * workers, errors
+    for process, error in zip(processes, errors, strict=True):
+        assert process.returncode == 0, error[-2000:]
     trained = [re.findall(r"^(\S+) epoch 2/2", text, re.M) for text in errors]
     names = [name for of_worker in trained for name in of_worker]
     assert len(names) == len(set(names)) == 8
+    assert files_of(grid.folder) == sequential
+
+
+AT_THE_SAME_TIME = """
+import multiprocessing, shutil, sys
+from pathlib import Path
+from pipeline.runs.grid import grid_runs
+from pipeline.runs.names import show, tidy
+
+def name(barrier):
+    runs = grid_runs("mine", "glyphs")
+    for round in range(5):
+        if barrier.wait(60) == 0:
+            for folder in ("data/runs", "data/queries", "data/cached", "metrics/runs"):
+                shutil.rmtree(folder)
+        for run in runs:
+            barrier.wait(60)
+            show(run, "cpu")
+        barrier.wait(60)
+        tidy(runs)
+
+if __name__ == "__main__":
+    barrier = multiprocessing.Barrier(4)
+    processes = [multiprocessing.Process(target=name, args=(barrier,), daemon=True) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    sys.exit(any(process.exitcode != 0 for process in processes))
+"""
+
+
+def test_commands_that_end_at_the_same_time_show_the_same_names(grid, sequential):
+    many(grid)
+    grid.run(table=None)
+    (grid.folder / "same_time.py").write_text(AT_THE_SAME_TIME)
+    output = grid.project.run("python", "same_time.py")
+    assert "damaged" not in output and "not taken" not in output
     assert files_of(grid.folder) == sequential
 
 

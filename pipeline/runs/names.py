@@ -12,6 +12,7 @@ from pipeline.runs.record import METRICS
 from pipeline.runs.states import Keys, keys_of
 
 
+@shown.alone()
 def take_in(runs: list[GridRun], machines: dict[str, Machine]) -> None:
     """Check what the store has of some runs, and set aside what is damaged. Then put into the store what it lacks of
     them and what is under their names, such as runs from `dvc pull`, or in DVC's cache by dvc.lock. `machines` is grid
@@ -50,6 +51,7 @@ def _show(key: str, *targets: Path) -> None:
             shown.unshow(target)
 
 
+@shown.alone()
 def show(run: GridRun, device: str) -> None:
     """`show_files`, a copy of the run's metrics, and who made it; or the reason why it failed.
 
@@ -81,6 +83,7 @@ def note_done(runs: list[GridRun]) -> None:
             write_json(CACHED / "done" / grid / f"{dataset}.json", hashes)
 
 
+@shown.alone()
 def tidy(runs: list[GridRun]) -> None:
     """Remove metrics files of runs that are no longer in the grid, on the grids' datasets that have some of `runs`."""
     for grid, dataset in {(run.grid, run.run.dataset) for run in runs}:

@@ -1,13 +1,17 @@
 """Names that show runs of the store: folders of links to a key's files, and copies of its metrics file.
 
 A name never replaces what is not ours, which is known by content: a folder is ours if its record proves itself and
-lists all other files.
+lists all other files. Several commands may end at the same time and show the same runs: only one process at a time
+changes names.
 """
 
+import fcntl
 import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.base.files import free_name, remove, replaceable, sha256, whole
@@ -15,6 +19,27 @@ from pipeline.runs import store
 from pipeline.runs.grid import CACHED
 from pipeline.runs.key import digest
 from pipeline.runs.record import MADE, METRICS, RECORD
+
+_alone = False
+"""Whether this process is the one that changes names."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other process changes names, and let none change any while the block runs. A block inside another
+    one does not wait."""
+    global _alone
+    if _alone:
+        yield
+        return
+    store.STORE.mkdir(parents=True, exist_ok=True)
+    with (store.STORE / "names.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _alone = True
+        try:
+            yield
+        finally:
+            _alone = False
 
 
 def foreign_names(path: Path) -> Path | None:
@@ -79,6 +104,7 @@ def _is_shown(key: str, target: Path) -> bool:
     return True
 
 
+@alone()
 def show(key: str, target: Path) -> None:
     """Make `target` a folder of links to the files of a done key, without made.json. If `target` shows another run,
     that run is first put into the store, so that nothing is lost. If it shows this run with a file that is another
@@ -107,6 +133,7 @@ def _is_ours(file: Path) -> bool:
     return '"schema_number"' in text and '"key"' in text
 
 
+@alone()
 def show_file(key: str, name: str, target: Path) -> bool:
     """Make `target` a copy of a file of a done key. It is no link, because a file that git tracks must not change with
     the store. Returns whether there was no file, or another one. Raises `BadInputError` if `target` is a file that is
@@ -122,6 +149,7 @@ def show_file(key: str, name: str, target: Path) -> bool:
     return True
 
 
+@alone()
 def unshow(target: Path) -> None:
     """Remove a name that shows the wrong run, if the store has that run and nothing else is in the folder."""
     store.take_in(target)
